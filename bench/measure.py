@@ -1,0 +1,43 @@
+"""Time commands fairly: interleaved, in one run, and as ratios."""
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+Command = Sequence[str]
+
+
+def wall(command: Command, environment: dict[str, str] | None = None) -> float:
+    """Run a command to its end and return the milliseconds it took; it must succeed."""
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    took = (time.perf_counter() - started) * 1e3
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: status {done.returncode}: {done.stderr.decode()}")
+    return took
+
+
+def medians(tasks: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Run every task once to warm up, then all in turn ``rounds`` times; the medians."""
+    for task in tasks.values():
+        task()
+    taken: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            taken[name].append(task())
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak_memory(command: Command) -> float:
+    """Run a command; return the largest resident set of its processes in MiB."""
+    pid = os.posix_spawnp(command[0], list(command), os.environ, file_actions=quiet())
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss / 1024
+
+
+def quiet() -> list[tuple[int, int, str, int, int]]:
+    return [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]

@@ -1,0 +1,109 @@
+# From book/02-records.md. Edit there and tangle, or here and tangle --back.
+
+# %% Records: values that cost nothing to declare
+"""Frozen, slotted records: dataclasses that start quickly.
+
+``from minidocker.records import Record`` and subclass it as one would decorate with
+``@dataclass(frozen=True, slots=True)``. A type checker sees exactly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Stand in for typing's, which only a type checker needs."""
+        return lambda cls: cls
+
+
+# %% A class body, before it is a class
+def annotations_of(space: dict[str, Any]) -> list[str]:
+    """Return the names of the fields that a class body declares, in order."""
+    notes = space.get("__annotations__", {})
+    return [n for n, kind in notes.items() if not str(kind).startswith("ClassVar")]
+
+
+class RecordType(type):
+    """Turn the annotations of a class body into slots, before the class exists."""
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], space: dict[str, Any]
+    ) -> RecordType:
+        """Make the class; a field's value in the body becomes its default."""
+        own = annotations_of(space)
+        fields: tuple[str, ...] = ()
+        defaults: dict[str, Any] = {}
+        for base in reversed(bases):
+            fields += tuple(getattr(base, "__match_args__", ()))
+            defaults |= getattr(base, "_defaults", {})
+        defaults |= {n: space.pop(n) for n in own if n in space}
+        space["__slots__"] = [n for n in own if n not in fields]
+        space["__match_args__"] = fields + tuple(space["__slots__"])
+        space["_defaults"] = defaults
+        return super().__new__(cls, name, bases, space)
+
+
+# %% The record
+@dataclass_transform(frozen_default=True)
+class Record(metaclass=RecordType):
+    """A value: fields by position or name, equal and hashed by content, frozen.
+
+    >>> class Point(Record):
+    ...     x: int
+    ...     y: int = 0
+    >>> Point(1), Point(1) == Point(1, 0), Point(1).replace(y=2)
+    (Point(x=1, y=0), True, Point(x=1, y=2))
+    """
+
+    __match_args__: ClassVar[tuple[str, ...]]
+    _defaults: ClassVar[dict[str, Any]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        fields = self.__match_args__
+        if len(args) > len(fields):
+            raise TypeError(f"{type(self).__name__} takes {len(fields)} fields")
+        given = dict(zip(fields, args, strict=False))
+        if extra := kwargs.keys() - set(fields[len(args) :]):
+            raise TypeError(f"{type(self).__name__} has no free field {min(extra)!r}")
+        values = self._defaults | given | kwargs
+        for name in fields:
+            if name not in values:
+                raise TypeError(f"{type(self).__name__} needs {name!r}")
+            object.__setattr__(self, name, values[name])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen: cannot delete {name!r}")
+
+    def _items(self) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in self.__match_args__)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return tuple(self._items()) == tuple(other._items())
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._items()))
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={value!r}" for name, value in self._items())
+        return f"{type(self).__name__}({inside})"
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with ``changes`` made.
+
+        >>> class Point(Record):
+        ...     x: int
+        >>> Point(1).replace(x=3)
+        Point(x=3)
+        """
+        return type(self)(**dict(self._items()) | changes)
