@@ -6,21 +6,30 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 
+
 Command = Sequence[str]
 
 
 def wall(command: Command, environment: dict[str, str] | None = None) -> float:
     """Run a command to its end and return the milliseconds it took; it must succeed."""
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
     took = (time.perf_counter() - started) * 1e3
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: status {done.returncode}: {done.stderr.decode()}")
+        raise SystemExit(
+            f"{' '.join(command)}: status {done.returncode}: {done.stderr.decode()}"
+        )
     return took
 
 
 def medians(tasks: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Run every task once to warm up, then all in turn ``rounds`` times; the medians."""
+    """Run every task once to warm up, then all in turn ``rounds`` times."""
     for task in tasks.values():
         task()
     taken: dict[str, list[float]] = {name: [] for name in tasks}
@@ -35,7 +44,9 @@ def peak_memory(command: Command) -> float:
     pid = os.posix_spawnp(command[0], list(command), os.environ, file_actions=quiet())
     _, status, usage = os.wait4(pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(
+            f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}"
+        )
     return usage.ru_maxrss / 1024
 
 

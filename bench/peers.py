@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+
 MINIDOCKER = [sys.executable, "-m", "minidocker"]
 
 
@@ -44,7 +45,12 @@ def docker(where: Path) -> Iterator[list[str]]:
     client = ["/usr/bin/docker", "-H", socket]
     try:
         for _ in range(300):
-            if subprocess.run([*client, "info"], capture_output=True).returncode == 0:
+            if (
+                subprocess.run(
+                    [*client, "info"], capture_output=True, check=False
+                ).returncode
+                == 0
+            ):
                 break
             time.sleep(0.1)
         else:

@@ -8,7 +8,7 @@ import pytest
 
 
 def traces() -> dict[str, list[str]]:
-    """What a test must leave as it found it: mounts, cgroups, network links, loop devices."""
+    """What a test must leave as it found it."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     groups = [d for d, _, _ in os.walk("/sys/fs/cgroup") if "minidocker" in d]
     loops = [p.name for p in Path("/sys/block").glob("loop*") if (p / "loop").exists()]
@@ -28,7 +28,9 @@ def nothing_is_left() -> Iterator[None]:
     assert traces() == before
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Leave the tests marked ``root`` to the run as root; `make test` does both."""
     if os.geteuid() == 0:
         return
@@ -42,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where everything must run (CI), a skipped test is a failed run."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and os.environ.get("MINIDOCKER_NO_SKIP") and reporter.stats.get("skipped"):
-        reporter.write_line("skipped tests are failures here (MINIDOCKER_NO_SKIP)", red=True)
+    if (
+        reporter
+        and os.environ.get("MINIDOCKER_NO_SKIP")
+        and reporter.stats.get("skipped")
+    ):
+        reporter.write_line(
+            "skipped tests are failures here (MINIDOCKER_NO_SKIP)", red=True
+        )
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

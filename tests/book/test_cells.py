@@ -31,7 +31,7 @@ def test_table_of_contents_lists_every_chapter_in_order():
 
 def test_every_module_is_a_chapter():
     modules = {p.name for p in (ROOT / "minidocker").glob("**/*.py")}
-    assert modules == {p.module.name for p in PAIRS} | BY_HAND
+    assert modules - BY_HAND == {p.module.name for p in PAIRS}
 
 
 def test_book_and_package_are_in_step():
@@ -107,7 +107,7 @@ def test_a_chapter_imports_only_earlier_chapters(pair: Pair):
                 continue
             for name in names:
                 if name.startswith("minidocker.") and name != "minidocker.__version__":
-                    assert ORDER.index(name.split(".")[1]) < me, f"{name} comes later"
+                    assert name.split(".")[1] in ORDER[:me], f"{name} comes later"
 
 
 def names(tree: ast.AST, context: type) -> set[str]:

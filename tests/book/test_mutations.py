@@ -51,18 +51,51 @@ def unlisted_chapter(root: Path) -> None:
 
 
 MUTATIONS = {
-    "a module edited by hand": change(MODULE, "return hash", "return 1 or hash"),
-    "a demo that lost its tag": change(CHAPTER, DEMO, CELL),
-    "a package cell that became a demo": change(CHAPTER, CELL + "@dataclass_t", DEMO + "@dataclass_t"),
-    "a demo that uses nothing of the package": append(f"\n{DEMO}print(1 + 1)\n```\n"),
-    "a demo that fails": append(f"\n{DEMO}Record(1, 2, 3)\n```\n"),
-    "an import of a later chapter": append(f"\n{DEMO}from minidocker.linux import check\nRecord, check\n```\n"),
-    "a name defined twice": retangled(append(f"\n{CELL}def annotations_of(space):\n    return []\n```\n")),
-    "an import below the first cell": retangled(append(f"\n{CELL}import abc\n```\n")),
-    "a cell with a shell line": append(f"\n{DEMO}Record\n!ls\n```\n"),
-    "a module without a chapter": stray_module,
-    "a chapter that the table of contents lacks": unlisted_chapter,
-    "a cell that the book does not see": append(f"\n{CELL}:tags: [demo, 'x]y']\n\nRecord\n```\n"),
+    "a module edited by hand": (
+        change(MODULE, "return hash", "return 1 or hash"),
+        "test_book_and_package_are_in_step",
+    ),
+    "a demo that lost its tag": (
+        change(CHAPTER, DEMO, CELL),
+        "test_book_and_package_are_in_step",
+    ),
+    "a package cell that became a demo": (
+        change(CHAPTER, CELL + "@dataclass_t", DEMO + "@dataclass_t"),
+        "test_book_and_package_are_in_step",
+    ),
+    "a demo that uses nothing of the package": (
+        append(f"\n{DEMO}print(1 + 1)\n```\n"),
+        "test_demos_use_the_package",
+    ),
+    "a demo that fails": (
+        append(f"\n{DEMO}Record(1, 2, 3)\n```\n"),
+        "test_the_book_up_to_here_runs",
+    ),
+    "an import of a later chapter": (
+        append(f"\n{DEMO}from minidocker.tangle import Cell\nRecord, Cell\n```\n"),
+        "test_a_chapter_imports_only_earlier_chapters",
+    ),
+    "a name defined twice": (
+        retangled(append(2 * f"\n{CELL}def twice() -> None:\n    return\n```\n")),
+        "test_cells_are_plain_python_and_define_each_name_once",
+    ),
+    "an import below the first cell": (
+        retangled(append(f"\n{CELL}import abc\n```\n")),
+        "test_the_first_cell_has_the_docstring_and_every_import",
+    ),
+    "a cell with a shell line": (
+        append(f"\n{DEMO}Record\n!ls\n```\n"),
+        "test_cells_are_plain_python_and_define_each_name_once",
+    ),
+    "a module without a chapter": (stray_module, "test_every_module_is_a_chapter"),
+    "a chapter that the table of contents lacks": (
+        unlisted_chapter,
+        "test_table_of_contents_lists_every_chapter",
+    ),
+    "a cell that the book does not see": (
+        append(f"\n{CELL}:tags: [demo, 'x]y']\n\nRecord\n```\n"),
+        "test_we_see_the_cells_that_the_book_sees",
+    ),
 }
 
 
@@ -77,7 +110,7 @@ def copy(tmp_path: Path) -> Path:
 
 def check(root: Path) -> subprocess.CompletedProcess[str]:
     only = "records or toc or contents or module or step"
-    run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     return subprocess.run(
         [*run, "tests/book/test_cells.py", "-k", only], cwd=root, capture_output=True, text=True
     )
@@ -90,7 +123,8 @@ def test_an_unharmed_copy_passes(copy: Path):
 
 @pytest.mark.parametrize("damage", MUTATIONS)
 def test_damage_is_noticed(damage: str, copy: Path):
-    MUTATIONS[damage](copy)
+    mutate, noticed_by = MUTATIONS[damage]
+    mutate(copy)
     done = check(copy)
     assert done.returncode == 1, done.stdout
-    assert "1 failed" in done.stdout
+    assert f"FAILED tests/book/test_cells.py::{noticed_by}" in done.stdout
