@@ -1,0 +1,71 @@
+"""Records behave as frozen, slotted dataclasses do."""
+
+import dataclasses
+import doctest
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidocker import records
+from minidocker.records import Record
+
+
+class Point(Record):
+    x: int
+    y: int = 0
+
+
+class Named(Point):
+    name: str = "here"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Model:
+    x: int
+    y: int = 0
+
+
+def test_doctests_hold():
+    assert doctest.testmod(records).failed == 0
+
+
+@given(st.integers(), st.integers())
+def test_a_record_equals_and_hashes_as_a_dataclass_does(x: int, y: int):
+    assert (Point(x) == Point(x, y)) == (Model(x) == Model(x, y))
+    assert (hash(Point(x)) == hash(Point(x, y))) == (
+        hash(Model(x)) == hash(Model(x, y))
+    )
+    assert repr(Point(x, y)) == repr(Model(x, y)).replace("Model", "Point")
+
+
+def test_a_subclass_appends_its_fields():
+    assert Named(1, 2, "there") == Named(x=1, y=2, name="there")
+    assert Named(1) != Point(1)
+    assert Named.__match_args__ == ("x", "y", "name")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Point,
+        lambda: Point(1, 2, 3),
+        lambda: Point(1, z=2),
+        lambda: Point(1, x=1),
+        lambda: Point(1).replace(z=1),
+    ],
+)
+def test_wrong_fields_are_refused(make):
+    with pytest.raises(TypeError, match="Point"):
+        make()
+
+
+def test_a_record_cannot_be_changed():
+    point = Point(1)
+    with pytest.raises(AttributeError):
+        point.x = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        del point.x
+    with pytest.raises(AttributeError):
+        point.other = 2  # type: ignore[attr-defined]
+    assert not hasattr(point, "__dict__")
