@@ -1,0 +1,367 @@
+# From book/03-linux.md. Edit there and tangle, or here and tangle --back.
+
+# %% Linux: system calls from Python
+"""System calls that Python does not wrap, by ctypes; one thin function each.
+
+Every function raises SysError, an OSError whose text reads like a line of strace.
+Flags are IntFlags that print by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from enum import IntEnum, IntFlag
+
+
+# %% A failure reads like strace
+class SysError(OSError):
+    """A system call failed; ``errno`` as usual, and the text is strace's line."""
+
+    def __init__(self, code: int, call: str, args_text: str) -> None:
+        super().__init__(code, os.strerror(code))
+        self.call, self.args_text = call, args_text
+
+    def __str__(self) -> str:
+        import errno
+
+        name = errno.errorcode.get(self.errno or 0, str(self.errno))
+        return f"{self.call}({self.args_text}) = -1 {name} ({self.strerror})"
+
+
+def shown(value: object) -> str:
+    """Return an argument of a system call as strace prints it.
+
+    >>> shown(b"/proc"), shown(None), shown(3), shown(CloneFlags.NEWNS)
+    ('"/proc"', 'NULL', '3', 'CLONE_NEWNS')
+    """
+    if value is None:
+        return "NULL"
+    if isinstance(value, Flags):
+        return value.strace()
+    if isinstance(value, bytes | str):
+        return '"' + os.fsdecode(value).replace('"', '\\"') + '"'
+    return str(value)
+
+
+def check(call: str, result: int, *args: object) -> int:
+    """Return ``result``; raise SysError from ctypes' errno where it is negative."""
+    if result < 0:
+        raise SysError(ctypes.get_errno(), call, ", ".join(map(shown, args)))
+    return result
+
+
+# %% Flags that print by name
+class Flags(IntFlag):
+    """Flags of one family of system calls."""
+
+    def strace(self) -> str:
+        """Return the flags as strace prints them: ``MS_RDONLY|MS_NOSUID``."""
+        prefix = PREFIXES.get(type(self).__name__, "")
+        names = [f"{prefix}{member.name}" for member in type(self) if member in self]
+        rest = int(self) & ~sum(member.value for member in type(self))
+        return "|".join(names + [hex(rest)] * bool(rest)) or "0"
+
+
+class CloneFlags(Flags):
+    """What a new process shares, and which namespaces are new (clone(2))."""
+
+    NEWTIME = 0x80
+    PIDFD = 0x1000
+    NEWNS = 0x20000
+    NEWCGROUP = 0x2000000
+    NEWUTS = 0x4000000
+    NEWIPC = 0x8000000
+    NEWUSER = 0x10000000
+    NEWPID = 0x20000000
+    NEWNET = 0x40000000
+    INTO_CGROUP = 0x200000000
+
+
+class Resolve(Flags):
+    """How openat2(2) may walk a path."""
+
+    NO_XDEV = 1
+    NO_MAGICLINKS = 2
+    NO_SYMLINKS = 4
+    BENEATH = 8
+    IN_ROOT = 16
+
+
+PREFIXES = {
+    "CloneFlags": "CLONE_",
+    "Resolve": "RESOLVE_",
+    "MountFlags": "MS_",
+    "UmountFlags": "MNT_",
+    "MountAttr": "MOUNT_ATTR_",
+}
+
+
+# %% Flags that print by name
+class Capability(IntEnum):
+    """The parts of root's power, by bit number (capabilities(7))."""
+
+    CHOWN = 0
+    DAC_OVERRIDE = 1
+    DAC_READ_SEARCH = 2
+    FOWNER = 3
+    FSETID = 4
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
+    SETPCAP = 8
+    LINUX_IMMUTABLE = 9
+    NET_BIND_SERVICE = 10
+    NET_BROADCAST = 11
+    NET_ADMIN = 12
+    NET_RAW = 13
+    IPC_LOCK = 14
+    IPC_OWNER = 15
+    SYS_MODULE = 16
+    SYS_RAWIO = 17
+    SYS_CHROOT = 18
+    SYS_PTRACE = 19
+    SYS_PACCT = 20
+    SYS_ADMIN = 21
+    SYS_BOOT = 22
+    SYS_NICE = 23
+    SYS_RESOURCE = 24
+    SYS_TIME = 25
+    SYS_TTY_CONFIG = 26
+    MKNOD = 27
+    LEASE = 28
+    AUDIT_WRITE = 29
+    AUDIT_CONTROL = 30
+    SETFCAP = 31
+    MAC_OVERRIDE = 32
+    MAC_ADMIN = 33
+    SYSLOG = 34
+    WAKE_ALARM = 35
+    BLOCK_SUSPEND = 36
+    AUDIT_READ = 37
+    PERFMON = 38
+    BPF = 39
+    CHECKPOINT_RESTORE = 40
+
+
+class Prctl(IntEnum):
+    """Operations of prctl(2)."""
+
+    SET_PDEATHSIG = 1
+    GET_DUMPABLE = 3
+    SET_DUMPABLE = 4
+    SET_KEEPCAPS = 8
+    SET_NAME = 15
+    CAPBSET_READ = 23
+    CAPBSET_DROP = 24
+    SET_CHILD_SUBREAPER = 36
+    SET_NO_NEW_PRIVS = 38
+    CAP_AMBIENT = 47
+
+
+# %% The door: syscall(2)
+OLD_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "capget": 125, "capset": 126},
+    "aarch64": {"pivot_root": 41, "capget": 90, "capset": 91},
+}
+NUMBERS = {
+    "pidfd_send_signal": 424,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "pidfd_open": 434,
+    "clone3": 435,
+    "close_range": 436,
+    "openat2": 437,
+    "mount_setattr": 442,
+}
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.syscall.restype = ctypes.c_long
+
+
+# %% The door: syscall(2)
+def number(call: str) -> int:
+    """Return the number of a system call on this machine; ENOSYS if it is not known."""
+    import errno
+
+    found = NUMBERS.get(call) or OLD_NUMBERS.get(os.uname().machine, {}).get(call)
+    if found is None:
+        raise SysError(errno.ENOSYS, call, "")
+    return found
+
+
+def word(value: object) -> object:
+    """Return an argument for syscall(2): integers as machine words, text as bytes."""
+    if isinstance(value, int):
+        return ctypes.c_long(value)
+    return os.fsencode(value) if isinstance(value, str) else value
+
+
+def syscall(call: str, *args: object, show: tuple[object, ...] | None = None) -> int:
+    """Make a system call by name; an error prints ``show`` instead of ``args``."""
+    result = LIBC.syscall(number(call), *map(word, args))
+    return check(call, result, *(args if show is None else show))
+
+
+# %% Namespaces and the root
+def unshare(flags: CloneFlags) -> None:
+    """Move this process into new namespaces (NEWPID: its next children).
+
+    Raises EPERM without CAP_SYS_ADMIN, ENOSPC over the limit in /proc/sys/user,
+    EINVAL for NEWUSER in a process with threads. Source: unshare(2).
+    """
+    check("unshare", LIBC.unshare(int(flags)), flags)
+
+
+def setns(descriptor: int, flags: CloneFlags) -> None:
+    """Enter the namespace that ``descriptor`` refers to, or those of a pidfd.
+
+    Raises EPERM, EINVAL for a descriptor of another kind. Source: setns(2).
+    """
+    check("setns", LIBC.setns(descriptor, int(flags)), descriptor, flags)
+
+
+def pivot_root(new: str, old: str) -> None:
+    """Make the mount ``new`` the root, and put the old root on the directory ``old``.
+
+    Both may be ``.``: the old root is then stacked below and can be unmounted.
+    Raises EINVAL where ``new`` is no mount, or its parent is shared.
+    Source: pivot_root(2).
+    """
+    syscall("pivot_root", new, old)
+
+
+def sethostname(name: str) -> None:
+    """Set the host name of this UTS namespace.
+
+    Source: the manual page of that name, section 2.
+    """
+    raw = os.fsencode(name)
+    check("sethostname", LIBC.sethostname(raw, len(raw)), name, len(raw))
+
+
+# %% A process in new namespaces
+# struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
+# stack_size, tls, set_tid, set_tid_size, cgroup; each is a 64-bit word.
+CLONE_WORDS = 11
+
+
+def clone3(flags: CloneFlags, *, cgroup: int = -1) -> tuple[int, int]:
+    """Fork into new namespaces; return (pid, pidfd), or (0, -1) in the child.
+
+    ``cgroup`` is a descriptor of a cgroup v2 directory that the child starts in. The
+    caller waits for the child and closes the pidfd. Use only without threads.
+    Raises EPERM, ENOSYS (also where a seccomp profile hides it). Source: clone3(2).
+    """
+    import signal
+
+    pidfd = ctypes.c_int(-1)
+    flags |= CloneFlags.PIDFD
+    if cgroup >= 0:
+        flags |= CloneFlags.INTO_CGROUP
+    args = (ctypes.c_uint64 * CLONE_WORDS)()
+    args[0], args[1] = int(flags), ctypes.addressof(pidfd)
+    args[4], args[10] = int(signal.SIGCHLD), max(cgroup, 0)
+    locked = ctypes.PyDLL(None, use_errno=True).syscall
+    locked.restype = ctypes.c_long
+    size = ctypes.c_long(ctypes.sizeof(args))
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = locked(number("clone3"), ctypes.byref(args), size)
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0, -1
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    check("clone3", pid, flags)
+    return int(pid), pidfd.value
+
+
+# %% A process in new namespaces
+def pidfd_open(pid: int) -> int:
+    """Return a descriptor of a process; the caller closes it.
+
+    Raises ESRCH where there is none. Source: pidfd_open(2).
+    """
+    return syscall("pidfd_open", pid, 0)
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """Send a signal to the process of a pidfd. Raises ESRCH once it is gone.
+
+    Source: pidfd_send_signal(2).
+    """
+    syscall("pidfd_send_signal", pidfd, int(signal), None, 0)
+
+
+def prctl(operation: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    """Change or ask an attribute of this process.
+
+    Source: the manual page of that name, section 2.
+    """
+    words = [ctypes.c_ulong(value) for value in (a, b, c, d)]
+    result = LIBC.prctl(int(operation), *words)
+    return check("prctl", result, f"PR_{operation.name}", a, b, c, d)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+    """Close the descriptors from ``first`` to ``last``.
+
+    Source: the manual page of that name, section 2.
+    """
+    syscall("close_range", first, last, flags)
+
+
+# %% Capabilities
+CAPABILITY_VERSION_3 = 0x20080522
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the capability masks of this thread; bit N is Capability N.
+
+    Raises EPERM where a mask would gain a bit. Source: capset(2).
+    """
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    masks = (effective, permitted, inheritable)
+    words = [mask & 0xFFFFFFFF for mask in masks] + [mask >> 32 for mask in masks]
+    data = (ctypes.c_uint32 * 6)(*words)
+    shown_masks = tuple(f"{mask:#x}" for mask in masks)
+    syscall("capset", ctypes.byref(header), ctypes.byref(data), show=shown_masks)
+
+
+def capget() -> tuple[int, int, int]:
+    """Return the effective, permitted and inheritable masks of this thread."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    syscall("capget", ctypes.byref(header), ctypes.byref(data), show=())
+    effective, permitted, inheritable = (data[i] | data[i + 3] << 32 for i in range(3))
+    return effective, permitted, inheritable
+
+
+# %% Opening a file inside a tree that is not to be trusted
+def openat2(
+    directory: int,
+    path: str | bytes,
+    flags: int,
+    *,
+    mode: int = 0,
+    resolve: Resolve = Resolve.IN_ROOT,
+) -> int:
+    """Open ``path`` below a directory's descriptor; return a descriptor.
+
+    O_CLOEXEC is added. The caller closes it. Raises ELOOP for a link that ``resolve``
+    forbids, EXDEV for a way out, EAGAIN where a rename interfered. Source: openat2(2).
+    """
+    raw = os.fsencode(path)
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, int(resolve))
+    size = ctypes.sizeof(how)
+    show = (directory, path, oct(flags), resolve)
+    return syscall("openat2", directory, raw, ctypes.byref(how), size, show=show)
+
+
+def syncfs(descriptor: int) -> None:
+    """Write the whole file system of ``descriptor`` to disk.
+
+    Source: the manual page of that name, section 2.
+    """
+    check("syncfs", LIBC.syncfs(descriptor), descriptor)

@@ -1,0 +1,251 @@
+# From book/04-mounts.md. Edit there and tangle, or here and tangle --back.
+
+# %% Mounts: old calls and new
+"""mount(2), the mount calls by descriptor, and /proc/self/mountinfo."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minidocker.linux import LIBC, Flags, check, syscall
+from minidocker.records import Record
+
+
+# %% The nouns
+class MountFlags(Flags):
+    """Flags of mount(2)."""
+
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOEXEC = 8
+    REMOUNT = 32
+    NOSYMFOLLOW = 256
+    NOATIME = 1024
+    BIND = 4096
+    MOVE = 8192
+    REC = 0x4000
+    PRIVATE = 0x40000
+    SLAVE = 0x80000
+    SHARED = 0x100000
+    RELATIME = 0x200000
+    STRICTATIME = 0x1000000
+
+
+class UmountFlags(Flags):
+    """Flags of umount2(2)."""
+
+    FORCE = 1
+    DETACH = 2
+    EXPIRE = 4
+    NOFOLLOW = 8
+
+
+class MountAttr(Flags):
+    """Attributes of a mount, for fsmount(2) and mount_setattr(2)."""
+
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOEXEC = 8
+    NOATIME = 0x10
+    IDMAP = 0x100000
+    NOSYMFOLLOW = 0x200000
+
+
+# %% The nouns
+class Mount(Record):
+    """One mount of this namespace (proc_pid_mountinfo(5))."""
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    target: str
+    options: str
+    propagation: str
+    fstype: str
+    source: str
+    super_options: str
+
+
+def unescaped(text: str) -> str:
+    r"""Return a path of mountinfo with its octal escapes undone.
+
+    >>> unescaped(r"/a\040b")
+    '/a b'
+    """
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+def mountinfo(text: str | None = None) -> list[Mount]:
+    """Return the mounts of this process, in mount order, or those of ``text``."""
+    if text is None:
+        with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
+            text = lines.read()
+    return [parse_mount(line) for line in text.splitlines()]
+
+
+def parse_mount(line: str) -> Mount:
+    """Return the mount that a line of mountinfo tells of.
+
+    >>> parse_mount("36 35 98:0 /a /mnt rw,noatime master:1 - ext3 /dev/root rw").target
+    '/mnt'
+    """
+    left, _, right = line.partition(" - ")
+    number, parent, device, root, target, options, *propagation = left.split(" ")
+    fstype, source, *super_options = right.split(" ")
+    return Mount(
+        int(number),
+        int(parent),
+        device,
+        unescaped(root),
+        unescaped(target),
+        options,
+        " ".join(propagation),
+        fstype,
+        unescaped(source),
+        " ".join(super_options),
+    )
+
+
+# %% The old calls
+def raw(text: str | None) -> bytes | None:
+    """Return ``text`` as the kernel wants it."""
+    return None if text is None else os.fsencode(text)
+
+
+def mount(
+    source: str | None,
+    target: str,
+    fstype: str | None,
+    flags: MountFlags = MountFlags(0),  # noqa: B008
+    data: str | None = None,
+) -> None:
+    """Mount, bind, remount or change propagation, as ``flags`` say.
+
+    The caller unmounts. Raises EPERM without CAP_SYS_ADMIN in the user namespace that
+    owns the mount namespace, ENODEV for an unknown file system, EINVAL for options
+    that it does not take, EBUSY, ENOENT, ENOTDIR. Source: mount(2).
+    """
+    words = (raw(source), raw(target), raw(fstype), ctypes.c_ulong(flags), raw(data))
+    check("mount", LIBC.mount(*words), source, target, fstype, flags, data)
+
+
+def umount2(target: str, flags: UmountFlags = UmountFlags(0)) -> None:  # noqa: B008
+    """Unmount what is on top at ``target``.
+
+    Raises EINVAL where nothing is mounted, EBUSY where it is in use (without DETACH).
+    Source: umount2(2).
+    """
+    check("umount2", LIBC.umount2(raw(target), int(flags)), target, flags)
+
+
+@contextmanager
+def mounted(
+    source: str | None,
+    target: str,
+    fstype: str | None,
+    flags: MountFlags = MountFlags(0),  # noqa: B008
+    data: str | None = None,
+) -> Iterator[str]:
+    """Mount on ``target`` for the length of a ``with`` block; yield ``target``."""
+    mount(source, target, fstype, flags, data)
+    try:
+        yield target
+    finally:
+        umount2(target, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
+
+
+# %% The new calls
+FSOPEN_CLOEXEC = 1
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+FSMOUNT_CLOEXEC = 1
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+
+
+def fsopen(fstype: str) -> int:
+    """Return a descriptor on which a file system is configured; the caller closes it.
+
+    Raises ENODEV for an unknown type, EPERM. Source: fsopen(2).
+    """
+    return syscall("fsopen", fstype, FSOPEN_CLOEXEC)
+
+
+def fsconfig_set_string(context: int, key: str, value: str) -> None:
+    """Set an option of a file system to be. Raises EINVAL for an unknown one."""
+    syscall("fsconfig", context, FSCONFIG_SET_STRING, key, value, 0)
+
+
+def fsconfig_set_flag(context: int, key: str) -> None:
+    """Switch on an option without a value. Raises EINVAL for an unknown one."""
+    syscall("fsconfig", context, FSCONFIG_SET_FLAG, key, None, 0)
+
+
+def fsconfig_create(context: int) -> None:
+    """Make the file system from the options set so far."""
+    syscall("fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0)
+
+
+def fsmount(context: int, attributes: MountAttr = MountAttr(0)) -> int:  # noqa: B008
+    """Return a descriptor of a mount, attached nowhere, that dies with it."""
+    return syscall("fsmount", context, FSMOUNT_CLOEXEC, attributes)
+
+
+def fs_messages(context: int) -> list[str]:
+    """Return what the kernel wrote about an fsopen descriptor, oldest first.
+
+    A line starts with ``e``, ``w`` or ``i`` and a space: error, warning, information.
+    """
+    messages = []
+    while True:
+        try:
+            messages.append(os.read(context, 8192).decode(errors="replace").rstrip())
+        except OSError:
+            return messages
+
+
+# %% The new calls
+def move_mount(tree: int, target: str, directory: int = AT_FDCWD) -> None:
+    """Attach the mount of a descriptor at ``target``, or at ``directory`` for "".
+
+    Source: move_mount(2).
+    """
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
+    syscall("move_mount", tree, "", directory, target, flags)
+
+
+def open_tree(directory: int, path: str, flags: int = OPEN_TREE_CLONE) -> int:
+    """Return a descriptor of a copy of the mount at ``path``, attached nowhere.
+
+    AT_RECURSIVE copies what is mounted below too; AT_EMPTY_PATH with "" means the
+    descriptor itself. Source: open_tree(2).
+    """
+    return syscall("open_tree", directory, path, flags | OPEN_TREE_CLOEXEC)
+
+
+def mount_setattr(
+    directory: int,
+    path: str,
+    set_: MountAttr,
+    *,
+    clear: MountAttr = MountAttr(0),  # noqa: B008
+    propagation: MountFlags = MountFlags(0),  # noqa: B008
+    flags: int = 0,
+) -> None:
+    """Change attributes or the propagation of a mount; with AT_RECURSIVE, below too.
+
+    Source: mount_setattr(2).
+    """
+    words = (ctypes.c_uint64 * 4)(set_, clear, propagation, 0)
+    size = ctypes.sizeof(words)
+    show = (directory, path, flags, set_, clear)
+    syscall(
+        "mount_setattr", directory, path, flags, ctypes.byref(words), size, show=show
+    )
