@@ -1,0 +1,392 @@
+# From book/14-archive.md. Edit there and tangle, or here and tangle --back.
+
+# %% Archive: a layer is a tar
+"""Write tar, the format in which layers travel.
+
+The same tree gives the same bytes: sorted names, whole seconds, numeric owners and no
+names of owners, pax records only for what ustar cannot say. Memory is constant.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from enum import Enum
+from zlib import adler32
+
+from minidocker.errors import ConflictError
+from minidocker.records import Record
+from minidocker.trees import DIRECTORY, Xattrs, printable, xattrs_of
+
+
+Put = Callable[[bytes], object]
+
+
+# %% The nouns: a kind, an entry
+class Kind(Enum):
+    """What an entry is; the value is its type flag in the header."""
+
+    FILE = b"0"
+    HARD_LINK = b"1"
+    SYMLINK = b"2"
+    CHAR = b"3"
+    BLOCK = b"4"
+    DIRECTORY = b"5"
+    FIFO = b"6"
+
+
+class Entry(Record):
+    """One member of a tar, without its contents.
+
+    ``name`` and ``linkname`` are the exact bytes, relative to the tree's root.
+    ``size`` is in bytes, ``mtime`` in nanoseconds since 1970, ``mode`` has the twelve
+    permission bits, ``device`` is (major, minor).
+    """
+
+    name: bytes
+    kind: Kind
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime: int = 0
+    linkname: bytes = b""
+    device: tuple[int, int] = (0, 0)
+    xattrs: Xattrs = ()
+
+
+# %% A header, field by field
+BLOCK = 512
+SECOND = 1_000_000_000
+HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+BLANK_SUM = b" " * 8
+SCHILY = b"SCHILY.xattr."
+
+
+def octal(number: int, width: int) -> bytes:
+    """Return ``number`` as octal digits and a NUL, ``width`` bytes together.
+
+    >>> octal(0o644, 8)
+    b'0000644\\x00'
+    """
+    return b"%0*o\0" % (width - 1, number)
+
+
+def checksum(block: bytes) -> int:
+    """Return the sum of a header's bytes, those of its checksum field as blanks.
+
+    Adler-32 keeps the plain sum of the bytes, plus one, in its lower half, modulo
+    65521: one call in C, and exact while no byte is over 127.
+
+    >>> checksum(bytes(512))
+    256
+    """
+    if not block.isascii():
+        return sum(block[:148]) + 256 + sum(block[156:])
+    rest = adler32(block[156:], adler32(BLANK_SUM, adler32(block[:148])))
+    return (rest & 0xFFFF) - 1
+
+
+def sealed(block: bytes) -> bytes:
+    """Return a header with its checksum in place."""
+    return b"%b%06o\0 %b" % (block[:148], checksum(block), block[156:])
+
+
+# %% Splitting a long name
+def split_name(name: bytes) -> tuple[bytes, bytes] | None:
+    """Return ustar's (prefix, name) for a name, or None where it does not fit.
+
+    >>> split_name(b"d" * 90 + b"/" + b"f" * 90) == (b"d" * 90, b"f" * 90)
+    True
+    """
+    if len(name) <= 100:
+        return b"", name
+    at = name.find(b"/", len(name) - 101, len(name) - 1)
+    return (name[:at], name[at + 1 :]) if 0 < at <= 155 else None
+
+
+# %% What ustar cannot say
+def pax_record(key: bytes, value: bytes) -> bytes:
+    """Return ``LENGTH KEY=VALUE\\n``, where the length counts its own digits.
+
+    >>> pax_record(b"path", b"abc")
+    b'12 path=abc\\n'
+    """
+    bare = len(key) + len(value) + 3
+    length = bare + len(str(bare))
+    length = bare + len(str(length))
+    return b"%d %b=%b\n" % (length, key, value)
+
+
+def pax_records(entry: Entry) -> bytes:
+    """Return the pax records that an entry needs: mostly none."""
+    records = {}
+    if split_name(entry.name) is None:
+        records[b"path"] = entry.name
+    if len(entry.linkname) > 100:
+        records[b"linkpath"] = entry.linkname
+    seconds = entry.mtime // SECOND
+    for key, number, room in (
+        (b"uid", entry.uid, 8**7),
+        (b"gid", entry.gid, 8**7),
+        (b"size", entry.size, 8**11),
+        (b"mtime", seconds, 8**11),
+    ):
+        if not 0 <= number < room:
+            records[key] = b"%d" % number
+    for name, value in entry.xattrs:
+        records[SCHILY + name] = value
+    return b"".join(pax_record(key, records[key]) for key in sorted(records))
+
+
+# %% The whole header
+def fitting(number: int, width: int) -> bytes:
+    """Return an octal field, zero where a pax record says the number."""
+    return octal(number if 0 <= number < 8 ** (width - 1) else 0, width)
+
+
+def ustar(entry: Entry) -> bytes:
+    """Return the 512 bytes of an entry's header, as far as ustar can say it."""
+    prefix, name = split_name(entry.name) or (b"", entry.name[:100])
+    major, minor = entry.device
+    block = HEADER.pack(
+        name,
+        octal(entry.mode, 8),
+        fitting(entry.uid, 8),
+        fitting(entry.gid, 8),
+        fitting(entry.size, 12),
+        fitting(entry.mtime // SECOND, 12),
+        BLANK_SUM,
+        entry.kind.value,
+        entry.linkname[:100],
+        b"ustar\x0000",
+        b"",
+        b"",
+        fitting(major, 8),
+        fitting(minor, 8),
+        prefix,
+    )
+    return sealed(block)
+
+
+def header(entry: Entry) -> bytes:
+    """Return an entry's header, a pax header before it where ustar is too narrow."""
+    block = ustar(entry)
+    if not (
+        entry.xattrs
+        or len(entry.name) > 100
+        or len(entry.linkname) > 100
+        or entry.mtime < 0
+        or max(entry.uid, entry.gid) >= 8**7
+        or max(entry.size, entry.mtime // SECOND) >= 8**11
+    ):
+        return block
+    records = pax_records(entry)
+    if not records:
+        return block
+    before = ustar(Entry(b"././@PaxHeader", Kind.FILE, size=len(records)))
+    before = sealed(before[:156] + b"x" + before[157:])
+    return before + records + bytes(-len(records) % BLOCK) + block
+
+
+# %% Writing: one hash, one batch
+class Tally:
+    """Count and digest the bytes that pass, and hand them on to ``put``."""
+
+    def __init__(self, put: Put | None = None) -> None:
+        from hashlib import sha256
+
+        self._put, self._hash, self.size = put, sha256(), 0
+
+    def __call__(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+        if self._put:
+            self._put(data)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what has passed so far, ``sha256:hex``."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+# %% The writer
+BATCH = 1 << 20
+
+
+class TarWriter:
+    """Write entries to ``put`` in pieces of about 1 MiB; ``finish`` ends the tar."""
+
+    def __init__(self, put: Put) -> None:
+        self._put = put
+        self._parts: list[bytes] = []
+        self._pending = 0
+
+    def write(self, data: bytes) -> None:
+        """Pass on raw bytes, in time."""
+        self._parts.append(data)
+        self._pending += len(data)
+        if self._pending >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on what is pending."""
+        if self._parts:
+            self._put(b"".join(self._parts))
+            self._parts.clear()
+            self._pending = 0
+
+    def add(self, entry: Entry, fd: int | None = None) -> None:
+        """Write an entry, and ``entry.size`` bytes of ``fd`` if it is a file.
+
+        Raises ConflictError when the file is shorter than it was.
+        """
+        self.write(header(entry))
+        left = entry.size
+        while left:
+            data = os.read(fd, min(left, BATCH)) if fd is not None else b""
+            if not data:
+                what = "the file changed while it was read"
+                raise ConflictError(what, where=printable(entry.name))
+            left -= len(data)
+            self.write(data)
+        if pad := -entry.size % BLOCK:
+            self.write(bytes(pad))
+
+    def finish(self) -> None:
+        """Write the two blocks of zeros that end a tar, and flush."""
+        self.write(bytes(2 * BLOCK))
+        self.flush()
+
+
+# %% From a tree
+KINDS = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHAR,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFIFO: Kind.FIFO,
+}
+
+
+def entry_of(name: bytes, st: os.stat_result, **more: object) -> Entry:
+    """Return the entry that describes a file of ``st``; ``more`` are other fields."""
+    kind = KINDS[stat.S_IFMT(st.st_mode)]
+    is_device = kind is Kind.CHAR or kind is Kind.BLOCK
+    fields: dict[str, object] = {
+        "name": name + b"/" if kind is Kind.DIRECTORY else name,
+        "kind": kind,
+        "mode": 0o777 if kind is Kind.SYMLINK else st.st_mode & 0o7777,
+        "uid": st.st_uid,
+        "gid": st.st_gid,
+        "size": st.st_size if kind is Kind.FILE else 0,
+        "mtime": st.st_mtime_ns // SECOND * SECOND,
+    }
+    if is_device:
+        fields["device"] = (os.major(st.st_rdev), os.minor(st.st_rdev))
+    return Entry(**(fields | more))  # type: ignore[arg-type]
+
+
+# %% One file into the tar
+class TreeWriter:
+    """Write files of one tree into a tar, hard links as such.
+
+    Each directory is reached from ``root`` without following a symbolic link, even if
+    somebody is changing the tree.
+    """
+
+    def __init__(self, root: str, put: Put) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self.tar = TarWriter(put)
+        self._root = os.open(root, flags)
+        self._seen: dict[tuple[int, int], bytes] = {}
+        self._at, self._fd = b"", self._root
+
+    def __enter__(self) -> TreeWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd != self._root:
+            os.close(self._fd)
+        os.close(self._root)
+
+    def _parent(self, name: bytes) -> int:
+        """Return a descriptor of ``name``'s directory; the last one stays open."""
+        head = name.rpartition(b"/")[0]
+        if head == self._at:
+            return self._fd
+        from minidocker.linux import Resolve, openat2
+
+        how = Resolve.BENEATH | Resolve.NO_SYMLINKS
+        fd = openat2(self._root, os.fsdecode(head) or ".", DIRECTORY, resolve=how)
+        if self._fd != self._root:
+            os.close(self._fd)
+        self._at, self._fd = head, fd
+        return fd
+
+    def add(self, name: bytes) -> None:
+        """Write the file called ``name``, relative to the root; skip a socket."""
+        parent, base = self._parent(name), name.rpartition(b"/")[2]
+        st = os.stat(base, dir_fd=parent, follow_symlinks=False)
+        kind = KINDS.get(stat.S_IFMT(st.st_mode))
+        if kind is None:
+            return
+        if kind is not Kind.DIRECTORY and st.st_nlink > 1:
+            first = self._seen.setdefault((st.st_dev, st.st_ino), name)
+            if first != name:
+                self.tar.add(
+                    entry_of(name, st, kind=Kind.HARD_LINK, linkname=first, size=0)
+                )
+                return
+        if kind is Kind.FILE or kind is Kind.DIRECTORY:
+            self._add_opened(name, base, parent, st)
+        elif kind is Kind.SYMLINK:
+            target = os.readlink(base, dir_fd=parent)
+            self.tar.add(entry_of(name, st, linkname=target))
+        else:
+            self.tar.add(entry_of(name, st))
+
+    def _add_opened(
+        self, name: bytes, base: bytes, parent: int, st: os.stat_result
+    ) -> None:
+        """Write a file or a directory, with its contents and attributes."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(base, flags, dir_fd=parent)
+        try:
+            now = os.fstat(fd)
+            if (now.st_dev, now.st_ino, now.st_mode) != (
+                st.st_dev,
+                st.st_ino,
+                st.st_mode,
+            ):
+                what = "the file was replaced while it was read"
+                raise ConflictError(what, where=printable(name))
+            self.tar.add(entry_of(name, now, xattrs=xattrs_of(fd)), fd)
+        finally:
+            os.close(fd)
+
+
+# %% A whole tree
+def names_below(tree: str) -> Iterator[bytes]:
+    """Yield every name below a tree, sorted, a directory before what it holds."""
+    pending = [b""]
+    while pending:
+        name = pending.pop()
+        path = os.path.join(os.fsencode(tree), name)
+        if name:
+            yield name
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                continue
+        inside = sorted(os.listdir(path), reverse=True)
+        pending += [os.path.join(name, child) for child in inside]
+
+
+def pack(tree: str, put: Put) -> None:
+    """Write a whole tree as a tar, for ``export``; the root itself is left out."""
+    with TreeWriter(tree, put) as writer:
+        for name in names_below(tree):
+            writer.add(name)
+        writer.tar.finish()

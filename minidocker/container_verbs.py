@@ -1,0 +1,308 @@
+# From book/58-container-verbs.md. Edit there and tangle, or here and tangle --back.
+
+# %% Container verbs: one function for each command
+"""The commands on containers: take what was given, ask the engine, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from enum import Enum
+
+from minidocker.containers import Container, HostConfig, Status
+from minidocker.engine import Engine
+from minidocker.errors import MinidockerError, RuntimeFault, UsageError
+from minidocker.flags import Given
+from minidocker.oci import ContainerConfig
+from minidocker.program import Network
+
+
+# %% Rights, and the store
+class Needs(Enum):
+    """What a command does to the host."""
+
+    NOTHING = 0
+    TREES = 1  # writes and removes files of layers
+    MOUNTS = 2  # mounts in this process
+
+
+def default_root() -> str:
+    """Return the store's root when none is given."""
+    if given := os.environ.get("MINIDOCKER_ROOT"):
+        return given
+    if os.geteuid() == 0:
+        return "/var/lib/minidocker"
+    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"{home}/minidocker"
+
+
+def notice(line: str) -> None:
+    """Tell the person who waits; what a script reads stays clean."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def open_engine(given: Given, needs: Needs = Needs.NOTHING) -> Engine:
+    """Enter the namespaces that a command needs, and open the store.
+
+    A store that is new tries to mount an overlay, whatever the command.
+    """
+    root = given.text("root") or default_root()
+    if not os.path.exists(f"{root}/driver"):
+        needs = Needs.MOUNTS
+    if os.geteuid() != 0 and needs is not Needs.NOTHING:
+        from minidocker.namespaces import enter_user_namespace
+
+        enter_user_namespace()
+    elif needs is Needs.MOUNTS:
+        own_mounts()
+    return Engine(root, given.text("driver"), notice)
+
+
+def own_mounts() -> None:
+    """Give this process a mount namespace, if it may have one."""
+    from minidocker.linux import CloneFlags, unshare
+    from minidocker.namespaces import keep_mounts_private
+
+    try:
+        unshare(CloneFlags.NEWNS)
+        keep_mounts_private()
+    except OSError as why:
+        notice(f"minidocker: no mount namespace of our own: {why}")
+
+
+# %% Running
+def env_lines(given: Given) -> tuple[str, ...]:
+    """Return ``--env-file`` and ``--env`` as NAME=value.
+
+    A name alone takes its value from our own environment, and is left out when it has
+    none there.
+    """
+    lines: list[str] = []
+    for path in given.list("env-file"):
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines += [line.strip() for line in file]
+        except OSError as why:
+            raise UsageError(f"cannot be read: {why.strerror}", where=path) from why
+    found = [line for line in lines if line and not line.startswith("#")]
+    found += given.list("env")
+    own = ((e, os.environ.get(e)) for e in found if "=" not in e)
+    extra = {name: f"{name}={value}" for name, value in own if value is not None}
+    return tuple(extra.get(e, e) for e in found if "=" in e or e in extra)
+
+
+def label_map(lines: Iterable[str]) -> dict[str, str] | None:
+    """Return ``KEY=VALUE`` lines as a mapping, None for none."""
+    found = {key: value for key, _, value in (line.partition("=") for line in lines)}
+    return found or None
+
+
+def config_of(given: Given) -> ContainerConfig:
+    """Return the command line's part of a container's config."""
+    attached = not given.on("detach")
+    entrypoint = given.flags.get("entrypoint")
+    return ContainerConfig(
+        hostname=given.text("hostname"),
+        user=given.text("user"),
+        attach_stdin=attached and given.on("interactive"),
+        attach_stdout=attached,
+        attach_stderr=attached,
+        tty=given.on("tty"),
+        open_stdin=given.on("interactive"),
+        stdin_once=attached and given.on("interactive"),
+        env=env_lines(given) or None,
+        cmd=given.args[1:] or None,
+        working_dir=given.text("workdir"),
+        entrypoint=(entrypoint,) if entrypoint else None,
+        labels=label_map(given.list("label")),
+        stop_signal=given.text("stop-signal"),
+    )
+
+
+def network_of(text: str) -> Network:
+    """Return the network of ``--network``."""
+    try:
+        return Network(text or "none")
+    except ValueError as why:
+        hint = "none (the loopback only) or host"
+        raise UsageError(f'no network "{text}"', hint=hint) from why
+
+
+def absolute_bind(text: str) -> str:
+    """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
+    source, colon, rest = text.partition(":")
+    if not colon or not source.startswith(("/", ".")):
+        raise UsageError(f'invalid volume "{text}"', hint="-v /host/path:/path[:ro]")
+    source = os.path.abspath(source)
+    if not os.path.lexists(source):
+        os.makedirs(source)
+    return f"{source}:{rest}"
+
+
+def host_of(given: Given) -> HostConfig:
+    """Return what holds for the container on this host."""
+    return HostConfig(
+        auto_remove=given.on("rm"),
+        network=network_of(given.text("network")),
+        readonly=given.on("read-only"),
+        binds=tuple(absolute_bind(text) for text in given.list("volume")),
+    )
+
+
+# %% Running
+def need_terminal(given: Given) -> None:
+    """Refuse a terminal where there is none to be had."""
+    attached = given.on("interactive") and not given.on("detach")
+    if given.on("tty") and attached and not os.isatty(0):
+        raise MinidockerError("the input device is not a TTY", hint="leave out -t")
+
+
+def run(given: Given) -> int:
+    """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
+    need_terminal(given)
+    config, host = config_of(given), host_of(given)
+    try:
+        engine = open_engine(given, Needs.TREES)
+        container = engine.create(given.args[0], config, host, given.text("name"))
+    except MinidockerError as why:
+        if why.status != 1:
+            raise
+        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+    from minidocker.supervisor import run_detached, run_foreground
+
+    if given.on("detach"):
+        run_detached(engine.containers, container)
+        print(container.id)
+        return 0
+    return run_foreground(engine.containers, container)
+
+
+def exec_(given: Given) -> int:
+    """``exec [OPTIONS] CONTAINER COMMAND [ARG...]``"""
+    from minidocker.program import ProcessSpec
+    from minidocker.supervisor import exec_foreground
+
+    need_terminal(given)
+    engine = open_engine(given)
+    container = engine.containers.resolve(given.args[0])
+    spec = ProcessSpec(
+        given.args[1:],
+        env=env_lines(given),
+        cwd=given.text("workdir"),
+        user=given.text("user"),
+        tty=given.on("tty"),
+    )
+    stdin = given.on("interactive")
+    return exec_foreground(engine.containers, container, spec, stdin=stdin)
+
+
+# %% Looking after containers
+def each_container(
+    given: Given, action: Callable[[Engine, Container], object], needs: Needs
+) -> int:
+    """Do ``action`` to each container that is named; print the names as given."""
+    engine, status = open_engine(given, needs), 0
+    for text in given.args:
+        try:
+            answer = action(engine, engine.containers.resolve(text))
+            print(text if answer is None else answer, flush=True)
+        except MinidockerError as why:
+            notice(f"minidocker: {why}")
+            status = why.status
+    return status
+
+
+def stop(given: Given) -> int:
+    """``stop [OPTIONS] CONTAINER [CONTAINER...]``"""
+    from minidocker import lifecycle
+
+    seconds = given.number("time")
+    wait_for = 10 if seconds is None else seconds
+
+    def action(engine: Engine, container: Container) -> None:
+        lifecycle.stop(engine.containers, container, wait_for)
+
+    return each_container(given, action, Needs.NOTHING)
+
+
+def kill(given: Given) -> int:
+    """``kill [OPTIONS] CONTAINER [CONTAINER...]``"""
+    from minidocker import lifecycle
+
+    number = lifecycle.signal_number(given.text("signal") or "KILL")
+
+    def action(engine: Engine, container: Container) -> None:
+        lifecycle.kill(engine.containers, container, number)
+
+    return each_container(given, action, Needs.NOTHING)
+
+
+def rm(given: Given) -> int:
+    """``rm [OPTIONS] CONTAINER [CONTAINER...]``"""
+    from minidocker import lifecycle
+
+    def action(engine: Engine, container: Container) -> None:
+        lifecycle.remove(engine.containers, container, force=given.on("force"))
+
+    return each_container(given, action, Needs.TREES)
+
+
+def wait(given: Given) -> int:
+    """``wait CONTAINER [CONTAINER...]``"""
+    from minidocker import lifecycle
+
+    def action(engine: Engine, container: Container) -> int:
+        return lifecycle.wait(engine.containers, container)
+
+    return each_container(given, action, Needs.NOTHING)
+
+
+def ps(given: Given) -> int:
+    """``ps [OPTIONS]``"""
+    from minidocker.views import container_row, formatted, ps_view
+
+    engine, size = open_engine(given), given.on("size")
+    found = engine.containers.list()
+    newest = 1 if given.on("latest") else given.number("last")
+    if newest is None and not given.on("all"):
+        found = [pair for pair in found if pair[1].status is Status.RUNNING]
+    whole = given.on("no-trunc")
+    rows = [
+        container_row(engine, container, state, whole=whole, size=size)
+        for container, state in found[: newest if newest and newest > 0 else None]
+    ]
+    if given.on("quiet"):
+        print_lines(row["ID"] for row in rows)
+    else:
+        print_text(formatted(ps_view(size=size), rows, given.text("format")))
+    return 0
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines, or nothing at all."""
+    for line in lines:
+        print(line)
+
+
+def print_text(text: str) -> None:
+    """Print a text, or nothing for an empty one."""
+    if text:
+        print(text)
+
+
+def logs(given: Given) -> int:
+    """``logs [OPTIONS] CONTAINER``"""
+    from minidocker.supervisor import logs as entries
+
+    engine, tail = open_engine(given), given.text("tail")
+    if tail not in ("", "all") and not tail.isdecimal():
+        raise UsageError(f'invalid value "{tail}" for --tail: a number or all')
+    container = engine.containers.resolve(given.args[0])
+    count = int(tail) if tail.isdecimal() else None
+    follow, times = given.on("follow"), given.on("timestamps")
+    for entry in entries(engine.containers, container, tail=count, follow=follow):
+        stream = sys.stdout if entry.stream == "stdout" else sys.stderr
+        stream.write(f"{entry.time} {entry.log}" if times else entry.log)
+        stream.flush()
+    return 0

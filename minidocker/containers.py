@@ -1,0 +1,463 @@
+# From book/45-containers.md. Edit there and tangle, or here and tangle --back.
+
+# %% Containers: what remains between two commands
+"""Containers on disk: what one command leaves for the next."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+
+from minidocker.errors import (
+    ConflictError,
+    MinidockerError,
+    NotFoundError,
+    RuntimeFault,
+    UsageError,
+)
+from minidocker.images import ImageStore
+from minidocker.layers import LayerStore
+from minidocker.linux import SysError, pidfd_open, pidfd_send_signal
+from minidocker.oci import ContainerConfig, chain_id, config_from
+from minidocker.program import Network
+from minidocker.records import Record
+from minidocker.runtime import start_time, write_network_files
+from minidocker.trees import remove_path
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# %% The nouns
+class HostConfig(Record):
+    """What holds for a container on this host only.
+
+    ``binds`` are ``SOURCE:TARGET[:ro]``, absolute paths.
+    """
+
+    auto_remove: bool = False
+    network: Network = Network.NONE
+    readonly: bool = False
+    binds: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return Docker's names for the fields, as in hostconfig.json."""
+        return {
+            "Binds": list(self.binds) or None,
+            "NetworkMode": self.network.value,
+            "AutoRemove": self.auto_remove,
+            "ReadonlyRootfs": self.readonly,
+        }
+
+
+def host_config(found: dict[str, Any]) -> HostConfig:
+    """Read what ``HostConfig.to_dict`` wrote."""
+    binds = found.get("Binds")
+    return HostConfig(
+        auto_remove=found.get("AutoRemove") is True,
+        network=Network(found.get("NetworkMode", "none")),
+        readonly=found.get("ReadonlyRootfs") is True,
+        binds=tuple(binds) if isinstance(binds, list) else (),
+    )
+
+
+PLAIN_HOST = HostConfig()
+
+
+class Container(Record):
+    """A container: 64 hexadecimal digits, a name, and what it was made with.
+
+    ``created`` is RFC 3339 in UTC; ``image`` an image id.
+    """
+
+    id: str
+    name: str
+    image: str
+    created: str
+    config: ContainerConfig
+    host: HostConfig = PLAIN_HOST
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The program and its arguments: entrypoint, then command."""
+        return (self.config.entrypoint or ()) + (self.config.cmd or ())
+
+
+# %% The nouns
+class Status(Enum):
+    """What a container is doing, in the words of `ps`."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+class State(Record):
+    """The state of a container as its supervisor last wrote it.
+
+    ``pid`` and ``start_time`` (clock ticks since boot) name the first process.
+    """
+
+    status: Status = Status.CREATED
+    pid: int = 0
+    start_time: int = 0
+    exit_code: int = 0
+    started: str = ""
+    finished: str = ""
+    error: str = ""
+
+
+# %% The nouns
+def timestamp(nanoseconds: int | None = None) -> str:
+    """Return a time since 1970 as RFC 3339 in UTC; without an argument, now.
+
+    >>> timestamp(1_500_000_000_120_000_000)
+    '2017-07-14T02:40:00.12Z'
+    """
+    whole, rest = divmod(nanoseconds or time.time_ns(), 1_000_000_000)
+    fraction = f".{rest:09}".rstrip("0").rstrip(".")
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + fraction + "Z"
+
+
+# %% Names
+ADJECTIVES = """
+able amber brisk calm candid civil clever cosy deft eager early fair fond frank
+gentle glad hardy honest humble jolly keen kind lively loyal lucid mellow merry mild
+neat nimble patient plain polite proud quick quiet ready serene sharp silent sober
+solid steady sunny swift tidy tranquil vivid warm wise
+"""
+SURNAMES = """
+allman bach bourne cerf corbato cox dijkstra elz fagin floyd gosper hamilton hopper
+irons johnson joy karels kernighan kildall knuth lesk lions liskov lovelace mashey
+mckusick mclean mcilroy morris naur okajima ossanna pike plauger postel quarterman
+raymond ritchie sammet shannon tanenbaum thompson torvalds turing ullman viro
+weinberger wirth wright zadok
+"""
+NAME = "[a-zA-Z0-9][a-zA-Z0-9_.-]+"
+
+
+def name_from(numbers: bytes) -> str:
+    """Return the name that two random bytes choose.
+
+    >>> name_from(b"\\x00\\x07")
+    'able_elz'
+    """
+    lists = (ADJECTIVES.split(), SURNAMES.split())
+    pairs = zip(lists, numbers, strict=True)
+    return "_".join(words[number % len(words)] for words, number in pairs)
+
+
+def check_name(name: str) -> str:
+    """Return ``name``, or raise UsageError when Docker would not take it."""
+    if not re.fullmatch(NAME, name):
+        raise UsageError(f'invalid container name "{name}": only {NAME} are allowed')
+    return name
+
+
+# %% Small files, made whole
+def write_whole(path: str, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one."""
+    new = os.open(f"{path}.new", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+    try:
+        os.write(new, text.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(new)
+    os.rename(f"{path}.new", path)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        found = json.load(file)
+    if not isinstance(found, dict):
+        raise MinidockerError("not a JSON object", where=path)
+    return found
+
+
+# %% Is it running? Ask for the lock
+def lock_exclusive(path: str, what: str) -> int:
+    """Lock a file for as long as the returned descriptor is open.
+
+    Somebody who only looks holds a shared lock for some microseconds, so we try
+    for a tenth of a second before ConflictError.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(50):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.002)
+        else:
+            return handle
+    os.close(handle)
+    raise ConflictError(f"container {what} is running")
+
+
+@contextmanager
+def looking(path: str) -> Iterator[bool]:
+    """Yield whether somebody holds the lock; if not, nobody takes it meanwhile."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        taken = False
+    except BlockingIOError:
+        taken = True
+    try:
+        yield taken
+    finally:
+        os.close(handle)
+
+
+# %% Is it running? Ask for the lock
+def read_state(path: str) -> State:
+    """Read a state file; a container without one was never started."""
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return State()
+    return State(**found | {"status": Status(found["status"])})
+
+
+def write_state(path: str, state: State) -> None:
+    """Write a state file whole."""
+    fields = {name: getattr(state, name) for name in State.__match_args__}
+    write_whole(path, json.dumps(fields | {"status": state.status.value}))
+
+
+def signal_process(state: State, number: int) -> None:
+    """Send a signal to the process that a state names, and to no other.
+
+    Silent when that process is gone. The pidfd is opened before the birth is
+    compared, so the process compared is the process signalled.
+    """
+    try:
+        handle = pidfd_open(state.pid)
+    except OSError:
+        return
+    try:
+        if start_time(state.pid) == state.start_time:
+            pidfd_send_signal(handle, number)
+    except SysError as why:
+        if why.errno != errno.ESRCH:
+            raise
+    finally:
+        os.close(handle)
+
+
+# %% The store
+class ContainerStore:
+    """The containers below ``root``: ``containers/ID/`` and ``names/NAME``.
+
+    A name is a symbolic link to an id. To make one is atomic and fails when it is
+    there, so two containers never have one name, whoever is quicker.
+    """
+
+    def __init__(self, root: str, layers: LayerStore, images: ImageStore) -> None:
+        self.root, self.names = f"{root}/containers", f"{root}/names"
+        self.layers, self.images = layers, images
+
+    def path(self, id: str, name: str = "") -> str:
+        """Return the path of a container's directory, or of a file in it."""
+        return f"{self.root}/{id}/{name}" if name else f"{self.root}/{id}"
+
+    def create(
+        self,
+        image: str,
+        config: ContainerConfig,
+        host: HostConfig = PLAIN_HOST,
+        name: str = "",
+    ) -> Container:
+        """Make a container of an image id; ``config`` is complete (see ``lifecycle``).
+
+        Raises ConflictError when the name is taken, RuntimeFault without a command;
+        then nothing is left.
+        """
+        if not (config.entrypoint or config.cmd):
+            raise RuntimeFault("no command specified", hint="the image names none")
+        layers = self.images.get(image).diff_ids
+        parent = chain_id(layers) if layers else None
+        return new_container(self, image, parent, config, host, name=name)
+
+    def get(self, id: str) -> Container:
+        """Return a container by its whole id. Raises NotFoundError."""
+        try:
+            found = read_json(self.path(id, "config.v2.json"))
+            host = host_config(read_json(self.path(id, "hostconfig.json")))
+        except FileNotFoundError as why:
+            raise no_such(id) from why
+        config = config_from(found["Config"])
+        name, created = found["Name"].lstrip("/"), found["Created"]
+        return Container(id, name, found["Image"], created, config, host)
+
+    def ids(self) -> list[str]:
+        """Return the ids of the containers that are there whole."""
+        with suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            names = [e.name for e in entries]
+            return [n for n in names if os.path.exists(self.path(n, "config.v2.json"))]
+        return []
+
+    def list(self) -> list[tuple[Container, State]]:
+        """Return every container and its state, the newest first."""
+        found = []
+        for id in self.ids():
+            with suppress(NotFoundError):  # removed meanwhile
+                found.append((self.get(id), self.state(id)))
+        return sorted(found, key=lambda pair: pair[0].created, reverse=True)
+
+    def resolve(self, text: str) -> Container:
+        """Find a container by its id, its name, or the only id that begins so."""
+        if re.fullmatch("[0-9a-f]{64}", text) and os.path.exists(self.path(text)):
+            return self.get(text)
+        with suppress(OSError, NotFoundError):
+            return self.get(os.readlink(f"{self.names}/{text.removeprefix('/')}"))
+        begins = [id for id in self.ids() if text and id.startswith(text)]
+        if len(begins) > 1:
+            raise ConflictError(f'more than one container begins with "{text}"')
+        return self.get(begins[0] if begins else text)
+
+    def state(self, id: str) -> State:
+        """Return what a container is doing; put right what a dead supervisor left."""
+        file = self.path(id, "state.json")
+        with looking(self.path(id, "lock")) as taken:
+            found = read_state(file)
+            if taken or found.status is not Status.RUNNING:
+                return found
+            signal_process(found, signal.SIGKILL)
+            dead = found.replace(
+                status=Status.EXITED, exit_code=137, pid=0, finished=timestamp()
+            )
+            with suppress(FileNotFoundError):
+                write_state(file, dead)
+            return dead
+
+    def lock(self, container: Container) -> int:
+        """Take a container's lock, until the descriptor is closed."""
+        try:
+            return lock_exclusive(self.path(container.id, "lock"), container.name)
+        except FileNotFoundError as why:
+            raise no_such(container.name) from why
+
+
+# %% The store
+def no_such(text: str) -> NotFoundError:
+    """Phrase that there is no container of a name or id."""
+    hint = "`minidocker ps -a` lists them"
+    return NotFoundError(f"no such container: {text}", hint=hint)
+
+
+def claim_name(names: str, name: str, id: str) -> None:
+    """Make the link NAME -> ID, or raise ConflictError naming its owner."""
+    os.makedirs(names, 0o700, exist_ok=True)
+    try:
+        os.symlink(id, f"{names}/{name}")
+    except FileExistsError as why:
+        owner = os.readlink(f"{names}/{name}")
+        raise ConflictError(
+            f'the container name "/{name}" is already in use by container "{owner}"',
+            hint="remove or rename that container to use the name again",
+        ) from why
+
+
+def claim_any_name(names: str, id: str) -> str:
+    """Claim a name that is free, with a digit when two words do not suffice."""
+    for attempt in range(1000):
+        name = name_from(os.urandom(2)) + (str(attempt % 10) if attempt > 5 else "")
+        with suppress(ConflictError):
+            claim_name(names, name, id)
+            return name
+    raise ConflictError("no container name is free", hint="give one with --name")
+
+
+def new_container(
+    store: ContainerStore,
+    image: str,
+    parent: str | None,
+    config: ContainerConfig,
+    host: HostConfig,
+    *,
+    name: str,
+) -> Container:
+    """Make the directory, claim the name, make the layer, write the files."""
+    id = os.urandom(32).hex()
+    config = config.replace(hostname=config.hostname or id[:12])
+    os.makedirs(store.path(id, "rootfs"), 0o700)
+    lock = lock_exclusive(store.path(id, "lock"), id)
+    try:
+        if name:
+            claim_name(store.names, check_name(name), id)
+        else:
+            name = claim_any_name(store.names, id)
+        store.layers.create_rw(id, parent)
+        container = Container(id, name, image, timestamp(), config, host)
+        write_container(store, container)
+    except BaseException:
+        discard(store, id)
+        raise
+    finally:
+        os.close(lock)
+    return container
+
+
+def write_container(store: ContainerStore, container: Container) -> None:
+    """Write a container's files; config.v2.json, which makes it visible, last."""
+    place, host = store.path(container.id), container.host
+    write_network_files(place, container.config.hostname, host.network)
+    write_whole(f"{place}/hostconfig.json", json.dumps(host.to_dict()))
+    found = description(container, place)
+    write_whole(f"{place}/config.v2.json", json.dumps(found))
+
+
+def description(container: Container, place: str) -> dict[str, Any]:
+    """Return what config.v2.json holds, under Docker's names."""
+    return {
+        "ID": container.id,
+        "Created": container.created,
+        "Path": container.argv[0],
+        "Args": container.argv[1:],
+        "Config": container.config.to_dict(),
+        "Image": container.image,
+        "Name": f"/{container.name}",
+        "LogPath": f"{place}/{container.id}-json.log",
+        "HostnamePath": f"{place}/hostname",
+        "HostsPath": f"{place}/hosts",
+        "ResolvConfPath": f"{place}/resolv.conf",
+    }
+
+
+# %% The store
+def discard(store: ContainerStore, id: str, name: str = "") -> None:
+    """Remove what there is of a container that does not run; idempotent.
+
+    It becomes invisible first, and its directory goes last: in between a crash
+    leaves what ``sweep`` recognises.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(store.path(id, "config.v2.json"))
+    store.layers.remove_rw(id)
+    for link in [name] if name else names_of(store, id):
+        with suppress(OSError):
+            if os.readlink(f"{store.names}/{link}") == id:
+                os.unlink(f"{store.names}/{link}")
+    remove_path(store.path(id))
+
+
+def names_of(store: ContainerStore, id: str) -> list[str]:
+    """Return the names that point at an id."""
+    with suppress(OSError):
+        names = os.listdir(store.names)
+        return [n for n in names if os.readlink(f"{store.names}/{n}") == id]
+    return []

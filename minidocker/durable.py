@@ -1,0 +1,156 @@
+# From book/19-durable.md. Edit there and tangle, or here and tangle --back.
+
+# %% Durable: made whole elsewhere, synced, renamed
+"""Write a store so that neither a reader nor a crash ever meets half a thing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from minidocker.linux import syncfs
+from minidocker.trees import remove_path
+
+
+# %% One file
+def write_new(path: str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file that nobody reads yet; not synced."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    fd = os.open(path, flags, mode)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def sync_path(path: str) -> None:
+    """Put a file's contents, or a directory's names, on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(path: str, data: bytes) -> None:
+    """Write ``path`` anew: readers see the old text or the new; synced on return.
+
+    Two writers at once must hold a lock: the new text waits at ``path.new``.
+    """
+    new = f"{path}.new"
+    write_new(new, data)
+    sync_path(new)
+    os.rename(new, path)
+    sync_path(os.path.dirname(path))
+
+
+# %% Many things at once
+PATIENCE = 1.0  # seconds that staged things may wait
+
+
+class Batch:
+    """Things staged below ``root``, published together: one sync, then the renames.
+
+    Outside of a ``with`` block each ``settle`` publishes; inside, only when the oldest
+    staged thing is a second old, and at the end, also when the block fails. What was
+    staged is complete in itself, so publishing it is right then too.
+    """
+
+    __slots__ = ("depth", "root", "since", "staged", "tmp")
+
+    def __init__(self, root: str, tmp: str) -> None:
+        self.root, self.tmp = root, tmp
+        self.staged: dict[str, str] = {}
+        self.depth, self.since = 0, 0.0
+
+    def place(self, final: str) -> str:
+        """Return where a thing is now: staged, or where it belongs."""
+        return self.staged.get(final, final)
+
+    def new_path(self) -> str:
+        """Return an unused path on the store's file system, to make something at."""
+        os.makedirs(self.tmp, 0o700, exist_ok=True)
+        return f"{self.tmp}/{os.urandom(8).hex()}"
+
+    def stage(self, final: str, data: bytes) -> None:
+        """Stage a file."""
+        new = self.new_path()
+        write_new(new, data)
+        self.stage_path(new, final)
+
+    def stage_path(self, new: str, final: str) -> None:
+        """Stage a file or directory that was made at ``new``."""
+        self.since = self.since if self.staged else time.monotonic()
+        self.staged[final] = new
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, staged ones included."""
+        found = set()
+        with suppress(FileNotFoundError):
+            found.update(os.listdir(directory))
+        heads = (os.path.split(final) for final in self.staged)
+        return sorted(found | {name for head, name in heads if head == directory})
+
+    def settle(self) -> None:
+        """Publish, unless a block will do it soon."""
+        if not self.depth or time.monotonic() - self.since > PATIENCE:
+            self.publish()
+
+    def publish(self) -> None:
+        """Sync the store's file system, then rename all that is staged, in order."""
+        if not self.staged:
+            return
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+        for final, new in self.staged.items():
+            rename_new(new, final)
+        sync_path(os.path.dirname(final))
+        self.staged.clear()
+
+    def __enter__(self) -> Batch:
+        self.depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        self.settle()
+
+
+# %% Many things at once
+def rename_new(new: str, final: str) -> None:
+    """Move a finished thing into place; one that is there already is left."""
+    os.makedirs(os.path.dirname(final), 0o700, exist_ok=True)
+    try:
+        os.rename(new, final)
+    except OSError as why:
+        if why.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_path(new)
+
+
+# %% The lock
+@contextmanager
+def store_lock(root: str, *, exclusive: bool = False) -> Iterator[bool]:
+    """Hold the store's lock for a ``with`` block; yield whether it was got.
+
+    Shared waits and always gets it; exclusive does not wait.
+    """
+    os.makedirs(root, 0o711, exist_ok=True)
+    fd = os.open(f"{root}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    kind = fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH
+    try:
+        try:
+            fcntl.flock(fd, kind)
+            taken = True
+        except BlockingIOError:
+            taken = False
+        yield taken
+    finally:
+        os.close(fd)

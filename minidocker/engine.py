@@ -1,0 +1,346 @@
+# From book/55-engine.md. Edit there and tangle, or here and tangle --back.
+
+# %% Engine: where everything is put together
+"""The composition root: driver, stores, builder and runtime wired together.
+
+Methods are named after Docker's commands. They return values and never print.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from minidocker.containers import Container, ContainerStore, HostConfig
+from minidocker.drivers import DRIVERS, StorageDriver, best_driver
+from minidocker.durable import Batch, replace_file, store_lock
+from minidocker.errors import ConflictError, UsageError, did_you_mean
+from minidocker.images import ImageStore, chains_in_use
+from minidocker.layers import Layer, LayerStore, sweep
+from minidocker.lifecycle import complete_config, sweep_containers
+from minidocker.oci import (
+    ContainerConfig,
+    HistoryEntry,
+    ImageConfig,
+    Reference,
+    parse_reference,
+)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.archive import Put
+    from minidocker.changes import Change
+    from minidocker.context import SourceTree
+    from minidocker.dockerfile import Instruction
+    from minidocker.reading import Read
+    from minidocker.stage import BuildOptions
+
+
+# %% Which driver
+def choose_driver(root: str, name: str = "") -> StorageDriver:
+    """Return the store's driver: as written down, as asked for, or the best.
+
+    Raises UsageError for an unknown one, ConflictError when the store has another.
+    """
+    path = f"{root}/driver"
+    try:
+        with open(path, encoding="ascii") as file:
+            written = file.read().strip()
+    except FileNotFoundError:
+        written = ""
+    if name and name not in DRIVERS:
+        hint = did_you_mean(name, DRIVERS, other=f"there are {', '.join(DRIVERS)}")
+        raise UsageError(f'no storage driver "{name}"', hint=hint)
+    if written and name and written != name:
+        what = f'the store has the driver "{written}" and cannot have "{name}"'
+        raise ConflictError(what, where=root, hint="choose another --root")
+    if written in DRIVERS:
+        return DRIVERS[written](root)
+    os.makedirs(root, 0o711, exist_ok=True)
+    driver = DRIVERS[name](root) if name else best_driver(root)[0]
+    replace_file(path, f"{driver.name}\n".encode())
+    return driver
+
+
+# %% The engine
+BASE = "minidocker/base"
+
+
+class Engine:
+    """A store below ``root`` and all that works on it.
+
+    ``notice`` is called with a line for the person who waits, such as that the base
+    image is being made.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        driver: str = "",
+        notice: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.root, self.notice = os.path.abspath(root), notice
+        self.driver = choose_driver(self.root, driver)
+        self.batch = Batch(self.root, os.path.join(self.root, "tmp"))
+        self.layers = LayerStore(self.root, self.driver, self.batch)
+        self.images = ImageStore(self.root, self.driver.name, self.batch)
+        self.containers = ContainerStore(self.root, self.layers, self.images)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the store's lock while something is made; sweep first if alone."""
+        self.tidy()
+        with store_lock(self.root), self.batch:
+            yield
+
+    def tidy(self) -> None:
+        """Remove what a crash left, unless somebody is making something."""
+        with store_lock(self.root, exclusive=True) as alone:
+            if alone:
+                sweep_containers(self.containers)
+                names = self.containers.ids()
+                sweep(self.layers, containers=names, chains=chains_in_use(self.images))
+
+    def find_image(self, text: str) -> str:
+        """Return an image's id; make the base image when it is asked for first."""
+        if text in (BASE, f"{BASE}:latest"):
+            reference = parse_reference(text)
+            return self.images.names.find(reference) or make_base_image(self, reference)
+        return self.images.resolve(text)
+
+    # containers
+
+    def create(
+        self,
+        image: str,
+        config: ContainerConfig,
+        host: HostConfig | None = None,
+        name: str = "",
+    ) -> Container:
+        """Make a container of an image; ``config`` is the command line's part."""
+        id = self.find_image(image)
+        whole = complete_config(self.images.get(id).config or ContainerConfig(), config)
+        with store_lock(self.root):
+            whole = whole.replace(image=image)
+            return self.containers.create(id, whole, host or HostConfig(), name)
+
+    def commit(
+        self,
+        container: Container,
+        reference: Reference | None = None,
+        *,
+        author: str = "",
+        comment: str = "",
+        changes: tuple[str, ...] = (),
+    ) -> str:
+        """Make an image of what a container has changed; return its id."""
+        config = self.changed(
+            complete_config(container.config, ContainerConfig()), changes
+        )
+        with self.changing():
+            layer = self.layers.copy_rw(container.id)
+            before = self.images.get(container.image)
+            line = HistoryEntry(
+                created_by=" ".join(container.config.cmd or ()),
+                author=author,
+                comment=comment,
+                empty_layer=layer is None,
+            )
+            image = before.replace(
+                author=author,
+                config=config,
+                container=container.id,
+                container_config=container.config,
+            )
+            return self.finish(image, line, layer, container.image, reference)
+
+    def changed(
+        self, config: ContainerConfig, lines: tuple[str, ...]
+    ) -> ContainerConfig:
+        """Return a config changed by lines of a Dockerfile (``--change``)."""
+        if not lines:
+            return config
+        from minidocker.steps import changed_config
+
+        return changed_config(config, lines, self.layers)
+
+    def finish(
+        self,
+        image: ImageConfig,
+        line: HistoryEntry,
+        layer: Layer | None,
+        parent: str | None,
+        reference: Reference | None,
+    ) -> str:
+        """Date an image, add a line of history and a layer, keep and tag it."""
+        from minidocker.containers import timestamp
+        from minidocker.stage import go_time, source_date_epoch
+
+        epoch = source_date_epoch()
+        created = timestamp() if epoch is None else go_time(epoch * 10**9)
+        image = image.replace(
+            comment=line.comment,
+            created=created,
+            history=(*image.history, line.replace(created=created)),
+            diff_ids=image.diff_ids + ((layer.diff_id,) if layer else ()),
+        )
+        id = self.images.add(image, parent)
+        if reference:
+            self.images.tag(reference, id)
+        return id
+
+    def diff(self, container: Container) -> Iterator[Change]:
+        """Yield what a container changed over its image."""
+        return self.layers.changes(container.id)
+
+    def export(self, container: Container, put: Put) -> None:
+        """Write the whole tree of a container as a tar."""
+        from minidocker.archive import pack
+
+        with self.layers.rw_mounted(container.id, writable=False) as tree:
+            pack(tree, put)
+
+    # images
+
+    def import_(
+        self,
+        read: Read,
+        reference: Reference | None = None,
+        *,
+        source: str = "-",
+        message: str = "",
+        changes: tuple[str, ...] = (),
+    ) -> str:
+        """Make an image with one layer of the tree in a tar; return its id."""
+        config = self.changed(ContainerConfig(), changes)
+        with self.changing():
+            layer = self.layers.add(read)
+            image = ImageConfig(
+                architecture=machine(),
+                config=config,
+                container_config=ContainerConfig(),
+            )
+            line = HistoryEntry(comment=message or f"Imported from {source}")
+            return self.finish(image, line, layer, None, reference)
+
+    def build(
+        self,
+        dockerfile: bytes,
+        context: SourceTree,
+        options: BuildOptions,
+        *,
+        name: str = "Dockerfile",
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> str:
+        """Build an image; return its id. ``progress`` gets Docker's lines."""
+        from minidocker.builder import Builder
+        from minidocker.dockerfile import parse
+        from minidocker.stage import source_date_epoch
+        from minidocker.steps import ContainerRunner
+
+        if options.epoch is None:
+            options = options.replace(epoch=source_date_epoch())
+        parsed = parse(dockerfile, name)
+        self.layers.epoch = options.epoch
+        self.make_base_if_needed(parsed.instructions)
+        with self.changing():
+            runner = ContainerRunner(self.batch.tmp)
+            builder = Builder(self.images, self.layers, runner, progress)
+            return builder.build(parsed, context, options)
+
+    def make_base_if_needed(self, instructions: tuple[Instruction, ...]) -> None:
+        """Make the base image if a FROM names it."""
+        for it in instructions:
+            if it.word.value == "FROM" and it.args[0].startswith(BASE):
+                self.find_image(it.args[0])
+
+    def rmi(self, text: str, *, force: bool = False) -> list[str]:
+        """Remove a name, and the image when that was the last; tell in Docker's words.
+
+        Raises ConflictError when a container or a child image needs it.
+        """
+        id = self.images.resolve(text)
+        names = self.images.tags_of(id)
+        by_id = id.startswith("sha256:" + text.removeprefix("sha256:"))
+        if not by_id:
+            name = parse_reference(text).tagged
+            if names != [name.familiar]:
+                self.images.untag(name)
+                return [f"Untagged: {name}"]
+        elif len(names) > 1 and not force:
+            raise in_use(text, "must be forced", "it has more than one name")
+        self.check_unused(text, id, force=force)
+        told = [f"Untagged: {name}" for name in names]
+        for one in names:
+            self.images.untag(parse_reference(one))
+        told += [f"Deleted: {one}" for one in self.delete_family(id)]
+        self.tidy()
+        return told
+
+    def check_unused(self, text: str, id: str, *, force: bool) -> None:
+        """Raise ConflictError when a container or another image needs an image."""
+        from minidocker.containers import Status
+
+        for container, state in self.containers.list():
+            running = state.status is Status.RUNNING
+            if container.image == id and (running or not force):
+                kind = "running container" if running else "container"
+                must = "cannot be forced" if running else "must be forced"
+                raise in_use(text, must, f"{kind} {container.id[:12]} uses it")
+        if self.images.children(id):
+            raise in_use(text, "cannot be forced", "it has dependent child images")
+
+    def delete_family(self, id: str) -> list[str]:
+        """Delete an image, then each ancestor that nothing names or needs."""
+        used = {container.image for container, _ in self.containers.list()}
+        deleted: list[str] = []
+        family: str | None = id
+        while family:
+            parent = self.images.parent(family)
+            self.images.delete(family)
+            deleted.append(family)
+            family = parent
+            if parent and (
+                parent in used
+                or self.images.tags_of(parent)
+                or self.images.children(parent)
+            ):
+                break
+        return deleted
+
+
+def in_use(text: str, must: str, why: str) -> ConflictError:
+    """Phrase that an image cannot be removed."""
+    hint = "--force removes it" if must == "must be forced" else None
+    return ConflictError(f'cannot delete "{text}" ({must}): {why}', hint=hint)
+
+
+def machine() -> str:
+    """Return this machine's architecture in Go's words."""
+    names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+    found = os.uname().machine
+    return names.get(found, found)
+
+
+# %% The base image, from this machine
+def make_base_image(engine: Engine, reference: Reference) -> str:
+    """Make the image `minidocker/base` from this machine; return its id."""
+    from minidocker.base import make_base
+
+    engine.notice(f"Making {BASE} from this machine's own programs ...")
+    name = f"base-{os.urandom(8).hex()}"
+    with engine.changing():
+        engine.layers.create_rw(name, None)
+        try:
+            with engine.layers.rw_mounted(name) as tree:
+                make_base(tree)
+            layer = engine.layers.commit_rw(name)
+        finally:
+            engine.layers.remove_rw(name)
+        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        config = ContainerConfig(env=(path,), cmd=("sh",))
+        image = ImageConfig(architecture=machine(), config=config)
+        line = HistoryEntry(comment="Made from this machine")
+        return engine.finish(image, line, layer, None, reference)

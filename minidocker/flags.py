@@ -1,0 +1,302 @@
+# From book/56-flags.md. Edit there and tangle, or here and tangle --back.
+
+# %% Flags: a command line as a table
+"""Commands and flags as tables; parse a command line, write help and completion.
+
+The rules are those of Go's pflag, as in Docker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+
+from minidocker.errors import UsageError, did_you_mean
+from minidocker.records import Record
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# %% The nouns
+PROGRAM = "minidocker"
+
+
+class Takes(Enum):
+    """What follows a flag. The value is its word in the help."""
+
+    NOTHING = ""
+    TEXT = "string"
+    LIST = "list"
+    NUMBER = "int"
+
+
+class Flag(Record):
+    """A flag: ``--name``, perhaps ``-s``. LIST may be given many times."""
+
+    name: str
+    help: str
+    short: str = ""
+    takes: Takes = Takes.NOTHING
+    default: str = ""
+
+
+class Command(Record):
+    """A command. ``usage`` is what follows its name.
+
+    ``least`` and ``most`` count its arguments. ``greedy``: the first argument ends the
+    flags. ``run`` gets what was given and returns an exit status.
+    """
+
+    name: str
+    usage: str
+    help: str
+    run: Callable[[Given], int]
+    flags: tuple[Flag, ...] = ()
+    least: int = 0
+    most: int | None = None
+    greedy: bool = False
+    example: str = ""
+
+
+class Given(Record):
+    """What was given on a command line: flags by name, and the arguments."""
+
+    flags: Mapping[str, Any]
+    args: tuple[str, ...] = ()
+
+    def on(self, name: str) -> bool:
+        """Whether a switch was given."""
+        return bool(self.flags.get(name))
+
+    def text(self, name: str) -> str:
+        """Return the text of a flag, or its default."""
+        return str(self.flags.get(name, ""))
+
+    def list(self, name: str) -> tuple[str, ...]:
+        """Return the texts of a flag that may be repeated, in order."""
+        return tuple(self.flags.get(name, ()))
+
+    def number(self, name: str) -> int | None:
+        """Return the number of a flag, or None."""
+        found = self.flags.get(name)
+        return None if found is None else int(found)
+
+
+# %% Parsing
+HELP = Flag("help", "Print usage", "h")
+
+
+def parse_flags(
+    flags: tuple[Flag, ...], words: list[str], path: str, *, greedy: bool
+) -> Given:
+    """Split words into flags and arguments. ``path`` names the command in errors.
+
+    >>> switch, text = Flag("tty", "", "t"), Flag("name", "", "n", Takes.TEXT)
+    >>> parse_flags((switch, text), ["-tn", "a", "sh", "-c"], "run", greedy=True)
+    Given(flags={'tty': True, 'name': 'a'}, args=('sh', '-c'))
+    """
+    values: dict[str, Any] = {f.name: f.default for f in flags if f.default}
+    args: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            args += rest
+            break
+        if word.startswith("--"):
+            long_flag(flags, word[2:], rest, values, path)
+        elif word.startswith("-") and word != "-":
+            short_flags(flags, word[1:], rest, values, path)
+        else:
+            args.append(word)
+            if greedy:
+                args += rest
+                break
+    return Given(values, tuple(args))
+
+
+def long_flag(
+    flags: tuple[Flag, ...],
+    word: str,
+    rest: list[str],
+    values: dict[str, Any],
+    path: str,
+) -> None:
+    """Take ``--name``, ``--name=value`` or ``--name value``."""
+    name, equals, value = word.partition("=")
+    flag = next((f for f in (*flags, HELP) if f.name == name), None)
+    if flag is None:
+        hint = did_you_mean(name, [f.name for f in flags], other=see(path))
+        raise UsageError(f"unknown flag: --{name}", hint=hint)
+    take(flag, value if equals else None, rest, values, f"--{name}")
+
+
+def short_flags(
+    flags: tuple[Flag, ...],
+    word: str,
+    rest: list[str],
+    values: dict[str, Any],
+    path: str,
+) -> None:
+    """Take ``-it``, ``-n value``, ``-nvalue`` or ``-n=value``."""
+    while word:
+        letter, word = word[0], word[1:]
+        flag = next((f for f in (*flags, HELP) if f.short == letter), None)
+        if flag is None:
+            raise UsageError(f"unknown shorthand flag: '{letter}'", hint=see(path))
+        if flag.takes is Takes.NOTHING and not word.startswith("="):
+            take(flag, None, rest, values, f"-{letter}")
+        else:
+            value = word.removeprefix("=") if word else None
+            take(flag, value, rest, values, f"-{letter}")
+            return
+
+
+def see(path: str) -> str:
+    """Return the hint that points at the help."""
+    return f"see `{PROGRAM} {path} --help`".replace("  ", " ")
+
+
+# %% Parsing
+BOOLEANS = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
+
+
+def take(
+    flag: Flag,
+    value: str | None,
+    rest: list[str],
+    values: dict[str, Any],
+    shown: str,
+) -> None:
+    """Store the value of a flag, from the next word where it has none yet."""
+    if flag.takes is Takes.NOTHING:
+        if value is not None and value.lower() not in BOOLEANS:
+            raise UsageError(f'invalid value "{value}" for {shown}: true or false')
+        values[flag.name] = True if value is None else BOOLEANS[value.lower()]
+        return
+    if value is None:
+        if not rest:
+            hint = f"{shown} {flag.takes.value}"
+            raise UsageError(f"flag needs an argument: {shown}", hint=hint)
+        value = rest.pop(0)
+    if flag.takes is Takes.NUMBER and not value.removeprefix("-").isdecimal():
+        raise UsageError(f'invalid value "{value}" for {shown}: a number is needed')
+    if flag.takes is Takes.LIST:
+        values[flag.name] = [*values.get(flag.name, []), value]
+    else:
+        values[flag.name] = value
+
+
+# %% Parsing
+def parse_command(command: Command, words: list[str]) -> Given:
+    """Return what was given to a command; UsageError when it is too much or little."""
+    given = parse_flags(command.flags, words, command.name, greedy=command.greedy)
+    if given.on("help"):
+        return given
+    count, least, most = len(given.args), command.least, command.most
+    if count >= least and (most is None or count <= most):
+        return given
+    if most == 0:
+        wants = "accepts no arguments"
+    elif least == most:
+        wants = f"requires exactly {least} argument{'s' * (least != 1)}"
+    elif count < least:
+        wants = f"requires at least {least} argument{'s' * (least != 1)}"
+    else:
+        wants = f"requires at most {most} argument{'s' * (most != 1)}"
+    usage = f"usage: {PROGRAM} {command.name} {command.usage}"
+    raise UsageError(f'"{PROGRAM} {command.name}" {wants}', hint=usage)
+
+
+# %% Help
+def flag_lines(flags: tuple[Flag, ...]) -> Iterator[str]:
+    """Yield the lines of help for flags, in Docker's columns."""
+    rows = []
+    for flag in sorted(flags, key=lambda f: f.name):
+        short = f"-{flag.short}, " if flag.short else "    "
+        rows.append((f"  {short}--{flag.name} {flag.takes.value}".rstrip(), flag.help))
+    width = max((len(left) for left, _ in rows), default=0) + 3
+    for left, text in rows:
+        yield left.ljust(width) + text
+
+
+def command_help(command: Command) -> str:
+    """Return what ``--help`` prints for a command."""
+    lines = [f"Usage:  {PROGRAM} {command.name} {command.usage}", "", command.help]
+    if command.flags:
+        lines += ["", "Options:", *flag_lines(command.flags)]
+    if command.example:
+        lines += ["", "Example:", f"  {command.example}"]
+    return "\n".join(lines)
+
+
+def program_help(commands: Mapping[str, Command], flags: tuple[Flag, ...]) -> str:
+    """Return what ``minidocker --help`` prints."""
+    width = max(len(name) for name in commands) + 3
+    lines = [
+        f"Usage:  {PROGRAM} [OPTIONS] COMMAND",
+        "",
+        "Build images and run containers, as Docker does",
+        "",
+        "Commands:",
+        *(f"  {c.name.ljust(width)}{c.help}" for _, c in sorted(commands.items())),
+        "",
+        "Options:",
+        *flag_lines(flags),
+        "",
+        f"`{PROGRAM} COMMAND --help` tells more about a command.",
+    ]
+    return "\n".join(lines)
+
+
+# %% Completion
+def completion(commands: Mapping[str, Command], shell: str) -> str:
+    """Return the completion script for ``bash``, ``zsh`` or ``fish``."""
+    if shell == "fish":
+        return "\n".join(fish_lines(commands))
+    if shell not in ("bash", "zsh"):
+        hint = did_you_mean(shell, ["bash", "zsh", "fish"], other="bash, zsh or fish")
+        raise UsageError(f'no completion for the shell "{shell}"', hint=hint)
+    names = " ".join(sorted(commands))
+    cases = [
+        f"    {c.name}) words='{' '.join('--' + f.name for f in c.flags)} --help' ;;"
+        for _, c in sorted(commands.items())
+    ]
+    head = ["autoload -U +X bashcompinit && bashcompinit"] if shell == "zsh" else []
+    return "\n".join(
+        [
+            *head,
+            f"_{PROGRAM}() {{",
+            "  local words current=${COMP_WORDS[COMP_CWORD]}",
+            "  case ${COMP_WORDS[1]} in",
+            *cases,
+            f"    *) words='{names}' ;;",
+            "  esac",
+            f"  if [ $COMP_CWORD = 1 ]; then words='{names}'; fi",
+            "  if [ $COMP_CWORD != 1 ] && [[ $current != -* ]]; then",
+            '    COMPREPLY=($(compgen -f -- "$current")); return',
+            "  fi",
+            '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
+            "}",
+            f"complete -F _{PROGRAM} {PROGRAM}",
+        ]
+    )
+
+
+def fish_lines(commands: Mapping[str, Command]) -> Iterator[str]:
+    """Yield the lines of fish's completion."""
+    for _, command in sorted(commands.items()):
+        text = command.help.replace("'", "\\'")
+        yield (
+            f"complete -c {PROGRAM} -n __fish_use_subcommand "
+            f"-a {command.name} -d '{text}'"
+        )
+        for flag in command.flags:
+            short = f" -s {flag.short}" if flag.short else ""
+            yield (
+                f"complete -c {PROGRAM} -l {flag.name}{short} "
+                f"-n '__fish_seen_subcommand_from {command.name}'"
+            )

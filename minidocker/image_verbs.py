@@ -1,0 +1,400 @@
+# From book/59-image-verbs.md. Edit there and tangle, or here and tangle --back.
+
+# %% Image verbs: one function for each command
+"""The commands on images: take what was given, ask the engine, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from minidocker.container_verbs import (
+    Needs,
+    notice,
+    open_engine,
+    print_lines,
+    print_text,
+)
+from minidocker.containers import Status
+from minidocker.engine import Engine
+from minidocker.errors import (
+    IntegrityError,
+    MinidockerError,
+    NotFoundError,
+    UsageError,
+)
+from minidocker.flags import Given
+from minidocker.oci import Reference, go_json, parse_reference
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.reading import Read
+
+
+# %% Progress
+class Meter:
+    """A line on the terminal that counts bytes; silent where there is no terminal."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.size, self.shown = what, 0, 0
+        self.live = os.isatty(2)
+
+    def add(self, size: int) -> None:
+        """Count bytes; show them at every eighth of a megabyte."""
+        self.size += size
+        if self.live and self.size - self.shown >= 1 << 17:
+            from minidocker.views import human_size
+
+            self.shown = self.size
+            sys.stderr.write(f"\r{self.what} {human_size(self.size):>8} ")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+# %% From a container to an image
+def diff(given: Given) -> int:
+    """``diff CONTAINER``"""
+    engine = open_engine(given, Needs.TREES)
+    print_lines(map(str, engine.diff(engine.containers.resolve(given.args[0]))))
+    return 0
+
+
+def commit(given: Given) -> int:
+    """``commit [OPTIONS] CONTAINER [REPOSITORY[:TAG]]``"""
+    reference = optional_reference(given.args[1:])
+    engine = open_engine(given, Needs.MOUNTS)
+    id = engine.commit(
+        engine.containers.resolve(given.args[0]),
+        reference,
+        author=given.text("author"),
+        comment=given.text("message"),
+        changes=given.list("change"),
+    )
+    print(id)
+    return 0
+
+
+def optional_reference(args: tuple[str, ...]) -> Reference | None:
+    """Return the reference in the arguments, if there is one."""
+    return parse_reference(args[0]) if args else None
+
+
+def export(given: Given) -> int:
+    """``export [OPTIONS] CONTAINER``"""
+    engine, path = open_engine(given, Needs.MOUNTS), given.text("output")
+    container = engine.containers.resolve(given.args[0])
+    if not path and os.isatty(1):
+        raise UsageError("a tar is not for a terminal", hint="-o FILE, or a pipe")
+    meter = Meter("Exporting")
+    with open(path, "wb") if path else open(1, "wb", closefd=False) as file:
+
+        def put(data: bytes) -> None:
+            file.write(data)
+            meter.add(len(data))
+
+        engine.export(container, put)
+    meter.end()
+    return 0
+
+
+# %% Images
+def tar_reader(source: str) -> Read:
+    """Open a tar, compressed or not; ``-`` is our input. Returns its ``read``.
+
+    Raises UsageError when it cannot be opened.
+    """
+    import bz2
+    import gzip
+    import io
+    import lzma
+
+    if source.startswith(("http://", "https://")):
+        hint = "fetch it first: `curl URL | minidocker import -`"
+        raise UsageError("import does not fetch from the network", hint=hint)
+    try:
+        number = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        file = io.BufferedReader(io.FileIO(number, closefd=number != 0), 1 << 18)
+        head = file.peek(6)[:6]
+    except OSError as why:
+        raise UsageError(f"cannot be read: {why.strerror}", where=source) from why
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=file).read
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(file).read
+    if head.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(file).read
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        hint = "pipe it through `zstd -dc`"
+        raise UsageError("zstd is not supported", where=source, hint=hint)
+    return file.read
+
+
+def import_(given: Given) -> int:
+    """``import [OPTIONS] FILE|- [REPOSITORY[:TAG]]``"""
+    import lzma
+    import zlib
+
+    source, meter = given.args[0], Meter("Importing")
+    reference = optional_reference(given.args[1:])
+    if source == "-" and os.isatty(0):
+        raise UsageError("a tar is expected on the input, not a terminal")
+    read = tar_reader(source)
+
+    def counted(size: int) -> bytes:
+        try:
+            data = read(size)
+        except (EOFError, ValueError, lzma.LZMAError, zlib.error) as why:
+            raise IntegrityError(f"cannot be unpacked: {why}", where=source) from why
+        meter.add(len(data))
+        return data
+
+    engine = open_engine(given, Needs.MOUNTS)
+    id = engine.import_(
+        counted,
+        reference,
+        source=source,
+        message=given.text("message"),
+        changes=given.list("change"),
+    )
+    meter.end()
+    print(id)
+    return 0
+
+
+# %% Images
+def build(given: Given) -> int:
+    """``build [OPTIONS] PATH``"""
+    from minidocker.context import open_context
+    from minidocker.stage import BuildOptions
+
+    path = given.args[0]
+    name = given.text("file") or os.path.join(path, "Dockerfile")
+    options = BuildOptions(
+        tags=given.list("tag"),
+        build_args=build_arguments(given.list("build-arg")),
+        no_cache=given.on("no-cache"),
+        target=given.text("target") or None,
+    )
+    for tag in options.tags:
+        parse_reference(tag)
+    text = read_dockerfile(name, path)
+    quiet = given.on("quiet")
+    engine = open_engine(given, Needs.MOUNTS)
+    with open_context(path) as context:
+        id = engine.build(
+            text,
+            context,
+            options,
+            name=os.path.relpath(name, path) if not given.text("file") else name,
+            progress=(lambda line: None) if quiet else tell,
+        )
+    if quiet:
+        print(id)
+    return 0
+
+
+def tell(line: str) -> None:
+    """Print a line of progress before what the next step prints."""
+    print(line, flush=True)
+
+
+def read_dockerfile(name: str, path: str) -> bytes:
+    """Return the text of a Dockerfile; UsageError says which path is missing."""
+    if path == "-" or path.startswith(("http://", "https://", "git@")):
+        hint = "minidocker build DIRECTORY"
+        raise UsageError(f'the context "{path}" is not a directory', hint=hint)
+    if not os.path.isdir(path):
+        raise MinidockerError(
+            "unable to prepare context: no such directory", where=path
+        )
+    try:
+        with open(name, "rb") as file:
+            return file.read()
+    except OSError as why:
+        what = f"unable to read the Dockerfile: {why.strerror}"
+        raise MinidockerError(what, where=name, hint="-f names another one") from why
+
+
+def build_arguments(lines: tuple[str, ...]) -> dict[str, str]:
+    """Return ``--build-arg``; a name alone takes its value from the environment."""
+    found = {}
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return found
+
+
+# %% Images
+def images(given: Given) -> int:
+    """``images [OPTIONS] [REPOSITORY[:TAG]]``"""
+    from minidocker.views import IMAGES, formatted, image_rows
+
+    engine, whole = open_engine(given), given.on("no-trunc")
+    rows = image_rows(engine, everything=given.on("all"), whole=whole)
+    if given.args:
+        wanted = parse_reference(given.args[0])
+        rows = [row for row in rows if row["Repository"] == wanted.name]
+        rows = [row for row in rows if not wanted.tag or row["Tag"] == wanted.tag]
+    if given.on("quiet"):
+        print_lines(dict.fromkeys(row["ID"] for row in rows))
+        return 0
+    for row in rows:
+        del row["created"]
+    print_text(formatted(IMAGES, rows, given.text("format")))
+    return 0
+
+
+def history(given: Given) -> int:
+    """``history [OPTIONS] IMAGE``"""
+    from minidocker.images import history as lines
+    from minidocker.views import HISTORY, formatted, history_view
+
+    engine, whole = open_engine(given), given.on("no-trunc")
+    id = engine.images.resolve(given.args[0])
+    found = lines(engine.images, engine.layers, id)
+    rows = history_view(found, whole=whole, human=given.flags.get("human", True))
+    if given.on("quiet"):
+        print_lines(row["ID"] for row in rows)
+    else:
+        print_text(formatted(HISTORY, rows, given.text("format")))
+    return 0
+
+
+def tag(given: Given) -> int:
+    """``tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]``"""
+    engine = open_engine(given)
+    source, target = given.args
+    engine.images.tag(parse_reference(target), engine.images.resolve(source))
+    return 0
+
+
+def rmi(given: Given) -> int:
+    """``rmi [OPTIONS] IMAGE [IMAGE...]``"""
+    engine, status = open_engine(given, Needs.TREES), 0
+    for text in given.args:
+        try:
+            print_lines(engine.rmi(text, force=given.on("force")))
+        except MinidockerError as why:
+            notice(f"minidocker: {why}")
+            status = why.status
+    return status
+
+
+# %% Images
+def inspected(engine: Engine, text: str, kind: str) -> dict[str, object]:
+    """Return the document of a container or an image. Raises NotFoundError."""
+    from minidocker.views import inspect_container, inspect_image
+
+    if kind != "image":
+        try:
+            return inspect_container(engine, engine.containers.resolve(text))
+        except NotFoundError:
+            if kind == "container":
+                raise
+    try:
+        return inspect_image(engine, engine.images.resolve(text))
+    except NotFoundError as why:
+        if kind == "image":
+            raise
+        raise NotFoundError(f'no such object: "{text}"', hint=why.hint) from why
+
+
+def inspect(given: Given) -> int:
+    """``inspect [OPTIONS] NAME|ID [NAME|ID...]``"""
+    from minidocker.views import fill, pretty
+
+    engine, form, found, status = open_engine(given), given.text("format"), [], 0
+    for text in given.args:
+        try:
+            found.append(inspected(engine, text, given.text("type")))
+        except MinidockerError as why:
+            notice(f"minidocker: {why}")
+            status = why.status
+    if not form:
+        print(pretty(found))
+    for one in found if form else ():
+        print(go_json(one).decode() if form == "json" else fill(form, one))
+    return status
+
+
+# %% Images
+def lineage(given: Given) -> int:
+    """``lineage [OPTIONS] IMAGE``"""
+    from minidocker.lineage import lineage_dot, lineage_text, side_by_side
+
+    engine, form = open_engine(given), given.text("format") or "text"
+    id = engine.images.resolve(given.args[0])
+    if given.on("diff"):
+        parent = engine.images.parent(id)
+        if parent is None:
+            raise NotFoundError("this image has no parent here", where=given.args[0])
+        print(side_by_side(engine.images.raw(parent), engine.images.raw(id)))
+    elif path := given.text("output"):
+        draw(lineage_dot(engine.images, engine.layers, id), path)
+    elif form == "svg":
+        print(svg_or_text(engine, id))
+    elif form in ("text", "dot"):
+        make = lineage_text if form == "text" else lineage_dot
+        print(make(engine.images, engine.layers, id))
+    else:
+        raise UsageError(f'no format "{form}"', hint="text, dot or svg")
+    return 0
+
+
+def svg_or_text(engine: Engine, id: str) -> str:
+    """Return the picture as SVG, or the plain text where ``dot`` is absent."""
+    from minidocker.errors import UnsupportedError
+    from minidocker.lineage import lineage_dot, lineage_svg, lineage_text
+
+    try:
+        return lineage_svg(lineage_dot(engine.images, engine.layers, id))
+    except UnsupportedError as why:
+        notice(f"minidocker: {why}")
+        return lineage_text(engine.images, engine.layers, id)
+
+
+def draw(dot: str, path: str) -> None:
+    """Write the picture to a file."""
+    from minidocker.lineage import lineage_svg
+
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(dot if path.endswith(".dot") else lineage_svg(dot))
+
+
+def info(given: Given) -> int:
+    """``info [OPTIONS]``"""
+    from minidocker.info import findings
+    from minidocker.views import fill
+
+    found = findings()
+    engine = open_engine(given)
+    states = [state.status for _, state in engine.containers.list()]
+    facts = {
+        "Containers": len(states),
+        "ContainersRunning": states.count(Status.RUNNING),
+        "Images": len(engine.images.ids()),
+        "Driver": engine.driver.name,
+        "Rootless": engine.driver.rootless,
+        "RootDir": engine.root,
+        "KernelVersion": os.uname().release,
+        "Architecture": os.uname().machine,
+        "NCPU": os.cpu_count() or 1,
+        **{finding.name.replace(" ", ""): finding.works for finding in found},
+    }
+    if form := given.text("format"):
+        print(go_json(facts).decode() if form == "json" else fill(form, facts))
+        return 0
+    for name, value in list(facts.items())[:9]:
+        print(f"{name}: {value}")
+    for finding in found:
+        print(f"{finding.name}: {'yes' if finding.works else 'no'}, {finding.follows}")
+    return 0

@@ -1,0 +1,277 @@
+# From book/22-images.md. Edit there and tangle, or here and tangle --back.
+
+# %% Images: a JSON, its parent and its names
+"""The image store: image JSONs by id, parent and child, names, history.
+
+On disk below ``image/<driver>``, as in Docker: ``imagedb/content/sha256/<id>``,
+``imagedb/metadata/sha256/<id>/parent`` and ``repositories.json``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minidocker.durable import Batch, replace_file
+from minidocker.errors import (
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    UsageError,
+    did_you_mean,
+)
+from minidocker.layers import LayerStore, read_text
+from minidocker.oci import (
+    DIGEST,
+    ImageConfig,
+    Reference,
+    hex_of,
+    parse_image,
+    parse_reference,
+    sha256_text,
+)
+from minidocker.records import Record
+from minidocker.trees import remove_path
+
+
+TYPE_CHECKING = False
+
+
+# %% The nouns
+class HistoryRow(Record):
+    """One line of `history`; the newest comes first.
+
+    ``id`` is None where the image of that step is not on this machine. ``size`` is the
+    bytes of the step's layer, 0 without one.
+    """
+
+    id: str | None
+    created: str
+    created_by: str
+    size: int
+    comment: str
+    tags: tuple[str, ...] = ()
+
+
+Repositories = dict[str, dict[str, str]]
+
+
+# %% The names
+def familiar_names(reference: Reference) -> tuple[str, str]:
+    """Return the two keys under which a reference is kept.
+
+    >>> familiar_names(parse_reference("docker.io/library/kb:v1"))
+    ('kb', 'kb:v1')
+    """
+    reference = reference.tagged
+    return reference.name, reference.familiar
+
+
+class Names:
+    """The references of a store, in one file. Ids are image ids."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def read(self) -> Repositories:
+        """Return all names. Raises IntegrityError when the file is damaged."""
+        try:
+            with open(self.path, "rb") as file:
+                found = json.load(file)["Repositories"]
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError) as why:
+            raise IntegrityError("not a list of names", where=self.path) from why
+        return {str(name): dict(tags) for name, tags in found.items()}
+
+    @contextmanager
+    def changed(self) -> Iterator[Repositories]:
+        """Yield the names to be changed; they are written at the end of the block."""
+        os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+        fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            names = self.read()
+            yield names
+            kept = {name: tags for name, tags in sorted(names.items()) if tags}
+            text = json.dumps({"Repositories": kept}, separators=(",", ":"))
+            replace_file(self.path, text.encode())
+        finally:
+            os.close(fd)
+
+    def find(self, reference: Reference) -> str | None:
+        """Return the id that a reference stands for, or None."""
+        name, whole = familiar_names(reference)
+        return self.read().get(name, {}).get(whole)
+
+    def of(self, image: str) -> list[str]:
+        """Return the names of an image, sorted."""
+        tags = (tags for tags in self.read().values())
+        return sorted(name for tag in tags for name, id in tag.items() if id == image)
+
+
+# %% The store
+class ImageStore:
+    """The images below ``root`` whose layers the driver ``driver_name`` keeps.
+
+    New images are staged in ``batch``. An image is read by its id, a whole digest,
+    and what is read is checked against it.
+    """
+
+    def __init__(self, root: str, driver_name: str, batch: Batch) -> None:
+        home = f"{root}/image/{driver_name}"
+        self.content = f"{home}/imagedb/content/sha256"
+        self.metadata = f"{home}/imagedb/metadata/sha256"
+        self.names = Names(f"{home}/repositories.json")
+        self.batch = batch
+        self._parents: dict[str, str | None] | None = None
+
+    # the JSON
+
+    def add(self, image: ImageConfig, parent: str | None) -> str:
+        """Keep an image and return its id; the same image twice is one image."""
+        text = image.to_json()
+        id = sha256_text(text)
+        if parent:
+            hex_of(parent)
+            place = f"{self.metadata}/{hex_of(id)}/parent"
+            self.batch.stage(place, parent.encode())
+        self.batch.stage(f"{self.content}/{hex_of(id)}", text)
+        self.batch.settle()
+        if self._parents is not None:
+            self._parents[id] = parent
+        return id
+
+    def raw(self, id: str) -> bytes:
+        """Return the bytes of an image JSON. Raises NotFoundError, IntegrityError."""
+        path = self.batch.place(f"{self.content}/{hex_of(id)}")
+        try:
+            with open(path, "rb") as file:
+                text = file.read()
+        except FileNotFoundError as why:
+            raise NotFoundError(f'no such image: "{id}"') from why
+        if sha256_text(text) != id:
+            raise IntegrityError("the image JSON does not match its id", where=path)
+        return text
+
+    def get(self, id: str) -> ImageConfig:
+        """Return the image of an id."""
+        return parse_image(self.raw(id), where=f"image {id[7:19]}")
+
+    def ids(self) -> list[str]:
+        """Return the ids of all images, sorted."""
+        names = self.batch.names(self.content)
+        return [id for name in names if DIGEST.fullmatch(id := f"sha256:{name}")]
+
+    def delete(self, id: str) -> None:
+        """Remove an image's JSON and metadata; its layers wait for a sweep."""
+        self.batch.publish()
+        remove_path(f"{self.content}/{hex_of(id)}")
+        remove_path(f"{self.metadata}/{hex_of(id)}")
+        self._parents = None
+
+    # the family
+
+    def parent(self, id: str) -> str | None:
+        """Return the image that this one was built from, if it was built here."""
+        return read_text(self.batch.place(f"{self.metadata}/{hex_of(id)}/parent"))
+
+    def children(self, id: str | None) -> list[str]:
+        """Return the images that were built from this one; for None, from nothing."""
+        if self._parents is None:
+            self._parents = {one: self.parent(one) for one in self.ids()}
+        return sorted(one for one, parent in self._parents.items() if parent == id)
+
+    # the names
+
+    def tag(self, reference: Reference, id: str) -> None:
+        """Let a reference stand for an image, and for no other any more."""
+        if reference.digest:
+            raise UsageError(f'"{reference}" has a digest and cannot be a tag')
+        self.batch.publish()
+        name, whole = familiar_names(reference)
+        with self.names.changed() as names:
+            names.setdefault(name, {})[whole] = id
+
+    def untag(self, reference: Reference) -> str:
+        """Remove a name; return the id it stood for. Raises NotFoundError."""
+        name, whole = familiar_names(reference)
+        with self.names.changed() as names:
+            id = names.get(name, {}).pop(whole, None)
+        if id is None:
+            raise NotFoundError(f'no such image: "{whole}"')
+        return id
+
+    def tags_of(self, id: str) -> list[str]:
+        """Return an image's names, sorted."""
+        return self.names.of(id)
+
+    def resolve(self, text: str) -> str:
+        """Return the id that a person means: an id, a name, or how an id begins.
+
+        Raises NotFoundError, and UsageError for what can be none of the three.
+        """
+        if DIGEST.fullmatch(text):
+            self.raw(text)
+            return text
+        begins = text.removeprefix("sha256:")
+        is_hex = bool(begins) and not begins.strip("0123456789abcdef")
+        try:
+            if found := self.names.find(parse_reference(text)):
+                return found
+        except UsageError:
+            if not is_hex:
+                raise
+        ids = [id for id in self.ids() if is_hex and id[7:].startswith(begins)]
+        if len(ids) > 1:
+            raise ConflictError(f'"{text}" begins the ids of {len(ids)} images')
+        return ids[0] if ids else self.unknown(text)
+
+    def unknown(self, text: str) -> str:
+        """Raise the error for an image that is not there."""
+        known = [name for tags in self.names.read().values() for name in tags]
+        known += [name.removesuffix(":latest") for name in known]
+        other = "`minidocker images` lists those that are here"
+        hint = did_you_mean(text, known, other=other)
+        raise NotFoundError(f'no such image: "{text}"', hint=hint)
+
+
+# %% History
+def history(images: ImageStore, layers: LayerStore, id: str) -> list[HistoryRow]:
+    """Return the lines of `history`, the newest first."""
+    image = images.get(id)
+    sizes = iter([layer.size for layer in layers.stack(image.diff_ids)])
+    rows = [
+        HistoryRow(
+            None,
+            entry.created or "",
+            entry.created_by,
+            0 if entry.empty_layer else next(sizes, 0),
+            entry.comment,
+        )
+        for entry in image.history
+    ]
+    family: str | None = id
+    for number in reversed(range(len(rows))):
+        if family is None:
+            break
+        tags = tuple(images.tags_of(family))
+        rows[number] = rows[number].replace(id=family, tags=tags)
+        family = images.parent(family)
+    return rows[::-1]
+
+
+def size_of(images: ImageStore, layers: LayerStore, id: str) -> int:
+    """Return the bytes of an image's files, each layer's counted."""
+    return sum(layer.size for layer in layers.stack(images.get(id).diff_ids))
+
+
+def chains_in_use(images: ImageStore) -> set[str]:
+    """Return the chain ids of the top layers of all images."""
+    from minidocker.oci import chain_id
+
+    stacks = (images.get(id).diff_ids for id in images.ids())
+    return {chain_id(diff_ids) for diff_ids in stacks if diff_ids}

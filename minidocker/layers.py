@@ -1,0 +1,344 @@
+# From book/21-layers.md. Edit there and tangle, or here and tangle --back.
+
+# %% Layers: what is under an image
+"""The layer store: read-only layers by chain id, read-write layers by container.
+
+On disk below ``image/<driver>/layerdb``, as in Docker: for the first
+``sha256/<chain>/{diff,cache-id,parent,size}``, for the others
+``mounts/<container>/{mount-id,parent}``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+
+from minidocker.drivers import RootView, StorageDriver
+from minidocker.durable import Batch, write_new
+from minidocker.errors import IntegrityError, NotFoundError
+from minidocker.oci import chain_ids, hex_of
+from minidocker.records import Record
+from minidocker.trees import remove_path
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.archive import Put
+    from minidocker.changes import Change
+    from minidocker.reading import Read
+
+
+# %% The nouns
+class Layer(Record):
+    """A read-only layer. ``parent`` is a chain id; ``size`` the bytes of its files."""
+
+    chain_id: str
+    diff_id: str
+    parent: str | None
+    cache_id: str
+    size: int
+
+
+EMPTY_TAR = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+
+
+# %% The nouns
+def read_text(path: str) -> str | None:
+    """Return a small file's text, or None when there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def chain_on(parent: str | None, diff_id: str) -> str:
+    """Return the chain id of a layer on top of a chain; pure.
+
+    >>> chain_on(None, EMPTY_TAR) == EMPTY_TAR
+    True
+    """
+    return chain_ids([parent, diff_id] if parent else [diff_id])[-1]
+
+
+# %% What is not the container's doing
+MOUNT_POINTS = (
+    "/dev", "/dev/console", "/dev/mqueue", "/dev/pts", "/etc", "/etc/hostname",
+    "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys",
+    "/dev/shm",  # noqa: S108
+)  # fmt: skip
+
+
+def is_blank(path: str) -> bool:
+    """Whether a path is a directory or an empty file."""
+    try:
+        st = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(st.st_mode) or (stat.S_ISREG(st.st_mode) and not st.st_size)
+
+
+def mount_points(driver: StorageDriver, layer: str) -> list[str]:
+    """Return the paths of a layer that only mounts need, deepest first."""
+    from minidocker.changes import ChangeKind
+
+    tree = driver.tree(layer)
+    blank = {path for path in MOUNT_POINTS if is_blank(tree + path)}
+    if not blank:
+        return []
+    added, needed = set(), set()
+    for change in driver.changes(layer):
+        if change.path in blank and change.kind is ChangeKind.ADDED:
+            added.add(change.path)
+        else:
+            needed |= {path for path in blank if change.path.startswith(f"{path}/")}
+    return sorted(added - needed, reverse=True)
+
+
+def remove_mount_points(driver: StorageDriver, layer: str) -> None:
+    """Remove the files that were made to be mounted on; times stay as they are."""
+    tree = driver.tree(layer)
+    for path in mount_points(driver, layer):
+        above = os.path.dirname(tree + path)
+        st = os.lstat(above)
+        remove_path(tree + path)
+        os.utime(above, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+# %% Times that differ from build to build
+def set_times_back(driver: StorageDriver, layer: str, epoch: int) -> None:
+    """Set times after ``epoch`` (seconds) in a layer's own files to it."""
+    from minidocker.changes import ChangeKind
+
+    tree, newest = driver.tree(layer), epoch * 1_000_000_000
+    for change in driver.changes(layer):
+        if change.kind is not ChangeKind.DELETED:
+            path = tree + change.path
+            if os.lstat(path).st_mtime_ns > newest:
+                os.utime(path, ns=(newest, newest), follow_symlinks=False)
+
+
+# %% The store
+class LayerStore:
+    """The layers below ``root`` that ``driver`` keeps.
+
+    New layers are staged in ``batch`` and published with it. Read-write layers are
+    there at once, and never synced: a power cut ends the container anyway. ``epoch``
+    (seconds) is the newest time that files of a commit may have: SOURCE_DATE_EPOCH.
+    """
+
+    def __init__(self, root: str, driver: StorageDriver, batch: Batch) -> None:
+        self.root, self.driver, self.batch = root, driver, batch
+        self.epoch: int | None = None
+        home = f"{root}/image/{driver.name}/layerdb"
+        self.chains, self.mounts = f"{home}/sha256", f"{home}/mounts"
+
+    # read-only layers
+
+    def get(self, chain: str) -> Layer:
+        """Return the layer of a chain id. Raises NotFoundError, IntegrityError."""
+        place = self.batch.place(f"{self.chains}/{hex_of(chain)}")
+        diff_id, cache_id = read_text(f"{place}/diff"), read_text(f"{place}/cache-id")
+        if diff_id is None or cache_id is None:
+            raise NotFoundError(f'no such layer: "{chain}"')
+        size, parent = read_text(f"{place}/size"), read_text(f"{place}/parent")
+        if chain_on(parent, diff_id) != chain or size is None:
+            raise IntegrityError("the files of this layer are damaged", where=place)
+        return Layer(chain, diff_id, parent, cache_id, int(size))
+
+    def ids(self) -> list[str]:
+        """Return all chain ids, sorted."""
+        return ["sha256:" + name for name in self.batch.names(self.chains)]
+
+    def stack(self, diff_ids: Iterable[str]) -> list[Layer]:
+        """Return the layers of an image, bottom-first."""
+        return [self.get(chain) for chain in chain_ids(diff_ids)]
+
+    def add(self, read: Read) -> Layer | None:
+        """Make a bottom layer from the tree in a tar. None if the tree is empty.
+
+        The layer is the tree, not the tar: another order of the members gives the
+        same diff id. Constant memory; nothing is left when it fails.
+        """
+        cache_id = os.urandom(32).hex()
+        self.driver.create(cache_id, None)
+        self.driver.apply(cache_id, read)
+        return self.seal(cache_id, None)
+
+    def seal(self, cache_id: str, parent: str | None) -> Layer | None:
+        """Name a finished tree: compute its diff id, and stage the layer.
+
+        None, and the tree is gone, when it changes nothing. A tree that is known
+        already is dropped, and the known layer returned.
+        """
+        from minidocker.archive import Tally
+
+        if self.epoch is not None:
+            set_times_back(self.driver, cache_id, self.epoch)
+        tally = Tally()
+        self.driver.pack(cache_id, tally)
+        chain = chain_on(parent, tally.digest)
+        if tally.digest == EMPTY_TAR:
+            self.driver.remove(cache_id)
+            return None
+        with suppress(NotFoundError):
+            known = self.get(chain)
+            self.driver.remove(cache_id)
+            return known
+        size = self.driver.size(cache_id)
+        layer = Layer(chain, tally.digest, parent, cache_id, size)
+        self.write(layer)
+        return layer
+
+    def write(self, layer: Layer) -> None:
+        """Stage the directory of a layer."""
+        new = self.batch.new_path()
+        os.mkdir(new)
+        write_new(f"{new}/diff", layer.diff_id.encode())
+        write_new(f"{new}/cache-id", layer.cache_id.encode())
+        write_new(f"{new}/size", b"%d" % layer.size)
+        if layer.parent:
+            write_new(f"{new}/parent", layer.parent.encode())
+        self.batch.stage_path(new, f"{self.chains}/{hex_of(layer.chain_id)}")
+
+    def tar_of(self, chain: str, put: Put) -> None:
+        """Write a layer's tar, the bytes that its diff id is the digest of.
+
+        Raises IntegrityError, after the last byte, when the files have changed.
+        """
+        from minidocker.archive import Tally
+
+        layer, tally = self.get(chain), Tally(put)
+        self.driver.pack(layer.cache_id, tally)
+        if tally.digest != layer.diff_id:
+            what = f'the files of layer "{chain}" are not those that were committed'
+            raise IntegrityError(what)
+
+    # read-write layers
+
+    def create_rw(self, name: str, parent: str | None) -> str:
+        """Give container ``name`` an empty read-write layer on a chain; its mount id.
+
+        Raises NotFoundError for a chain that is not there.
+        """
+        mount_id = os.urandom(32).hex()
+        self.driver.create(mount_id, self.get(parent).cache_id if parent else None)
+        place = f"{self.mounts}/{name}"
+        os.makedirs(place, 0o700)
+        write_new(f"{place}/mount-id", mount_id.encode())
+        if parent:
+            write_new(f"{place}/parent", parent.encode())
+        return mount_id
+
+    def mount_id(self, name: str) -> str:
+        """Return the driver's id of a container's layer. Raises NotFoundError."""
+        found = read_text(f"{self.mounts}/{name}/mount-id")
+        if not found:
+            raise NotFoundError(f'container "{name}" has no read-write layer')
+        return found
+
+    def rw_view(self, name: str, *, volatile: bool = False) -> RootView:
+        """Say how a container's whole tree is mounted; mounts nothing."""
+        return self.driver.view(self.mount_id(name), writable=True, volatile=volatile)
+
+    def rw_mounted(
+        self, name: str, *, writable: bool = True
+    ) -> AbstractContextManager[str]:
+        """Show a container's whole tree in a directory for a ``with`` block."""
+        return self.driver.mounted(self.mount_id(name), writable=writable)
+
+    def changes(self, name: str) -> Iterator[Change]:
+        """Yield what a container changed over its image, sorted by path."""
+        mount_id = self.mount_id(name)
+        ours = frozenset(mount_points(self.driver, mount_id))
+        return self.driver.changes(mount_id, without=ours)
+
+    def rw_size(self, name: str) -> int:
+        """Return the bytes of the files that a container added or changed."""
+        return self.driver.size(self.mount_id(name))
+
+    def rw_parent(self, name: str) -> str | None:
+        """Return the chain id below a container's layer."""
+        return read_text(f"{self.mounts}/{name}/parent")
+
+    def commit_rw(self, name: str) -> Layer | None:
+        """Turn a container's read-write layer into a read-only one, uncopied.
+
+        The container has no layer any more. None when nothing was changed.
+        """
+        mount_id, parent = self.mount_id(name), self.rw_parent(name)
+        remove_mount_points(self.driver, mount_id)
+        layer = self.seal(mount_id, parent)
+        remove_path(f"{self.mounts}/{name}")
+        return layer
+
+    def copy_rw(self, name: str) -> Layer | None:
+        """Make a read-only layer of what is in a container's layer, which stays."""
+        from minidocker.archive import Tally
+
+        mount_id, parent = self.mount_id(name), self.rw_parent(name)
+        spool, copy = self.batch.new_path(), os.urandom(32).hex()
+        try:
+            with open(spool, "wb") as file:
+                self.driver.pack(mount_id, Tally(file.write))
+            self.driver.create(copy, self.get(parent).cache_id if parent else None)
+            with open(spool, "rb") as file:
+                self.driver.apply(copy, file.read)
+            remove_mount_points(self.driver, copy)
+        finally:
+            remove_path(spool)
+        return self.seal(copy, parent)
+
+    def remove_rw(self, name: str) -> None:
+        """Throw a container's layer away; nothing if there is none."""
+        mount_id = read_text(f"{self.mounts}/{name}/mount-id")
+        if mount_id:
+            self.driver.remove(mount_id)
+        remove_path(f"{self.mounts}/{name}")
+
+
+# %% What a crash leaves, and who removes it
+def sweep(
+    store: LayerStore, *, containers: Iterable[str], chains: Iterable[str]
+) -> list[str]:
+    """Remove what nothing names; return the driver's ids that were removed.
+
+    ``containers`` are the names that may have a read-write layer, ``chains`` the
+    chain ids that images name. The caller holds the store's lock exclusively.
+    """
+    store.batch.publish()
+    remove_path(store.batch.tmp)
+    living, wanted = set(containers), set(chains)
+    for name in store.batch.names(store.mounts):
+        if name not in living:
+            store.remove_rw(name)
+        elif parent := store.rw_parent(name):
+            wanted.add(parent)
+    kept = keep_layers(store, wanted)
+    kept |= {store.mount_id(name) for name in store.batch.names(store.mounts)}
+    kept |= {below for one in kept for below in store.driver.lowers(one)}
+    rubbish = [one for one in store.driver.ids() if one not in kept]
+    for one in rubbish:
+        store.driver.remove(one)
+    return rubbish
+
+
+def keep_layers(store: LayerStore, chains: set[str]) -> set[str]:
+    """Forget the layers that are not below one of ``chains``; return the others'
+    cache ids.
+    """
+    kept: dict[str, str] = {}
+    todo = list(chains)
+    while todo:
+        chain = todo.pop()
+        with suppress(NotFoundError):
+            layer = store.get(chain)
+            kept[chain] = layer.cache_id
+            if layer.parent and layer.parent not in kept:
+                todo.append(layer.parent)
+    for chain in store.ids():
+        if chain not in kept:
+            remove_path(f"{store.chains}/{hex_of(chain)}")
+    return set(kept.values())

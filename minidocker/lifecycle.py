@@ -1,0 +1,224 @@
+# From book/46-lifecycle.md. Edit there and tangle, or here and tangle --back.
+
+# %% Lifecycle: from create to remove
+"""A container's life: how it is started; signal, wait, stop, remove."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from minidocker.containers import (
+    Container,
+    ContainerStore,
+    State,
+    Status,
+    discard,
+    looking,
+    no_such,
+    signal_process,
+)
+from minidocker.errors import ConflictError, NotFoundError, UsageError, did_you_mean
+from minidocker.linux import pidfd_open
+from minidocker.namespaces import Bind
+from minidocker.oci import ContainerConfig
+from minidocker.program import ProcessSpec
+from minidocker.runtime import network_binds, start_time
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# %% From image to container: merging two configs
+def merged_env(
+    image: tuple[str, ...] | None, own: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    """Return the command line's variables, then those of the image it left alone.
+
+    >>> merged_env(("PATH=/bin", "A=1"), ("A=2",))
+    ('A=2', 'PATH=/bin')
+    """
+    if not image:
+        return own
+    names = {line.partition("=")[0] for line in own or ()}
+    return (own or ()) + tuple(e for e in image if e.partition("=")[0] not in names)
+
+
+def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerConfig:
+    """Return the command line's config, completed from the image's.
+
+    Source: moby, daemon/commit.go, merge.
+    """
+    entrypoint, cmd = own.entrypoint, own.cmd
+    if not entrypoint:
+        entrypoint, cmd = image.entrypoint, cmd or image.cmd
+    if entrypoint == ("",):  # `--entrypoint ""` takes the image's away
+        entrypoint = None
+    return own.replace(
+        user=own.user or image.user,
+        env=merged_env(image.env, own.env),
+        entrypoint=entrypoint,
+        cmd=cmd,
+        working_dir=own.working_dir or image.working_dir,
+        exposed_ports=either(image.exposed_ports, own.exposed_ports),
+        volumes=either(image.volumes, own.volumes),
+        labels=either(image.labels, own.labels),
+        stop_signal=own.stop_signal or image.stop_signal,
+        healthcheck=own.healthcheck or image.healthcheck,
+    )
+
+
+def either(
+    image: Mapping[str, Any] | None, own: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return both mappings in one; the command line's wins."""
+    return {**image, **(own or {})} if image else own
+
+
+# %% To the runtime
+def bind_step(text: str) -> Bind:
+    """Return the step that ``-v SOURCE:TARGET[:ro]`` asks for.
+
+    >>> bind_step("/srv:/data:ro")
+    Bind(source='/srv', target='/data', readonly=True)
+    """
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    absolute = source.startswith("/") and target.startswith("/")
+    if not absolute or mode not in ("", "ro", "rw"):
+        hint = "SOURCE:TARGET[:ro], both absolute paths"
+        raise UsageError(f'invalid volume "{text}"', hint=hint)
+    return Bind(source, os.path.normpath(target), mode == "ro")
+
+
+def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
+    """Return how a container's first process is started; descriptors are 0, 1, 2."""
+    config, host, place = container.config, container.host, store.path(container.id)
+    return ProcessSpec(
+        container.argv,
+        env=config.env or (),
+        cwd=config.working_dir or "/",
+        user=config.user,
+        tty=config.tty,
+        hostname=config.hostname,
+        view=store.layers.rw_view(container.id, volatile=host.auto_remove),
+        rootfs=f"{place}/rootfs",
+        mounts=network_binds(place) + tuple(map(bind_step, host.binds)),
+        network=host.network,
+        readonly=host.readonly,
+    )
+
+
+# %% Kill, wait, stop
+def signal_number(text: str) -> int:
+    """Return a signal's number from ``KILL``, ``SIGKILL`` or ``9``.
+
+    >>> signal_number("SIGTERM"), signal_number("hup"), signal_number("9")
+    (15, 1, 9)
+    """
+    if text.isdigit() and 0 < int(text) < signal.NSIG:
+        return int(text)
+    name = f"SIG{text.upper().removeprefix('SIG')}"
+    known = signal.Signals.__members__
+    if name not in known:
+        raise UsageError(f'invalid signal: "{text}"', hint=did_you_mean(name, known))
+    return known[name]
+
+
+def kill(store: ContainerStore, container: Container, number: int) -> None:
+    """Send a signal to the first process. Raises ConflictError when none runs."""
+    state = store.state(container.id)
+    if state.status is not Status.RUNNING:
+        raise ConflictError(f"container {container.name} is not running")
+    signal_process(state, number)
+
+
+def wait(store: ContainerStore, container: Container) -> int:
+    """Wait until a container does not run; return its exit status.
+
+    Works also when the container removes itself meanwhile.
+    """
+    try:
+        handle = os.open(store.path(container.id, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as why:
+        raise no_such(container.name) from why
+    with open(handle, encoding="ascii") as file:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        written = file.read()
+    return int(written) if written else store.state(container.id).exit_code
+
+
+def wait_until_gone(state: State, seconds: float) -> bool:
+    """Wait for the end of the process that a state names; say whether it came."""
+    try:
+        handle = pidfd_open(state.pid)
+    except OSError:
+        return True
+    try:
+        if start_time(state.pid) != state.start_time:
+            return True
+        waiting = select.poll()
+        waiting.register(handle, select.POLLIN)
+        return bool(waiting.poll(seconds * 1000))
+    finally:
+        os.close(handle)
+
+
+def stop(store: ContainerStore, container: Container, seconds: float = 10) -> None:
+    """Send the stop signal, and KILL after ``seconds``; return when it has ended.
+
+    A container that does not run is left as it is. The first process of a pid
+    namespace ignores every signal that it has no handler for, so TERM often does
+    nothing: that is why `docker stop` so often takes ten seconds.
+    """
+    state = store.state(container.id)
+    if state.status is not Status.RUNNING:
+        return
+    signal_process(state, signal_number(container.config.stop_signal or "TERM"))
+    if not wait_until_gone(state, seconds):
+        signal_process(state, signal.SIGKILL)
+    with suppress(NotFoundError):  # --rm: it may be gone altogether
+        wait(store, container)
+
+
+# %% Remove, and what a crash left
+def remove(store: ContainerStore, container: Container, *, force: bool = False) -> None:
+    """Remove a container; a running one only by force, after KILL."""
+    state = store.state(container.id)
+    if state.status is Status.RUNNING and not force:
+        raise ConflictError(
+            f'cannot remove container "/{container.name}": container is running',
+            hint="stop it first, or remove it with -f",
+        )
+    if state.status is Status.RUNNING:
+        stop(store, container, 0)
+    try:
+        lock = store.lock(container)
+    except NotFoundError:
+        return  # it was one with --rm
+    try:
+        discard(store, container.id, container.name)
+    finally:
+        os.close(lock)
+
+
+def sweep_containers(store: ContainerStore) -> None:
+    """Remove what crashes left: half-made containers, and ended ones with --rm."""
+    with suppress(FileNotFoundError):
+        for id in os.listdir(store.root):
+            with looking(store.path(id, "lock")) as taken:
+                if taken:
+                    continue
+            if id not in store.ids():
+                half_made = time.time() - os.stat(store.path(id)).st_mtime > 60
+                if half_made:
+                    discard(store, id)
+            elif store.get(id).host.auto_remove and store.state(id).finished:
+                remove(store, store.get(id))

@@ -1,0 +1,475 @@
+# From book/40-namespaces.md. Edit there and tangle, or here and tangle --back.
+
+# %% Namespaces: what a process is allowed to see
+"""What a container sees: namespaces, the mounts inside, pivot_root, user namespaces.
+
+The mounts are a plan: a tuple of frozen records, each of which can apply itself
+below a root directory that is given as a descriptor, and can describe itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minidocker.errors import RuntimeFault, UnsupportedError
+from minidocker.linux import (
+    CloneFlags,
+    Resolve,
+    SysError,
+    openat2,
+    pivot_root,
+    unshare,
+)
+from minidocker.mounts import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    OPEN_TREE_CLONE,
+    MountAttr,
+    MountFlags,
+    UmountFlags,
+    mount,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    umount2,
+)
+from minidocker.records import Record
+
+
+# %% Eight kinds
+class Namespace(Record):
+    """A kind of namespace: its name in /proc/PID/ns, its flag, what it keeps apart."""
+
+    name: str
+    flag: CloneFlags
+    isolates: str
+
+
+NAMESPACES = (
+    Namespace("mnt", CloneFlags.NEWNS, "the tree of mounts"),
+    Namespace("pid", CloneFlags.NEWPID, "process numbers; the first one is 1"),
+    Namespace("uts", CloneFlags.NEWUTS, "the host name"),
+    Namespace("ipc", CloneFlags.NEWIPC, "System V IPC and POSIX message queues"),
+    Namespace("net", CloneFlags.NEWNET, "interfaces, addresses, routes, ports"),
+    Namespace("cgroup", CloneFlags.NEWCGROUP, "where the cgroup tree seems to begin"),
+    Namespace("user", CloneFlags.NEWUSER, "user ids and what root may do"),
+    Namespace("time", CloneFlags.NEWTIME, "the monotonic and boot clocks"),
+)
+
+
+def container_flags(*, network: bool = True) -> CloneFlags:
+    """Return the flags of a container: all kinds but user and time.
+
+    ``network`` false leaves the container in its caller's network namespace. The
+    user namespace is not made here: a process that is not root entered its own
+    before it touched the store, and Docker gives root's containers none.
+    """
+    left_out = {"user", "time"} if network else {"user", "time", "net"}
+    flags = CloneFlags(0)
+    for kind in NAMESPACES:
+        if kind.name not in left_out:
+            flags |= kind.flag
+    return flags
+
+
+# %% Without root: a user namespace
+def put(path: str, text: str) -> None:
+    """Write ``text`` to a file of /proc in one write, as the id maps demand."""
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(handle, text.encode())
+    finally:
+        os.close(handle)
+
+
+def enter_user_namespace() -> None:
+    """Move this process into a user and a mount namespace where it is root.
+
+    One id is mapped: 0 to the caller's. ``setgroups`` is denied first, because the
+    kernel asks that of a map which is not written by root. The process must have
+    one thread. Raises UnsupportedError, naming the setting that forbids it.
+    Source: user_namespaces(7).
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        unshare(CloneFlags.NEWUSER | CloneFlags.NEWNS)
+        put("/proc/self/setgroups", "deny")
+        put("/proc/self/uid_map", f"0 {uid} 1")
+        put("/proc/self/gid_map", f"0 {gid} 1")
+    except OSError as why:
+        raise UnsupportedError(
+            f"this user may not make a user namespace: {why}",
+            hint=why_no_user_namespace(),
+        ) from why
+
+
+# %% Without root: a user namespace
+FORBIDDERS = (
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "1"),
+    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+    ("/proc/sys/user/max_user_namespaces", "0", "15000"),
+)
+
+
+def first_line(path: str) -> str:
+    """Return the first line of a file, or nothing where it cannot be read."""
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def why_no_user_namespace() -> str:
+    """Name the setting that most likely forbids user namespaces."""
+    for path, forbids, allows in FORBIDDERS:
+        if first_line(path) == forbids:
+            name = path.removeprefix("/proc/sys/").replace("/", ".")
+            return f"{name} is {forbids}: `sysctl -w {name}={allows}`, or run as root"
+    return "a seccomp filter (are we in a container?) or a chroot forbids it; try root"
+
+
+# %% A destination cannot be trusted
+PLACE = os.O_PATH | os.O_CLOEXEC
+
+
+def open_in_root(
+    root: int, path: str, flags: int = PLACE, *, links: bool = True
+) -> int:
+    """Open ``path`` as a process would whose root is ``root``; the caller closes.
+
+    ``links`` false refuses every symbolic link on the way, with ELOOP.
+    """
+    resolve = Resolve.IN_ROOT if links else Resolve.IN_ROOT | Resolve.NO_SYMLINKS
+    return openat2(root, path, flags, resolve=resolve)
+
+
+def open_if_there(root: int, path: str) -> int | None:
+    """Open ``path`` below ``root``, or return None where there is no such path."""
+    try:
+        return open_in_root(root, path)
+    except SysError as why:
+        if why.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+def directory_in_root(root: int, path: str, *, links: bool = True) -> int:
+    """Open a directory below ``root``, making what is missing; the caller closes."""
+    try:
+        return open_in_root(root, path, PLACE | os.O_DIRECTORY, links=links)
+    except SysError as why:
+        if why.errno != errno.ENOENT or path in ("", "/"):
+            raise
+    parent, name = os.path.split(path.rstrip("/"))
+    above = directory_in_root(root, parent or "/", links=links)
+    try:
+        with times_kept(above):
+            os.mkdir(name, 0o755, dir_fd=above)
+    except FileExistsError:
+        pass  # somebody else made it, or it is a link to nowhere: the open says so
+    finally:
+        os.close(above)
+    return open_in_root(root, path, PLACE | os.O_DIRECTORY, links=links)
+
+
+# %% A destination cannot be trusted
+def magic(fd: int) -> str:
+    """Return the path that leads to an open descriptor and nowhere else."""
+    return f"/proc/self/fd/{fd}"
+
+
+@contextmanager
+def times_kept(directory: int) -> Iterator[None]:
+    """Put an open directory's times back after a ``with`` block."""
+    st = os.fstat(directory)
+    try:
+        yield
+    finally:
+        os.utime(magic(directory), ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+# %% A destination cannot be trusted
+def file_in_root(root: int, path: str, hops: int = 8) -> int:
+    """Open a file below ``root``, making it (and a link's target) when missing."""
+    try:
+        return open_in_root(root, path)
+    except SysError as why:
+        if why.errno != errno.ENOENT or not hops:
+            raise
+    parent, name = os.path.split(path)
+    above = directory_in_root(root, parent or "/")
+    try:
+        target = os.readlink(name, dir_fd=above)
+    except OSError:
+        new = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        with times_kept(above):
+            os.close(os.open(name, new, 0o644, dir_fd=above))
+        target = name
+    finally:
+        os.close(above)
+    return file_in_root(root, os.path.join(parent, target), hops - 1)
+
+
+# %% The plan is data
+class Filesystem(Record):
+    """Mount a new file system at a directory; a link in its way is refused."""
+
+    target: str
+    fstype: str
+    flags: MountFlags
+    data: str = ""
+
+    def apply(self, root: int) -> None:
+        """Mount it; the directory is made when it is missing."""
+        try:
+            place = directory_in_root(root, self.target, links=False)
+        except OSError as why:
+            raise RuntimeFault(
+                f"the image has no directory to mount {self.fstype} on: {why}",
+                where=self.target,
+            ) from why
+        try:
+            mount(self.fstype, magic(place), self.fstype, self.flags, self.data)
+        finally:
+            os.close(place)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        how = ",".join(filter(None, [str_of(self.flags), self.data]))
+        return self.target, self.fstype, how
+
+
+def str_of(flags: MountFlags) -> str:
+    """Write flags as mount(8) does."""
+    return ",".join((flag.name or "").lower() for flag in flags)
+
+
+# %% The plan is data
+CLONE_TREE = OPEN_TREE_CLONE | AT_RECURSIVE
+
+
+def attach_copy(tree: int, place: int, *, readonly: bool) -> None:
+    """Attach the detached copy ``tree`` at ``place``; both are closed."""
+    try:
+        if readonly:
+            flags = AT_EMPTY_PATH | AT_RECURSIVE
+            mount_setattr(tree, "", MountAttr.RDONLY, flags=flags)
+        move_mount(tree, "", place)
+    finally:
+        os.close(tree)
+        os.close(place)
+
+
+class Bind(Record):
+    """Show a path of the host at ``target``, with what is mounted below it."""
+
+    source: str
+    target: str
+    readonly: bool = False
+
+    def apply(self, root: int) -> None:
+        """Attach a copy of the source's mounts; the target is made when missing."""
+        try:
+            tree = open_tree(AT_FDCWD, self.source, CLONE_TREE)
+        except SysError as why:
+            if why.errno != errno.ENOENT:
+                raise
+            raise RuntimeFault("no such path on the host", where=self.source) from why
+        is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        find = directory_in_root if is_directory else file_in_root
+        attach_copy(tree, find(root, self.target), readonly=self.readonly)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return self.target, "bind", "ro" if self.readonly else "rw"
+
+
+# %% The plan is data
+class ReadOnly(Record):
+    """Make what is at ``path`` read-only, by attaching a read-only copy over it."""
+
+    path: str
+
+    def apply(self, root: int) -> None:
+        """Cover the path; nothing happens where the kernel has no such path."""
+        place = open_if_there(root, self.path)
+        if place is None:
+            return
+        tree = open_tree(place, "", CLONE_TREE | AT_EMPTY_PATH)
+        attach_copy(tree, place, readonly=True)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return self.path, "readonly", "ro"
+
+
+class Mask(Record):
+    """Hide a path: a directory under an empty tmpfs, a file under /dev/null."""
+
+    path: str
+
+    def apply(self, root: int) -> None:
+        """Cover the path; nothing happens where the kernel has no such path."""
+        place = open_if_there(root, self.path)
+        if place is None:
+            return
+        try:
+            if stat.S_ISDIR(os.fstat(place).st_mode):
+                mount("tmpfs", magic(place), "tmpfs", MountFlags.RDONLY, "size=0")
+            else:
+                mount("/dev/null", magic(place), None, MountFlags.BIND)
+        finally:
+            os.close(place)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return self.path, "mask", "ro"
+
+
+# %% The plan is data
+class Device(Record):
+    """Make a character device in /dev, or bind the host's where mknod is refused."""
+
+    name: str
+    major: int
+    minor: int
+
+    def apply(self, root: int) -> None:
+        """Make the node with mode 0666."""
+        device = os.makedev(self.major, self.minor)
+        dev = open_in_root(root, "/dev", links=False)
+        try:
+            os.mknod(self.name, stat.S_IFCHR | 0o666, device, dir_fd=dev)
+        except PermissionError:
+            Bind(f"/dev/{self.name}", f"/dev/{self.name}").apply(root)
+        finally:
+            os.close(dev)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return f"/dev/{self.name}", "device", f"{self.major}:{self.minor}"
+
+
+class Link(Record):
+    """Make a symbolic link in /dev."""
+
+    name: str
+    target: str
+
+    def apply(self, root: int) -> None:
+        """Make the link; /dev is a tmpfs of ours, so nothing is in the way."""
+        dev = open_in_root(root, "/dev", links=False)
+        try:
+            os.symlink(self.target, self.name, dir_fd=dev)
+        finally:
+            os.close(dev)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return f"/dev/{self.name}", "link", f"-> {self.target}"
+
+
+MountStep = Filesystem | Bind | Device | Link | Mask | ReadOnly
+
+
+# %% What Docker mounts
+MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+    "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+)  # fmt: skip
+READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+DEVICES = (
+    Device("null", 1, 3), Device("zero", 1, 5), Device("full", 1, 7),
+    Device("random", 1, 8), Device("urandom", 1, 9), Device("tty", 5, 0),
+)  # fmt: skip
+LINKS = (
+    Link("fd", "/proc/self/fd"), Link("stdin", "/proc/self/fd/0"),
+    Link("stdout", "/proc/self/fd/1"), Link("stderr", "/proc/self/fd/2"),
+    Link("core", "/proc/kcore"), Link("ptmx", "pts/ptmx"),
+)  # fmt: skip
+QUIET = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
+
+
+# %% What Docker mounts
+def docker_mounts(
+    *, rootless: bool = False, network: bool = True
+) -> tuple[MountStep, ...]:
+    """Return what Docker mounts in every container, in order.
+
+    ``network`` says that the container has a network namespace of its own.
+    """
+    gid = "" if rootless else ",gid=5"
+    pts = f"newinstance,ptmxmode=0666,mode=0620{gid}"
+    sysfs = Filesystem("/sys", "sysfs", QUIET | MountFlags.RDONLY)
+    return (
+        Filesystem("/proc", "proc", QUIET),
+        Filesystem("/dev", "tmpfs", MountFlags.NOSUID, "mode=755,size=65536k"),
+        Filesystem("/dev/pts", "devpts", MountFlags.NOSUID | MountFlags.NOEXEC, pts),
+        Filesystem("/dev/mqueue", "mqueue", QUIET),
+        Filesystem("/dev/shm", "tmpfs", QUIET, "mode=1777,size=65536k"),  # noqa: S108
+        Bind("/sys", "/sys", readonly=True) if rootless and not network else sysfs,
+        *DEVICES,
+        *LINKS,
+        *hidden_paths(),
+    )
+
+
+def hidden_paths() -> tuple[MountStep, ...]:
+    """Return the steps that mask or write-protect the kernel's own windows."""
+    cpus = range(os.cpu_count() or 0)
+    throttles = (f"/sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in cpus)
+    masks = (Mask(path) for path in (*MASKED, *throttles))
+    return (*masks, *(ReadOnly(path) for path in READONLY))
+
+
+# %% The old root goes
+def keep_mounts_private() -> None:
+    """Cut the caller's mount namespace off: no mount travels in or out."""
+    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+
+
+def apply_mounts(plan: tuple[MountStep, ...], root: int) -> None:
+    """Apply the steps in order below the directory ``root``."""
+    before = os.umask(0)
+    try:
+        for step in plan:
+            step.apply(root)
+    finally:
+        os.umask(before)
+
+
+def pivot(root: int) -> None:
+    """Make the mount that ``root`` is the top of the root; drop the old one.
+
+    ``root`` is a descriptor. The caller is in its own mount namespace, with private
+    propagation. Raises SysError: EINVAL when ``root`` is no mount point, or when the
+    old root is the initramfs. Source: pivot_root(2), "pivot_root(".", ".")".
+    """
+    os.fchdir(root)
+    pivot_root(".", ".")
+    umount2(".", UmountFlags.DETACH)
+    os.chdir("/")
+
+
+# %% A network of one
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+
+
+def raise_loopback() -> None:
+    """Bring up `lo` in the caller's network namespace. Source: netdevice(7)."""
+    from _socket import AF_INET, SOCK_DGRAM, socket  # socket(7) alone: 1 ms, not 16
+    from fcntl import ioctl
+
+    request = b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, "little") + bytes(22)
+    handle = socket(AF_INET, SOCK_DGRAM)
+    try:
+        ioctl(handle.fileno(), SIOCSIFFLAGS, request)
+    finally:
+        handle.close()

@@ -1,0 +1,292 @@
+# From book/43-program.md. Edit there and tangle, or here and tangle --back.
+
+# %% Program: who it runs as, with what rights, and where
+"""Become the program of a container: its user, rights, variables and directory.
+
+Everything here happens inside: in a process whose root is the container's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from enum import Enum
+
+from minidocker.drivers import RootView
+from minidocker.errors import (
+    CommandNotFoundError,
+    NotExecutableError,
+    RuntimeFault,
+)
+from minidocker.linux import Capability, Prctl, SysError, capset, prctl
+from minidocker.namespaces import MountStep, directory_in_root, open_in_root
+from minidocker.overlayfs import is_first_user_namespace
+from minidocker.records import Record
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+# %% The nouns: what to run
+class Network(Enum):
+    """Which network a container gets."""
+
+    NONE = "none"  # a namespace of its own with the loopback only
+    HOST = "host"  # the namespace of whoever starts it
+
+
+class ProcessSpec(Record):
+    """A process to start: in a new container, or with exec in one that is there.
+
+    ``env`` holds ``NAME=value``. ``user`` is ``name``, ``uid``, ``uid:gid`` or
+    ``name:group``, empty for root. ``cwd`` is made when it is missing. ``view`` is
+    mounted at ``rootfs``, an empty directory on the host; exec needs neither.
+    ``mounts`` come after Docker's own. The three descriptors stay the caller's.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+    tty: bool = False
+    hostname: str = ""
+    view: RootView | None = None
+    rootfs: str = ""
+    mounts: tuple[MountStep, ...] = ()
+    network: Network = Network.NONE
+    readonly: bool = False
+    stdin: int = 0
+    stdout: int = 1
+    stderr: int = 2
+
+
+# %% Who: the user
+MOST_OF_A_FILE = 4 << 20  # bytes of passwd or group that anybody could need
+HIGHEST_ID = (1 << 31) - 1
+
+
+class User(Record):
+    """Who a process runs as, and where that user lives."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    home: str = "/"
+
+
+def read_table(root: int, path: str, fields: int) -> list[list[str]]:
+    """Return the lines of a passwd or group file, split; none when it is missing.
+
+    Lines with another count of fields are kept, as evidence for the error.
+    """
+    try:
+        handle = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RuntimeFault("not a regular file", where=path)
+    with open(handle, "rb") as file:
+        text = os.fsdecode(file.read(MOST_OF_A_FILE))
+    lines = (line.strip() for line in text.split("\n"))
+    return [line.split(":", fields) for line in lines if line and line[0] != "#"]
+
+
+# %% Who: the user
+def identifier(text: str) -> int | None:
+    """Return a user or group id, or None when the text is no number.
+
+    >>> identifier("1001"), identifier("www-data")
+    (1001, None)
+    """
+    if not (text.isascii() and text.lstrip("-").isdigit()):
+        return None
+    if not 0 <= int(text) <= HIGHEST_ID:
+        raise RuntimeFault(f'id "{text}" is not between 0 and {HIGHEST_ID}')
+    return int(text)
+
+
+def number_in(row: list[str], column: int, count: int, where: str) -> int:
+    """Return a number of a table's row; RuntimeFault when the row is odd."""
+    number = identifier(row[column]) if len(row) == count else None
+    if number is None:
+        raise RuntimeFault(f'the line of "{row[0]}" is malformed', where=where)
+    return number
+
+
+def find_group(root: int, text: str) -> int:
+    """Return the id of a group given by number or by name in the image."""
+    number = identifier(text)
+    if number is not None:
+        return number
+    for row in read_table(root, "/etc/group", 4):
+        if row[0] == text:
+            return number_in(row, 2, 4, "/etc/group")
+    raise RuntimeFault(f'unable to find group "{text}" in the image\'s /etc/group')
+
+
+def groups_of(root: int, name: str) -> tuple[int, ...]:
+    """Return the groups that list ``name`` as a member."""
+    rows = read_table(root, "/etc/group", 4)
+    mine = (row for row in rows if len(row) == 4 and name in row[3].split(","))
+    return tuple(number_in(row, 2, 4, "/etc/group") for row in mine)
+
+
+def find_user(root: int, text: str) -> User:
+    """Look a user up in the image below ``root``: ``user[:group]``, each id or name.
+
+    A number need not be in the files; it then gets group 0 and home ``/``, as in
+    Docker. With a group given there are no supplementary groups.
+    """
+    who, colon, group = (text or "0").partition(":")
+    number = identifier(who)
+    wanted = who if number is None else str(number)
+    column = 0 if number is None else 2
+    user = User(number or 0, 0)
+    for row in read_table(root, "/etc/passwd", 7):
+        if len(row) > column and row[column] == wanted:
+            uid, gid = (number_in(row, n, 7, "/etc/passwd") for n in (2, 3))
+            groups = () if colon else groups_of(root, row[0])
+            user = User(uid, gid, groups, row[5] or "/")
+            break
+    else:
+        if number is None:
+            what = f'unable to find user "{who}" in the image\'s /etc/passwd'
+            raise RuntimeFault(what)
+    return user.replace(gid=find_group(root, group)) if colon and group else user
+
+
+# %% With which rights: capabilities
+KEPT = frozenset(
+    (
+        Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FSETID,
+        Capability.FOWNER, Capability.MKNOD, Capability.NET_RAW, Capability.SETGID,
+        Capability.SETUID, Capability.SETFCAP, Capability.SETPCAP,
+        Capability.NET_BIND_SERVICE, Capability.SYS_CHROOT, Capability.KILL,
+        Capability.AUDIT_WRITE,
+    )
+)  # fmt: skip
+
+
+def drop_capabilities() -> None:
+    """Lower the bounding set to Docker's fourteen; raises what the kernel says."""
+    for capability in Capability:
+        if capability not in KEPT:
+            try:
+                prctl(Prctl.CAPBSET_DROP, capability)
+            except SysError as why:
+                if why.errno != errno.EINVAL:  # an older kernel has fewer of them
+                    raise
+
+
+def become(user: User) -> None:
+    """Become ``user`` for good, with Docker's capabilities when that is root."""
+    drop_capabilities()
+    try:
+        if (
+            is_first_user_namespace()
+        ):  # setgroups(2) is denied in a one-id user namespace
+            os.setgroups((user.gid, *user.groups))
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+    except OSError as why:
+        raise RuntimeFault(
+            f"cannot become user {user.uid}:{user.gid}: {why.strerror}",
+            hint="without root only user 0 of the container exists",
+        ) from why
+    mask = sum(1 << c for c in KEPT) if user.uid == 0 else 0
+    capset(mask, mask, 0)
+    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)  # setresuid would have cleared it
+
+
+# %% With which words: the environment
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def program_env(spec: ProcessSpec, home: str) -> dict[str, str]:
+    """Return the program's variables: Docker's defaults, then the spec's own.
+
+    >>> program_env(ProcessSpec(("sh",), env=("A=1", "PATH=/bin")), "/root")
+    {'PATH': '/bin', 'A': '1', 'HOME': '/root'}
+    """
+    found = {"PATH": DEFAULT_PATH}
+    if spec.hostname:
+        found["HOSTNAME"] = spec.hostname
+    if spec.tty:
+        found["TERM"] = "xterm"
+    for line in spec.env:
+        name, _, value = line.partition("=")
+        found[name] = value
+    found.setdefault("HOME", home)
+    return found
+
+
+# %% The last call
+def candidates(program: str, path: str) -> list[str]:
+    """Return the paths that a program's name may mean.
+
+    >>> candidates("sh", "/bin:/usr/bin"), candidates("./run", "/bin")
+    (['/bin/sh', '/usr/bin/sh'], ['./run'])
+    """
+    if "/" in program:
+        return [program]
+    return [f"{place or '.'}/{program}" for place in path.split(":")]
+
+
+def execute(root: int, argv: tuple[str, ...], env: dict[str, str]) -> NoReturn:
+    """Replace this process by the program, or raise what Docker would say."""
+    program = argv[0]
+    for path in candidates(program, env.get("PATH", DEFAULT_PATH)):
+        try:
+            inside = os.path.join(os.getcwd(), path)
+            os.close(open_in_root(root, inside))
+            os.execve(path, argv, env)  # noqa: S606
+        except OSError as why:
+            missing = why.errno in (errno.ENOENT, errno.ENOTDIR)
+            if "/" in program or not (missing or why.errno == errno.EACCES):
+                raise refusal(program, inside, why.errno or 0, missing) from why
+    raise CommandNotFoundError(f'exec: "{program}": executable file not found in $PATH')
+
+
+def refusal(program: str, path: str, number: int, missing: bool) -> RuntimeFault:
+    """Phrase why a program that was named by a path cannot be executed."""
+    there = os.path.exists(path)
+    if number == errno.EACCES and os.path.isdir(path):
+        number = errno.EISDIR
+    said = os.strerror(number).lower()
+    text = f'exec: "{program}": {said if there else f"stat {program}: {said}"}'
+    if number == errno.EXDEV:
+        hint = "it is a link of /proc that leads out of the container"
+        return NotExecutableError(f'exec: "{program}": permission denied', hint=hint)
+    if not missing:
+        return NotExecutableError(text)
+    hint = "the file is there; the interpreter that it names is not in the image"
+    return CommandNotFoundError(text, hint=hint if there else None)
+
+
+# %% Where, and with which signals
+def reset_signals() -> None:
+    """Give every signal its default: Python ignores SIGPIPE, `nohup` SIGHUP."""
+    for number in range(1, signal.NSIG):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def go_to(root: int, cwd: str) -> None:
+    """Enter the working directory, made when missing, which lies inside the root.
+
+    A path such as /proc/self/fd/7 would lead out again through a descriptor that is
+    open here (CVE-2024-21626); the open refuses it.
+    """
+    try:
+        place = directory_in_root(root, os.path.join("/", cwd))
+    except OSError as why:
+        what = f"cannot enter the working directory: {why}"
+        raise RuntimeFault(what, where=cwd) from why
+    os.fchdir(place)
+    os.close(place)

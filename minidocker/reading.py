@@ -1,0 +1,324 @@
+# From book/15-reading.md. Edit there and tangle, or here and tangle --back.
+
+# %% Reading: a tar with a hostile author
+"""Read tar, and believe nothing.
+
+What is malformed, truncated, out of range or ambiguous is an ``IntegrityError``.
+Contents stream through; only one header is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from minidocker.archive import (
+    BLANK_SUM,
+    BLOCK,
+    SCHILY,
+    SECOND,
+    Entry,
+    Kind,
+    checksum,
+)
+from minidocker.errors import IntegrityError
+from minidocker.trees import Xattrs, kept, printable
+
+
+# %% The nouns: a source of bytes
+Read = Callable[[int], bytes]
+CHUNK = 1 << 18
+PAX_LIMIT = 1 << 20
+
+
+class Stream:
+    """Exact amounts from a ``read`` that returns what it likes."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._buffer, self._at = b"", 0
+
+    def available(self) -> memoryview:
+        """Return what is buffered, reading when nothing is; empty at the end."""
+        if self._at == len(self._buffer):
+            self._buffer, self._at = self._read(CHUNK), 0
+        return memoryview(self._buffer)[self._at :]
+
+    def some(self, most: int) -> memoryview:
+        """Return between one and ``most`` bytes.
+
+        Raises IntegrityError at the end of the input.
+        """
+        data = self.available()[:most]
+        if not data:
+            raise IntegrityError("the archive is truncated")
+        self._at += len(data)
+        return data
+
+    def take(self, length: int) -> bytes:
+        """Return exactly ``length`` bytes.
+
+        Raises IntegrityError at the end of the input.
+        """
+        at = self._at
+        if len(self._buffer) - at >= length:
+            self._at = at + length
+            return self._buffer[at : at + length]
+        parts = []
+        while length:
+            parts.append(bytes(self.some(length)))
+            length -= len(parts[-1])
+        return b"".join(parts)
+
+    def skip(self, length: int) -> None:
+        """Pass over ``length`` bytes."""
+        while length:
+            length -= len(self.some(length))
+
+
+# %% Numbers
+def number(field: bytes) -> int:
+    """Return a header's number: octal, or base-256 where the first bit is set.
+
+    >>> number(b"644\\0"), number(b"\\x80\\0\\x09"), number(b"\\xff" * 8)
+    (420, 9, -1)
+    """
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big", signed=True)
+        return value + (1 << (8 * len(field) - 1)) if field[0] < 0xFF else value
+    digits = field.strip(b" \0")
+    if digits.strip(b"01234567"):
+        raise IntegrityError(f"{printable(field)!r} is not an octal number")
+    return int(digits or b"0", 8)
+
+
+def nanoseconds(text: bytes) -> int:
+    """Return a pax time, decimal seconds, in nanoseconds.
+
+    >>> nanoseconds(b"1.5"), nanoseconds(b"-0.25")
+    (1500000000, -250000000)
+    """
+    found = re.fullmatch(rb"(-?)(\d{1,18})(?:\.(\d*))?", text)
+    if not found:
+        raise IntegrityError(f'"{printable(text)}" is not a time')
+    sign, whole, part = found.groups()
+    value = int(whole) * SECOND + int(((part or b"") + b"0" * 9)[:9])
+    return -value if sign else value
+
+
+def decimal(text: bytes) -> int:
+    """Return a pax number."""
+    if not re.fullmatch(rb"\d{1,19}", text):
+        raise IntegrityError(f'"{printable(text)}" is not a number')
+    return int(text)
+
+
+# %% Pax records
+Pax = dict[bytes, bytes]
+DENSE = "make the archive without --sparse"
+
+
+def read_pax(block: bytes) -> Pax:
+    """Return the records of a pax header.
+
+    >>> read_pax(b"12 path=abc\\n")
+    {b'path': b'abc'}
+    """
+    records: Pax = {}
+    while block:
+        digits, _, _ = block[:8].partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        record = block[len(digits) + 1 : length]
+        key, equals, value = record[:-1].partition(b"=")
+        if length > len(block) or record[-1:] != b"\n" or not (key and equals):
+            raise IntegrityError("a pax record is malformed")
+        if b"\0" in key or (b"\0" in value and not key.startswith(SCHILY)):
+            raise IntegrityError("a pax record contains a NUL")
+        if key.startswith(b"GNU.sparse."):
+            raise IntegrityError("sparse entries are not supported", hint=DENSE)
+        records[key] = value
+        block = block[length:]
+    return records
+
+
+# %% From a header to an entry
+ID_LIMIT = 2**32 - 1
+SIZE_LIMIT = 2**63
+FLAGS = {kind.value: kind for kind in Kind} | {b"\0": Kind.FILE, b"7": Kind.FILE}
+
+
+def verified(block: bytes) -> bytes:
+    """Return a header whose checksum is right.
+
+    Sums of signed bytes, as some old programs wrote them, are accepted, as GNU tar
+    does. Raises IntegrityError.
+    """
+    stated = number(block[148:156])
+    if stated != checksum(block):
+        rest = block[:148] + BLANK_SUM + block[156:]
+        if stated != sum(byte - 256 if byte > 127 else byte for byte in rest):
+            raise IntegrityError("the checksum of a header is wrong")
+    return block
+
+
+def plain_name(block: bytes) -> bytes:
+    """Return the name that a header's own fields give."""
+    name = block[:100].partition(b"\0")[0]
+    if block[345] and block[257:263] == b"ustar\0":
+        return block[345:500].partition(b"\0")[0] + b"/" + name
+    return name
+
+
+def checked(entry: Entry) -> Entry:
+    """Return an entry whose numbers a file can have, or raise IntegrityError."""
+    where = printable(entry.name)
+    if not (0 <= entry.uid < ID_LIMIT and 0 <= entry.gid < ID_LIMIT):
+        raise IntegrityError("the owner's id is not between 0 and 2^32-2", where=where)
+    if not 0 <= entry.size < SIZE_LIMIT:
+        raise IntegrityError("the size is negative or too large", where=where)
+    if not -(2**63) <= entry.mtime < 2**63:
+        raise IntegrityError("the time cannot be kept", where=where)
+    if not (0 <= entry.device[0] < 2**12 and 0 <= entry.device[1] < 2**20):
+        raise IntegrityError("the device number is out of range", where=where)
+    if not entry.name or b"\0" in entry.name + entry.linkname:
+        raise IntegrityError("the name is empty or contains a NUL", where=where)
+    return entry
+
+
+def decode(block: bytes, pax: Pax) -> Entry:
+    """Return the entry of a header and the pax records before it."""
+    name = pax.get(b"path") or plain_name(block)
+    kind = FLAGS.get(block[156:157])
+    if kind is None:
+        what = f"entries of type {printable(block[156:157])!r} are not supported"
+        hint = DENSE if block[156:157] == b"S" else None
+        raise IntegrityError(what, where=printable(name), hint=hint)
+    if kind is Kind.FILE and name.endswith(b"/"):
+        kind = Kind.DIRECTORY  # as tar did before ustar had a type for it
+    link = pax.get(b"linkpath") or block[157:257].partition(b"\0")[0]
+    is_device = kind is Kind.CHAR or kind is Kind.BLOCK
+    size = decimal(pax[b"size"]) if pax.get(b"size") else number(block[124:136])
+    if pax.get(b"mtime"):
+        mtime = nanoseconds(pax[b"mtime"])
+    else:
+        mtime = number(block[136:148]) * SECOND
+    return checked(
+        Entry(
+            name,
+            kind,
+            number(block[100:108]) & 0o7777,
+            decimal(pax[b"uid"]) if pax.get(b"uid") else number(block[108:116]),
+            decimal(pax[b"gid"]) if pax.get(b"gid") else number(block[116:124]),
+            size if kind is Kind.FILE or size < 0 else 0,
+            mtime,
+            link,
+            (number(block[329:337]), number(block[337:345])) if is_device else (0, 0),
+            xattrs_in(pax) if pax else (),
+        )
+    )
+
+
+def xattrs_in(pax: Pax) -> Xattrs:
+    """Return the extended attributes that pax records carry and a layer keeps."""
+    named = ((key[13:], pax[key]) for key in sorted(pax) if key[:13] == SCHILY)
+    return tuple((name, value) for name, value in named if kept(os.fsdecode(name)))
+
+
+# %% The reader
+class TarReader:
+    """Iterate over the entries of a tar; between two, ``pieces`` is the contents.
+
+    ``limit`` bounds the sum of the files' sizes in bytes, holes included. After the
+    last entry the input has been read to its end, so that a digest taken on the way
+    covers all of it. Raises IntegrityError for whatever is not a whole, proper tar.
+    """
+
+    def __init__(self, read: Read, *, limit: int | None = None) -> None:
+        self._stream = Stream(read)
+        self._room = limit
+        self._left = self._pad = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        while (entry := self._next()) is not None:
+            yield entry
+
+    def _charge(self, size: int, where: str | None = None) -> None:
+        """Take ``size`` bytes off the limit."""
+        if self._room is not None:
+            self._room -= size
+            if self._room < 0:
+                what = "the archive's contents exceed the size limit"
+                raise IntegrityError(what, where=where)
+
+    def _next(self) -> Entry | None:
+        """Return the next entry, its long names and pax records taken in."""
+        pax: Pax = {}
+        while True:
+            self._stream.skip(self._left + self._pad)
+            self._left = self._pad = 0
+            block = self._stream.take(BLOCK)
+            if not any(block):
+                self._end(pax)
+                return None
+            flag = verified(block)[156:157]
+            if flag in EXTENSIONS:
+                pax |= EXTENSIONS[flag](self._extension(block))
+                continue
+            return self._opened(block, pax)
+
+    def _extension(self, block: bytes) -> bytes:
+        """Return the contents of a header that describes the next entry."""
+        size = number(block[124:136])
+        if not 0 <= size <= PAX_LIMIT:
+            raise IntegrityError(f"an extended header is over {PAX_LIMIT} bytes")
+        data = self._stream.take(size)
+        self._stream.skip(-size % BLOCK)
+        return data
+
+    def _opened(self, block: bytes, pax: Pax) -> Entry:
+        """Return the entry of a header; its contents come next in the stream."""
+        entry = decode(block, pax)
+        self._left, self._pad = entry.size, -entry.size % BLOCK
+        self._charge(entry.size, printable(entry.name))
+        return entry
+
+    def _end(self, pax: Pax) -> None:
+        """Read the rest of the input, after the first block of zeros."""
+        if pax:
+            raise IntegrityError("the archive ends after an extended header")
+        while data := self._stream.available():
+            self._charge(len(data))
+            self._stream.skip(len(data))
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the contents of the current entry that have not been read yet."""
+        while self._left:
+            data = self._stream.some(self._left)
+            self._left -= len(data)
+            yield data
+
+
+# %% Headers about the next header
+def gnu_name(data: bytes) -> Pax:
+    """Return GNU tar's long name as the pax record that it became."""
+    return {b"path": data.partition(b"\0")[0]}
+
+
+def gnu_link(data: bytes) -> Pax:
+    """Return GNU tar's long link target as the pax record that it became."""
+    return {b"linkpath": data.partition(b"\0")[0]}
+
+
+def global_pax(data: bytes) -> Pax:
+    """Check a global pax header, and ignore it as Docker does."""
+    read_pax(data)
+    return {}
+
+
+EXTENSIONS: dict[bytes, Callable[[bytes], Pax]] = {
+    b"x": read_pax,
+    b"g": global_pax,
+    b"L": gnu_name,
+    b"K": gnu_link,
+}

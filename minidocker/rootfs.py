@@ -1,0 +1,122 @@
+# From book/10-rootfs.md. Edit there and tangle, or here and tangle --back.
+
+# %% Rootfs: what a machine runs on
+"""What bootfs and rootfs are, and how a process is given another root."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+
+from minidocker.mounts import Mount, MountFlags, mount, mountinfo
+from minidocker.records import Record
+
+
+# %% On this machine
+class Boot(Record):
+    """What the kernel's command line says about the root file system."""
+
+    device: str | None
+    first_mounted: str
+
+
+def boot_line(text: str | None = None) -> Boot:
+    """Read a kernel command line, by default this machine's.
+
+    >>> boot_line("BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro quiet")
+    Boot(device='/dev/sda1', first_mounted='ro')
+    """
+    if text is None:
+        with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    words = shlex.split(text.replace("'", " "))
+    device = [w.removeprefix("root=") for w in words if w.startswith("root=")]
+    modes = [w for w in words if w in ("ro", "rw")]
+    return Boot(device[-1] if device else None, modes[-1] if modes else "ro")
+
+
+def root_mount(mounts: Sequence[Mount] | None = None) -> Mount:
+    """Return the mount that ``/`` is."""
+    found = mountinfo() if mounts is None else mounts
+    return [m for m in found if m.target == "/"][-1]
+
+
+def is_writable(found: Mount) -> bool:
+    """Whether a mount may be written to."""
+    return "ro" not in found.options.split(",")
+
+
+# %% From read-only to read-write
+def remount_story(place: str) -> list[str]:
+    """Mount a read-only file system on ``place``, remount it, and tell what happened.
+
+    The calling process must have a mount namespace of its own.
+    """
+    told = []
+    mount("tmpfs", place, "tmpfs", MountFlags.RDONLY)
+    for step in ("mounted ro", "remounted rw"):
+        try:
+            with open(f"{place}/file", "w", encoding="ascii") as file:
+                file.write("x")
+            told.append(f"{step}: writing works")
+        except OSError as why:
+            told.append(f"{step}: {why.strerror}")
+            mount("", place, "", MountFlags.REMOUNT)
+    return told
+
+
+def in_child(action: Callable[[], object]) -> str:
+    """Call ``action`` in a forked child and return what it returns, as text.
+
+    An error comes back as its text: the plain line that a reader wants.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        text = "the child ended early"
+        try:
+            text = str(action())
+        except Exception as why:  # noqa: BLE001
+            text = f"refused here: {why}"
+        finally:
+            os.write(write, text.encode())
+            os._exit(0)
+    os.close(write)
+    with open(read, encoding="utf-8") as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return text
+
+
+# %% The simplest container there is
+NOT_FOUND = 127
+
+
+def enter(root: str, argv: Sequence[str]) -> int:
+    """Run ``argv`` with ``root`` as its ``/``; return its exit status. Needs root.
+
+    127 when the program is not there. Source: chroot(2).
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chroot(root)
+            os.chdir("/")
+            os.execvp(argv[0], list(argv))  # noqa: S606
+        except FileNotFoundError:
+            os._exit(NOT_FOUND)
+        except OSError:
+            os._exit(126)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# %% The simplest container there is
+def escape(root: str) -> bool:
+    """Chroot, get out again as root can, and say whether it worked. Needs root."""
+    outside = os.stat("/").st_ino, os.stat("/").st_dev
+    here = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    os.chroot(root)
+    os.fchdir(here)
+    os.chroot(".")
+    return (os.stat("/").st_ino, os.stat("/").st_dev) == outside

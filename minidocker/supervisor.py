@@ -1,0 +1,273 @@
+# From book/48-supervisor.md. Edit there and tangle, or here and tangle --back.
+
+# %% The supervisor: somebody has to wait
+"""Attend a container from its start to its end; detach; exec; read its log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from minidocker.containers import (
+    Container,
+    ContainerStore,
+    State,
+    Status,
+    discard,
+    looking,
+    timestamp,
+    write_state,
+)
+from minidocker.errors import ConflictError, RuntimeFault
+from minidocker.lifecycle import process_spec
+from minidocker.program import ProcessSpec
+from minidocker.pump import (
+    Client,
+    JsonLog,
+    make_ends,
+    pump_process,
+    raw_terminal,
+    signals_forwarded,
+)
+from minidocker.records import Record
+from minidocker.runtime import (
+    Process,
+    exec_in,
+    in_child,
+    listen,
+    new_channel,
+    start,
+)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import Any
+
+
+# %% A container's life, in one function
+def attend(
+    spec: ProcessSpec,
+    launch: Callable[[ProcessSpec], Process],
+    client: Client | None,
+    log: JsonLog | None = None,
+    started: Callable[[Process], None] = lambda _: None,
+    *,
+    stdin: bool = False,
+) -> int:
+    """Launch a process, attend it to its end, return its exit status.
+
+    ``started`` is called when the program runs. Every descriptor that is made here
+    is closed here. Raises what ``launch`` raises.
+    """
+    if client:
+        spec = spec.replace(stdout=client.stdout, stderr=client.stderr)
+    spec, ends = make_ends(spec, stdin=stdin)
+    try:
+        process = launch(spec)
+    except BaseException:
+        close_all(ends.stdin, ends.stdout, ends.stderr)
+        raise
+    finally:
+        ends.close_given()
+    try:
+        started(process)
+        client = client if stdin else deaf(client)
+        with signals_forwarded(process), raw_terminal(client, process.terminal):
+            pump_process(process, ends, client, log)
+        return process.wait()
+    finally:
+        close_all(ends.stdout, ends.stderr, process.terminal, process.pidfd)
+        if log:
+            log.close()
+
+
+def deaf(client: Client | None) -> Client | None:
+    """Return a client whose input is not passed on."""
+    return client.replace(stdin=-1) if client else None
+
+
+def close_all(*fds: int) -> None:
+    """Close the descriptors that are open (not -1)."""
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
+
+
+# %% A container's life, in one function
+def supervise(
+    store: ContainerStore,
+    container: Container,
+    client: Client | None,
+    started: Callable[[], None] = lambda: None,
+) -> int:
+    """Run a container to its end; keep its state and log; return its exit status.
+
+    The container's lock is held all the while. With ``auto_remove`` nothing is left
+    of it afterwards, whatever happened.
+    """
+    lock = store.lock(container)
+    os.ftruncate(lock, 0)
+    file = store.path(container.id, "state.json")
+    state = State(Status.RUNNING, started=timestamp())
+
+    def note(process: Process) -> None:
+        nonlocal state
+        state = state.replace(pid=process.pid, start_time=process.start_time)
+        write_state(file, state)
+        started()
+
+    code, error = 125, ""
+    try:
+        log = JsonLog(store.path(container.id, f"{container.id}-json.log"))
+        spec = process_spec(store, container)
+        wants_input = container.config.open_stdin
+        code = attend(spec, start, client, log, note, stdin=wants_input)
+    except RuntimeFault as why:
+        code, error = why.status, why.what
+        raise
+    finally:
+        os.write(lock, b"%d" % code)
+        if container.host.auto_remove:
+            discard(store, container.id, container.name)
+        else:
+            ended = {"pid": 0, "exit_code": code, "error": error}
+            status = Status.CREATED if error else Status.EXITED
+            ended_state = state.replace(status=status, finished=timestamp(), **ended)
+            write_state(file, ended_state)
+        os.close(lock)
+    return code
+
+
+def run_foreground(
+    store: ContainerStore, container: Container, client: Client | None = None
+) -> int:
+    """Run a container attached to ``client``, or 0, 1, 2; return its exit status."""
+    return supervise(store, container, client or Client())
+
+
+# %% Left behind on purpose
+def let_go(keep: int) -> None:
+    """Close every descriptor but ``keep``; the first three become /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def run_detached(store: ContainerStore, container: Container) -> None:
+    """Start a container under a supervisor of its own; return when it runs.
+
+    Raises what the start raised. Nothing of the caller is kept open by it.
+    """
+    ours, theirs = new_channel()
+    middle = os.fork()
+    if middle == 0:
+        ours.close()
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        in_child(theirs, lambda: be_supervisor(store, container, theirs))
+    theirs.close()
+    os.waitpid(middle, 0)
+    listen(ours)
+
+
+def be_supervisor(store: ContainerStore, container: Container, channel: socket) -> None:
+    """Live as the supervisor of a detached container, and end with it."""
+    os.chdir("/")
+    let_go(channel.fileno())
+    supervise(store, container, None, channel.close)
+    os._exit(0)
+
+
+# %% exec
+def exec_foreground(
+    store: ContainerStore,
+    container: Container,
+    spec: ProcessSpec,
+    client: Client | None = None,
+    *,
+    stdin: bool = False,
+) -> int:
+    """Run one more process in a running container; return its exit status.
+
+    Of ``spec`` its argv, env, cwd, user and tty are used; the container's own come
+    first for env, and fill in for an empty cwd and user.
+    """
+    state = store.state(container.id)
+    if state.status is not Status.RUNNING:
+        raise ConflictError(f"container {container.name} is not running")
+    config = container.config
+    spec = spec.replace(
+        env=(config.env or ()) + spec.env,
+        cwd=spec.cwd or config.working_dir or "/",
+        user=spec.user or config.user,
+        hostname=config.hostname,
+    )
+
+    def launch(piped: ProcessSpec) -> Process:
+        return exec_in(state.pid, piped)
+
+    return attend(spec, launch, client or Client(), stdin=stdin)
+
+
+# %% logs
+class LogEntry(Record):
+    """A line that a container wrote: its stream, its time (RFC 3339), its text."""
+
+    stream: str
+    time: str
+    log: str
+
+
+def read_log(file: Any) -> Iterator[LogEntry]:
+    """Return the whole lines of an open log from where it stands."""
+    import json
+
+    while True:
+        place = file.tell()
+        line = file.readline()
+        if not line.endswith(b"\n"):
+            file.seek(place)
+            return
+        found = json.loads(line)
+        yield LogEntry(found["stream"], found["time"], found["log"])
+
+
+def logs(
+    store: ContainerStore,
+    container: Container,
+    *,
+    tail: int | None = None,
+    follow: bool = False,
+) -> Iterator[LogEntry]:
+    """Yield what a container wrote: the last ``tail`` lines; all of them for None.
+
+    With ``follow``, goes on until the container does not run.
+    """
+    path = store.path(container.id, f"{container.id}-json.log")
+    while follow and not os.path.exists(path) and is_attended(store, container):
+        time.sleep(0.05)
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return
+    with file:
+        entries = list(read_log(file))
+        yield from entries if tail is None else entries[max(len(entries) - tail, 0) :]
+        while follow:
+            attended = is_attended(store, container)
+            yield from read_log(file)
+            if not attended:
+                return
+            time.sleep(0.05)
+
+
+def is_attended(store: ContainerStore, container: Container) -> bool:
+    """Say whether a supervisor looks after a container just now."""
+    with looking(store.path(container.id, "lock")) as taken:
+        return taken

@@ -1,0 +1,482 @@
+# From book/16-unpack.md. Edit there and tangle, or here and tangle --back.
+
+# %% Unpack: an archive that nobody trusts
+"""Unpack tars below a root that they cannot leave.
+
+``apply_layer`` applies a layer, whiteouts and all, to a *view*: a directory that shows
+the tree below the layer, be it a plain copy or a mounted union. ``extract`` unpacks a
+plain tar. A refusal is an ``IntegrityError``, and leaves what was unpacked before
+it: whoever made the view throws the view away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from minidocker.archive import Entry, Kind
+from minidocker.errors import IntegrityError, MinidockerError
+from minidocker.linux import Resolve, openat2
+from minidocker.reading import Read, TarReader
+from minidocker.records import Record
+from minidocker.trees import (
+    DIRECTORY,
+    is_directory,
+    names_at,
+    printable,
+    remove_tree,
+    set_xattrs,
+    write_all,
+)
+
+
+# %% The nouns: a place, a marker
+class Place(Record):
+    """An open directory below the root: its descriptor and its real path."""
+
+    fd: int
+    path: bytes
+
+    def child(self, base: bytes) -> bytes:
+        """Return the real path of ``base`` in this directory."""
+        return self.path + b"/" + base if self.path else base
+
+
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+
+
+def names_in(name: bytes) -> list[bytes]:
+    """Return the components of an entry's name; an absolute one starts at the root.
+
+    >>> names_in(b"/a/./b/")
+    [b'a', b'b']
+    """
+    parts = [part for part in name.split(b"/") if part and part != b"."]
+    if b".." in parts:
+        raise IntegrityError("the name climbs with ..", where=printable(name))
+    return parts
+
+
+def marker_of(entry: Entry, parts: list[bytes]) -> bytes | None:
+    """Return what a whiteout hides, ``b""`` for an opaque marker, None for no marker.
+
+    Raises IntegrityError for a marker that is malformed.
+    """
+    if WHITEOUT not in entry.name:
+        return None
+    if not any(part.startswith(WHITEOUT) for part in parts):
+        return None
+    base = parts[-1]
+    hidden = base.removeprefix(WHITEOUT)
+    if base == OPAQUE:
+        hidden = b""
+    elif hidden in (b"", b".", b"..") or hidden.startswith(WHITEOUT):
+        hidden = base
+    above = any(part.startswith(WHITEOUT) for part in parts[:-1])
+    if above or hidden == base or entry.kind is not Kind.FILE or entry.size:
+        what = "the whiteout is malformed: nothing is deleted"
+        raise IntegrityError(what, where=printable(entry.name))
+    return hidden
+
+
+# %% The directories that are open
+class Places:
+    """Directories below a root, opened once each and never outside it."""
+
+    MOST = 256
+
+    def __init__(self, root: str) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self.root = os.open(root, flags)
+        self._top = os.readlink(b"/proc/self/fd/%d" % self.root).rstrip(b"/")
+        self._open: dict[bytes, Place] = {}
+
+    def forget(self, keep: Place | None = None) -> None:
+        """Close all but ``keep``: something that was on the way has been removed."""
+        for name, place in list(self._open.items()):
+            if place is not keep:
+                os.close(self._open.pop(name).fd)
+
+    def close(self) -> None:
+        """Close everything."""
+        self.forget()
+        os.close(self.root)
+
+    def find(self, name: bytes) -> Place | None:
+        """Open a directory by its name below the root; None when nothing is there.
+
+        Symbolic links on the way mean what they mean inside the root. Raises
+        IntegrityError when what is there is no directory, or links run in a circle.
+        """
+        if found := self._open.pop(name, None):
+            self._open[name] = found  # the last one used is closed last
+            return found
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        how = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
+        try:
+            fd = openat2(self.root, os.fsdecode(name) or ".", flags, resolve=how)
+        except OSError as why:
+            if why.errno == errno.ENOENT:
+                return None
+            raise
+        if len(self._open) >= self.MOST:
+            os.close(self._open.pop(next(iter(self._open))).fd)
+        path = os.readlink(b"/proc/self/fd/%d" % fd)[len(self._top) + 1 :]
+        self._open[name] = Place(fd, path)
+        return self._open[name]
+
+
+# %% What one archive has done so far
+class Unpacker:
+    """The state of one unpacking: what this archive brought, and the times to set.
+
+    ``brought`` has the real path of each entry, ``above`` those of the directories
+    that hold them. ``times`` are set last: making a file changes its directory's.
+    """
+
+    def __init__(self, reader: TarReader, root: str, *, ignore_owner: bool) -> None:
+        self.reader = reader
+        self.places = Places(root)
+        self.at: list[bytes] = []
+        self.ignore_owner = ignore_owner
+        self.brought: set[bytes] = set()
+        self.above: set[bytes] = {b""}
+        self.times: dict[bytes, int] = {}
+
+    def own(self, target: int | bytes, uid: int, gid: int, dir_fd: int | None) -> None:
+        """Give a file its owner; rootless, there may be no such owner here."""
+        try:
+            os.chown(target, uid, gid, dir_fd=dir_fd, follow_symlinks=dir_fd is None)
+        except OSError as why:
+            if not (self.ignore_owner and why.errno in (errno.EPERM, errno.EINVAL)):
+                raise
+
+    def find(self, parts: list[bytes]) -> Place | None:
+        """Return the directory of these names, its time remembered; None if none."""
+        found = self.places.find(b"/".join(parts))
+        if found is not None and found.path not in self.times:
+            self.times[found.path] = os.fstat(found.fd).st_mtime_ns
+        return found
+
+    def place(self, parts: list[bytes]) -> Place:
+        """Return the directory of these names; make what is missing."""
+        if found := self.find(parts):
+            return found
+        self.make_directory(self.place(parts[:-1]), parts[-1])
+        return self.find(parts) or self.place(parts)
+
+    def make_directory(self, parent: Place, base: bytes) -> None:
+        """Make a directory that the archive implies: 0755, root's, from 1970."""
+        try:
+            os.mkdir(base, 0o755, dir_fd=parent.fd)
+        except FileExistsError as why:
+            what = "a symbolic link on the way leads nowhere"
+            raise IntegrityError(what) from why
+        self.dress(parent, base, Entry(base, Kind.DIRECTORY, 0o755))
+
+    def dress(self, parent: Place, base: bytes, entry: Entry) -> None:
+        """Give a directory exactly the attributes of an entry."""
+        fd = os.open(base or b".", DIRECTORY, dir_fd=parent.fd)
+        try:
+            self.own(fd, entry.uid, entry.gid, None)
+            os.fchmod(fd, entry.mode)
+            set_xattrs(fd, entry.xattrs, exact=True)
+        finally:
+            os.close(fd)
+        self.times[parent.child(base) if base else parent.path] = entry.mtime
+
+    def claim(self, path: bytes) -> None:
+        """Note that the archive brings ``path``; raise IntegrityError for twice."""
+        if path in self.brought:
+            raise IntegrityError("the archive has this name twice")
+        self.brought.add(path)
+        head = path.rpartition(b"/")[0]
+        while head not in self.above:
+            self.above.add(head)
+            head = head.rpartition(b"/")[0]
+
+    def clear(self, parent: Place, base: bytes) -> None:
+        """Remove what a lower layer has where an entry goes."""
+        if parent.child(base) in self.above:
+            raise IntegrityError("the archive has a directory of this name as well")
+        self.places.forget(keep=parent)
+        remove_tree(base, parent.fd)
+
+    def finish(self) -> None:
+        """Set the directories' times."""
+        how = Resolve.IN_ROOT | Resolve.NO_SYMLINKS
+        for path, when in self.times.items():
+            try:
+                fd = openat2(
+                    self.places.root, os.fsdecode(path) or ".", DIRECTORY, resolve=how
+                )
+            except OSError as why:
+                if why.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+                continue
+            os.utime(fd, ns=(when, when))
+            os.close(fd)
+
+
+# %% One adder for each kind
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def add_file(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
+    """Make a regular file; what was there is unlinked, never written through."""
+    try:
+        fd = os.open(base, WRITE, entry.mode, dir_fd=parent.fd)
+    except FileExistsError:
+        to.clear(parent, base)
+        fd = os.open(base, WRITE, entry.mode, dir_fd=parent.fd)
+    try:
+        for piece in to.reader.pieces():
+            write_all(fd, piece)
+        to.own(fd, entry.uid, entry.gid, None)
+        if entry.mode & 0o6000:  # chown(2) clears them
+            os.fchmod(fd, entry.mode)
+        if entry.xattrs:
+            set_xattrs(fd, entry.xattrs, exact=False)
+        os.utime(fd, ns=(entry.mtime, entry.mtime))
+    finally:
+        os.close(fd)
+
+
+def add_directory(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
+    """Make a directory, or give the one that is there these attributes."""
+    try:
+        os.mkdir(base, 0o700, dir_fd=parent.fd)
+    except FileExistsError:
+        if not is_directory(base, parent.fd):
+            to.clear(parent, base)
+            os.mkdir(base, 0o700, dir_fd=parent.fd)
+    to.dress(parent, base, entry)
+
+
+def finish_node(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
+    """Give a node that cannot be opened its owner and time."""
+    to.own(base, entry.uid, entry.gid, parent.fd)
+    when = (entry.mtime, entry.mtime)
+    os.utime(base, ns=when, dir_fd=parent.fd, follow_symlinks=False)
+
+
+def add_symlink(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
+    """Make a symbolic link; where it points is nobody's business yet."""
+    if not entry.linkname:
+        raise IntegrityError("the symbolic link points to nothing")
+    try:
+        os.symlink(entry.linkname, base, dir_fd=parent.fd)
+    except FileExistsError:
+        to.clear(parent, base)
+        os.symlink(entry.linkname, base, dir_fd=parent.fd)
+    finish_node(to, parent, base, entry)
+
+
+def add_hard_link(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
+    """Give a file of this layer or of one below it one more name."""
+    parts = to.at + names_in(entry.linkname)
+    source = to.find(parts[:-1]) if parts else None
+    if source is None:
+        raise IntegrityError("the hard link is to nothing in this archive or below it")
+    if source.child(parts[-1]) == parent.child(base):
+        raise IntegrityError("the hard link is to itself")
+    try:
+        if is_directory(parts[-1], source.fd):
+            raise IntegrityError("the hard link is to a directory")
+    except FileNotFoundError as why:
+        what = "the hard link is to nothing in this archive or below it"
+        raise IntegrityError(what) from why
+    try:
+        link(source, parts[-1], parent, base)
+    except FileExistsError:
+        to.clear(parent, base)
+        link(to.place(parts[:-1]), parts[-1], parent, base)
+
+
+def link(source: Place, old: bytes, parent: Place, new: bytes) -> None:
+    """Give a file one more name."""
+    fds = {"src_dir_fd": source.fd, "dst_dir_fd": parent.fd}
+    os.link(old, new, **fds, follow_symlinks=False)
+
+
+FORMAT = {
+    Kind.CHAR: stat.S_IFCHR,
+    Kind.BLOCK: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+}
+
+
+def add_node(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
+    """Make a device or a FIFO; rootless, a device becomes an empty file."""
+    if entry.kind is Kind.CHAR and entry.device == (0, 0):
+        raise IntegrityError("a character device 0:0 is overlayfs's own whiteout")
+    device = os.makedev(*entry.device)
+    with suppress(FileNotFoundError):
+        os.stat(base, dir_fd=parent.fd, follow_symlinks=False)
+        to.clear(parent, base)
+    try:
+        os.mknod(base, FORMAT[entry.kind] | entry.mode, device, dir_fd=parent.fd)
+    except PermissionError:
+        if not to.ignore_owner:
+            raise
+        os.close(os.open(base, WRITE, entry.mode, dir_fd=parent.fd))
+    finish_node(to, parent, base, entry)
+
+
+ADDERS: dict[Kind, Callable[[Unpacker, Place, bytes, Entry], None]] = {
+    Kind.FILE: add_file,
+    Kind.HARD_LINK: add_hard_link,
+    Kind.SYMLINK: add_symlink,
+    Kind.CHAR: add_node,
+    Kind.BLOCK: add_node,
+    Kind.DIRECTORY: add_directory,
+    Kind.FIFO: add_node,
+}
+
+
+# %% Adding an entry
+def add(to: Unpacker, entry: Entry, parts: list[bytes]) -> None:
+    """Bring one entry into the view."""
+    parent = to.place(parts[:-1])
+    base = parts[-1] if parts else b""
+    to.claim(parent.child(base) if base else parent.path)
+    if not base:
+        if entry.kind is not Kind.DIRECTORY:
+            raise IntegrityError("the root can be nothing but a directory")
+        to.dress(parent, b"", entry)
+        return
+    ADDERS[entry.kind](to, parent, base, entry)
+
+
+# %% Whiteouts, in any order
+def hide_below(to: Unpacker, path: bytes) -> None:
+    """Remove from a directory what the archive did not bring itself."""
+    todo = [path]
+    while todo:
+        place = to.place([todo.pop()])
+        for base in names_at(place.fd):
+            child = place.child(base)
+            if child in to.brought or child in to.above:
+                if is_directory(base, place.fd):
+                    todo.append(child)
+                    undress(to, place, base)
+            else:
+                to.places.forget(keep=place)
+                remove_tree(base, place.fd)
+
+
+def undress(to: Unpacker, parent: Place, base: bytes) -> None:
+    """Make a lower directory as if only implied, unless the archive describes it."""
+    if parent.child(base) not in to.brought:
+        to.dress(parent, base, Entry(base, Kind.DIRECTORY, 0o755))
+
+
+def hide(to: Unpacker, parts: list[bytes], hidden: bytes) -> None:
+    """Apply a whiteout: ``hidden`` of the layers below, or all when it is ``b""``."""
+    parent = to.find(parts[:-1])
+    if parent is None:
+        return
+    marker = parent.child(parts[-1])
+    if marker in to.brought:
+        raise IntegrityError("the archive has this whiteout twice")
+    to.brought.add(marker)
+    path = parent.child(hidden) if hidden else parent.path
+    if not hidden:
+        hide_below(to, path)
+    elif path in to.brought or path in to.above:
+        if is_directory(hidden, parent.fd):
+            undress(to, parent, hidden)
+            hide_below(to, path)
+    else:
+        to.places.forget(keep=parent)
+        remove_tree(hidden, parent.fd)
+
+
+# %% The whole archive
+NAMES_AT_FAULT = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EMLINK,
+    errno.EEXIST,
+)
+
+
+@contextmanager
+def placed(entry: Entry) -> Iterator[None]:
+    """Say which entry an error is about."""
+    try:
+        yield
+    except MinidockerError as why:
+        why.where = why.where or printable(entry.name)
+        raise
+    except OSError as why:
+        if why.errno not in NAMES_AT_FAULT:
+            raise
+        what = os.strerror(why.errno).lower()
+        raise IntegrityError(what, where=printable(entry.name)) from why
+
+
+@contextmanager
+def unpacking(
+    read: Read, root: str, at: str, limit: int | None, ignore_owner: bool
+) -> Iterator[Unpacker]:
+    """Yield an unpacker; set the directories' times when all went well."""
+    to = Unpacker(TarReader(read, limit=limit), root, ignore_owner=ignore_owner)
+    to.at = names_in(os.fsencode(at))
+    before = os.umask(0)
+    try:
+        yield to
+        to.finish()
+    finally:
+        os.umask(before)
+        to.places.close()
+
+
+def apply_layer(
+    read: Read, root: str, *, limit: int | None = None, ignore_owner: bool = False
+) -> int:
+    """Apply a layer's tar to the view at ``root``; return the bytes of its files.
+
+    ``limit`` bounds those bytes. ``ignore_owner`` is for a user namespace that does
+    not know every owner: chown(2) may fail, and devices become empty files.
+    Raises IntegrityError; the view is then half done, and its maker removes it.
+    """
+    size = 0
+    with unpacking(read, root, "/", limit, ignore_owner) as to:
+        for entry in to.reader:
+            with placed(entry):
+                parts = names_in(entry.name)
+                hidden = marker_of(entry, parts)
+                if hidden is None:
+                    add(to, entry, parts)
+                else:
+                    hide(to, parts, hidden)
+            size += entry.size
+    return size
+
+
+def extract(
+    read: Read,
+    root: str,
+    *,
+    at: str = "/",
+    limit: int | None = None,
+    ignore_owner: bool = False,
+) -> int:
+    """Unpack a plain tar into directory ``at`` of the tree at ``root``.
+
+    As ``apply_layer``, but ``.wh.`` names have no meaning. ``at`` is made if missing.
+    """
+    size = 0
+    with unpacking(read, root, at, limit, ignore_owner) as to:
+        to.place(to.at)
+        for entry in to.reader:
+            with placed(entry):
+                add(to, entry, to.at + names_in(entry.name))
+            size += entry.size
+    return size

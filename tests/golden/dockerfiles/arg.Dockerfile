@@ -1,0 +1,5 @@
+ARG TAG=latest
+ARG BASE
+FROM ${BASE:-base}:$TAG AS Build
+ARG ONE TWO=2 THREE="3 3"
+ARG FOUR='$TWO'

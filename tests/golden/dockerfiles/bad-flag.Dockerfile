@@ -1,0 +1,3 @@
+FROM a
+COPY \
+  --chmwon=1 a b

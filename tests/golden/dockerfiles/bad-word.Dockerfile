@@ -1,0 +1,6 @@
+FROM a
+
+# c
+RUN x \
+  y
+COPPY a b

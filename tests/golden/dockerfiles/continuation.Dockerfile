@@ -1,0 +1,7 @@
+FROM base
+RUN one \
+two\
+three \   
+  four
+RUN a \\
+RUN last \

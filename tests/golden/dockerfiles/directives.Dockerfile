@@ -1,0 +1,6 @@
+# syntax=docker/dockerfile:1
+#  Escape = `
+# check=skip=all
+FROM a
+RUN b `
+ c

@@ -1,0 +1,12 @@
+FROM base
+
+RUN one \
+
+   
+	
+  && two \
+
+
+RUN three
+
+

@@ -1,0 +1,6 @@
+# hello
+# escape=`
+FROM a
+RUN b `
+RUN c \
+ d

@@ -1,0 +1,7 @@
+﻿# escape=`
+FROM base
+
+RUN one `
+# c
+ two
+CMD ["x"]

@@ -1,0 +1,311 @@
+"""The Dockerfile's text: lines, directives, forms, flags, and what is refused where."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minidocker.dockerfile import Word, parse
+from minidocker.errors import DockerfileError
+
+
+def args_of(text: str) -> list[tuple[str, ...]]:
+    return [it.args for it in parse(text).instructions]
+
+
+def refused(text: str | bytes) -> DockerfileError:
+    with pytest.raises(DockerfileError) as caught:
+        parse(text)
+    return caught.value
+
+
+def test_the_recorded_dockerfile_parses_as_docker_showed_it():
+    text = (
+        "FROM kb-centos:v11\n"
+        'ENV PATH="/a:${PATH}:/b/" \\\n'
+        'LD_LIBRARY_PATH="${LD_LIBRARY_PATH}:/c"\n'
+        "COPY supervisord.conf /home/work/kb_install/\n"
+        'CMD ["/x","-c"]\n'
+    )
+    found = parse(text).instructions
+    assert (
+        found[1].text
+        == 'ENV PATH="/a:${PATH}:/b/" LD_LIBRARY_PATH="${LD_LIBRARY_PATH}:/c"'
+    )
+    assert found[1].args == (
+        "PATH", '"/a:${PATH}:/b/"', "LD_LIBRARY_PATH", '"${LD_LIBRARY_PATH}:/c"',
+    )  # fmt: skip
+    assert [it.line for it in found] == [1, 2, 4, 5]
+    assert (found[3].json, found[3].args) == (True, ("/x", "-c"))
+
+
+def test_bom_and_crlf_are_taken_off():
+    found = parse(b"\xef\xbb\xbfFROM a\r\nRUN b \\\r\n  c\r\n").instructions
+    assert [it.text for it in found] == ["FROM a", "RUN b   c"]
+
+
+def test_comments_and_empty_lines_inside_a_continuation_are_dropped():
+    assert args_of("FROM a\nRUN b \\\n# c \\\n\n   # d\n && e\nRUN f")[1:] == [
+        ("b  && e",),
+        ("f",),
+    ]
+
+
+def test_a_hash_later_in_the_line_belongs_to_the_line():
+    assert args_of("FROM a\nRUN b # c")[1] == ("b # c",)
+
+
+def test_a_backslash_at_the_end_of_the_file_ends_it():
+    assert args_of("FROM a\nRUN b \\") == [("a",), ("b",)]
+    assert args_of("FROM a\nRUN b \\\n\n# c\n") == [("a",), ("b",)]
+
+
+def test_blanks_after_the_escape_still_continue_the_line():
+    assert args_of("FROM a\nRUN b \\  \t\nc")[1] == ("b c",)
+
+
+def test_a_doubled_backslash_does_not_continue():
+    assert args_of("FROM a\nRUN b \\\\\nRUN c")[1:] == [("b \\\\",), ("c",)]
+
+
+def test_escape_directive_changes_the_continuation():
+    found = parse("# escape=`\nFROM a\nRUN dir C:\\ `\n D:\\\n")
+    assert found.escape == "`"
+    assert found.instructions[1].args == ("dir C:\\  D:\\",)
+
+
+def test_a_directive_after_a_comment_or_an_empty_line_is_a_comment():
+    assert parse("# hello\n# escape=`\nFROM a").escape == "\\"
+    assert parse("\n# escape=`\nFROM a").escape == "\\"
+    assert parse("# syntax=x\n#escape = `\nFROM a").escape == "`"
+
+
+def test_bad_directives_have_their_line():
+    assert str(refused("# escape=x\nFROM a")).startswith('Dockerfile:1: bad escape "x"')
+    assert refused("# escape=`\n# escape=`\nFROM a").where == "Dockerfile:2"
+
+
+def test_words_are_known_in_any_case():
+    assert [it.word for it in parse("from a\nRun b").instructions] == [
+        Word.FROM,
+        Word.RUN,
+    ]
+
+
+def test_the_old_form_of_env_takes_the_rest_of_the_line():
+    assert args_of('FROM a\nENV A b "c  d" e')[1] == ("A", 'b "c  d" e')
+
+
+def test_quoted_blanks_stay_in_a_pair():
+    assert args_of('FROM a\nLABEL "a b"="c d" e=f\\ g')[1] == (
+        '"a b"',
+        '"c d"',
+        "e",
+        "f\\ g",
+    )
+
+
+def test_what_is_nearly_json_is_the_shell_form():
+    found = parse("FROM a\nRUN ['b', 'c']\nCMD [\"d\", 1]").instructions
+    assert [it.json for it in found[1:]] == [False, False]
+    assert found[1].args == ("['b', 'c']",)
+
+
+def test_an_empty_json_list_is_the_exec_form_of_nothing():
+    found = parse("FROM a\nCMD []").instructions[1]
+    assert (found.json, found.args) == (True, ())
+
+
+def test_copy_takes_json_for_names_with_blanks():
+    assert args_of('FROM a\nCOPY ["b c", "/d e/"]')[1] == ("b c", "/d e/")
+
+
+def test_flags_are_taken_before_the_arguments():
+    found = parse("FROM a AS b\nFROM c\nCOPY --from=b --chown=1:2 d e").instructions[2]
+    assert (found.flag("from"), found.flag("chown"), found.flag("chmod")) == (
+        "b",
+        "1:2",
+        None,
+    )
+    assert found.args == ("d", "e")
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        (
+            "FROM a\n\nRNU b",
+            "Dockerfile:3",
+            'unknown instruction "RNU"\nhint: did you mean "RUN"?',
+        ),
+        ("FROM a\nCOPY --form=b c d", "Dockerfile:2", 'did you mean "--from"?'),
+        (
+            "FROM a\nRUN --mount=type=cache b",
+            "Dockerfile:2",
+            "RUN --mount is BuildKit's",
+        ),
+        ("FROM a\nCOPY --from b c", "Dockerfile:2", "--from needs a value"),
+        ("FROM a\nCOPY b", "Dockerfile:2", "COPY needs at least two arguments"),
+        ("FROM a\nUSER", "Dockerfile:2", "USER needs an argument"),
+        ("FROM", "Dockerfile:1", "FROM needs an argument"),
+        ("FROM a b", "Dockerfile:1", "FROM takes an image"),
+        ("FROM a b c", "Dockerfile:1", "FROM takes an image"),
+        ("FROM a\nENV A", "Dockerfile:2", 'no value for "A"'),
+        ("FROM a\nENV A=b C", "Dockerfile:2", '"C" is not of the form NAME=VALUE'),
+        ("FROM a\nENV =b", "Dockerfile:2", '"=b" is not of the form NAME=VALUE'),
+        ("RUN a", "Dockerfile:1", "RUN before the first FROM"),
+        ("ARG a", "Dockerfile", "the file has no FROM"),
+        ("", "Dockerfile", "the file has no FROM"),
+        (
+            "FROM a\nRUN <<EOF\nb\nEOF",
+            "Dockerfile:2",
+            "here-documents are not supported",
+        ),
+        ("FROM a\nRUN b\0", "Dockerfile:2", "a NUL byte"),
+        ("FROM a\nRUN " + "b" * 70_000, "Dockerfile:2", "longer than 64 KiB"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_line(text: str, where: str, what: str):
+    why = refused(text)
+    assert why.where == where
+    assert what in str(why)
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_their_line():
+    assert refused(b"FROM a\nRUN \xff").where == "Dockerfile:2"
+
+
+def test_here_strings_and_shifts_are_no_here_documents():
+    for text in ["cat <<<word", "echo $((1 << N))", "echo $(( 1<<N ))"]:
+        assert args_of(f"FROM a\nRUN {text}")[1] == (text,)
+
+
+def test_the_name_of_the_file_stands_in_the_message():
+    with pytest.raises(DockerfileError, match=r"^build/Other:2: "):
+        parse("FROM a\nX", "build/Other")
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "b  c", "$d", "'e'", "#f", "\\g"]), min_size=1, max_size=6
+    )
+)
+def test_cutting_a_run_into_lines_keeps_its_text(pieces: list[str]):
+    whole = " ".join(pieces)
+    cut = (
+        " \\\n# between\n".join(pieces)
+        if all(not p.startswith("#") for p in pieces)
+        else whole
+    )
+    assert args_of(f"FROM a\nRUN {cut}") == args_of(f"FROM a\nRUN {whole}")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_parsed_or_refused(text: str):
+    try:
+        where = parse(text).name
+    except DockerfileError as why:
+        where = why.where or ""
+    assert where.startswith("Dockerfile")
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "dockerfiles"
+
+
+def outcome(path: Path) -> tuple[str, str]:
+    """What becomes of a file: how its record is called, and what is in it."""
+    try:
+        found = parse(path.read_bytes())
+    except DockerfileError as why:
+        return ".refused", f"{why}\n"
+    lines = [
+        f"{it.line} {it.word.value} {'json ' if it.json else ''}{list(it.args)!r}"
+        + "".join(f" --{n}={v}" for n, v in it.flags)
+        for it in found.instructions
+    ]
+    return ".parsed", "".join(f"{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(GOLDEN.glob("*.Dockerfile")), ids=lambda p: p.stem
+)
+def test_a_golden_dockerfile_gives_what_is_recorded_beside_it(path: Path):
+    suffix, text = outcome(path)
+    assert path.with_suffix(suffix).read_text() == text
+
+
+def test_there_are_golden_dockerfiles_of_both_kinds():
+    assert len(list(GOLDEN.glob("*.parsed"))) >= 12
+    assert len(list(GOLDEN.glob("*.refused"))) >= 6
+
+
+# What a value of any kind may hold without being cut at a blank or a quote.
+plain = st.text("abc/.:=-_é", min_size=1, max_size=8)
+quotable = st.text("ab \t#'$é", max_size=8)
+
+
+def printed(word: Word, args: tuple[str, ...]) -> str:
+    """A line that must be parsed to ``args``."""
+    if word in {Word.ENV, Word.LABEL}:
+        flat = zip(args[::2], args[1::2], strict=True)
+        return " ".join([word.value, *(f"{n}={v}" for n, v in flat)])
+    return f"{word.value} {json.dumps(args)}"
+
+
+pair = st.tuples(
+    st.text("abcXYZ_", min_size=1, max_size=5),
+    st.one_of(plain, quotable.map(lambda text: f'"{text}"'), st.just("")),
+)
+pair_lists = st.lists(pair, min_size=1, max_size=3).map(lambda found: sum(found, ()))
+lines = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([Word.ENV, Word.LABEL]), pair_lists),
+        st.tuples(
+            st.sampled_from([Word.RUN, Word.CMD, Word.ENTRYPOINT, Word.SHELL]),
+            st.lists(quotable, min_size=1, max_size=3).map(tuple),
+        ),
+    ),
+    max_size=5,
+)
+
+
+@given(lines, st.sampled_from(["\n", "\r\n", "\n# c\n\n", "\n \t\n"]), st.booleans())
+def test_what_is_printed_is_parsed_to_the_same(
+    wanted: list[tuple[Word, tuple[str, ...]]], end: str, bom: bool
+):
+    text = end.join(["FROM a", *(printed(*line) for line in wanted), ""])
+    found = parse(("\ufeff" if bom else "") + text).instructions
+    assert [(it.word, it.args) for it in found[1:]] == wanted
+
+
+SCRAPS = [
+    *("FROM a", "RUN", "ENV A=", "COPY", "CMD", "--from=", "--", "<<EOF", "# escape=`"),
+    *(
+        "[",
+        "]",
+        '"',
+        "'",
+        "`",
+        "\\",
+        "\n",
+        "\r\n",
+        " ",
+        "#",
+        "\0",
+        "\ud800",
+        "é",
+        "$",
+        "=",
+    ),
+]
+
+
+@given(st.lists(st.sampled_from(SCRAPS), max_size=30).map("".join))
+def test_scraps_of_dockerfiles_are_parsed_or_refused(text: str):
+    try:
+        where = parse(text).name
+    except DockerfileError as why:
+        where = why.where or ""
+    assert where.startswith("Dockerfile")

@@ -1,0 +1,61 @@
+"""What a program is given is computed without a container."""
+
+import doctest
+import os
+from pathlib import Path
+
+import pytest
+
+from minidocker import runtime
+from minidocker.errors import CommandNotFoundError, RuntimeFault
+from minidocker.program import Network, ProcessSpec, find_user, program_env
+from minidocker.runtime import listen, network_files, new_channel, send_error
+
+
+def test_doctests_hold():
+    from minidocker import program
+
+    assert doctest.testmod(runtime).failed == doctest.testmod(program).failed == 0
+
+
+def test_an_error_keeps_its_type_and_its_parts_on_its_way_to_the_parent():
+    ours, theirs = new_channel()
+    send_error(theirs, CommandNotFoundError("no \udcff", where="/x", hint="y"))
+    theirs.close()
+    with pytest.raises(CommandNotFoundError) as why:
+        listen(ours)
+    assert (why.value.what, why.value.where, why.value.hint) == ("no \udcff", "/x", "y")
+
+
+def test_the_end_of_the_channel_says_that_the_program_runs():
+    ours, theirs = new_channel()
+    theirs.close()
+    assert listen(ours) == -1
+
+
+def test_the_spec_s_variables_win_over_the_defaults():
+    spec = ProcessSpec(("sh",), env=("HOME=/x", "TERM=dumb"), tty=True, hostname="h")
+    found = program_env(spec, "/root")
+    assert (found["HOME"], found["TERM"], found["HOSTNAME"]) == ("/x", "dumb", "h")
+
+
+def test_an_isolated_container_is_told_nothing_of_the_host_s_names():
+    found = network_files("box", Network.NONE)
+    assert found["hostname"] == "box\n"
+    assert "localhost" in found["hosts"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "outside"])
+def test_a_passwd_that_is_no_file_does_not_hang_or_mislead(tmp_path: Path, kind: str):
+    (tmp_path / "etc").mkdir()
+    passwd = tmp_path / "etc/passwd"
+    if kind == "fifo":
+        os.mkfifo(passwd)
+    elif kind == "directory":
+        passwd.mkdir()
+    else:
+        passwd.symlink_to("/proc/self/root/etc/passwd")
+    root = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(RuntimeFault):
+        find_user(root, "root")
+    os.close(root)
