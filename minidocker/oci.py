@@ -126,8 +126,8 @@ class Reference(Record):
 def parse_reference(text: str) -> Reference:
     """Return the reference that ``text`` is; UsageError says what is wrong with it.
 
-    >>> parse_reference("kb-centos:v11")
-    Reference(registry='docker.io', repository='library/kb-centos', tag='v11', digest=None)
+    >>> parse_reference("kb-centos:v11").tag, parse_reference("kb-centos:v11").name
+    ('v11', 'kb-centos')
     >>> parse_reference("127.0.0.1:5000/a/b").familiar
     '127.0.0.1:5000/a/b'
     """
@@ -178,7 +178,7 @@ OMIT = object()
 
 
 class Field(Record):
-    """A key of the JSON: the attribute it is, and whether Go leaves it out when empty."""
+    """A key of the JSON: its attribute, and whether Go leaves it out when empty."""
 
     key: str
     attribute: str

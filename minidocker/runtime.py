@@ -313,7 +313,7 @@ def start(spec: ProcessSpec) -> Process:
 
     The process dies with the thread that started it. Whoever calls must reap it, with
     ``Process.wait``. Raises CommandNotFoundError, NotExecutableError, RuntimeFault,
-    UnsupportedError where namespaces are forbidden; then the child is reaped and nothing is left.
+    UnsupportedError where namespaces are forbidden; then nothing is left.
     """
     ours, theirs = new_channel()
     flags = container_flags(network=spec.network is Network.NONE)

@@ -127,8 +127,7 @@ def applied(driver: StorageDriver, *layers: Files) -> dict[str, tuple[object, ..
         driver.apply(f"l{number}", io.BytesIO(tar(files)).read)
         parent = f"l{number}"
     with driver.mounted(f"l{len(layers) - 1}", writable=False) as root:
-        tree = snapshot(root)
-    return tree
+        return snapshot(root)
 
 
 BASE: Files = [
