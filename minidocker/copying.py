@@ -25,12 +25,14 @@ class Manner(Record):
     """How files arrive: with which owner and mode, and what ADD unpacks.
 
     ``owner`` is (uid, gid), or None to keep each file's own. ``mode`` is an octal
-    mode for all files and directories, or None to keep.
+    mode for all files and directories, or None to keep. ``ignore_owner`` gives an
+    archive's files to us, where there are no other users.
     """
 
     owner: tuple[int, int] | None = (0, 0)
     mode: int | None = None
     unpacks: bool = False
+    ignore_owner: bool = False
 
 
 MOST_LINKS = 40  # the kernel's own limit, path_resolution(7)
@@ -242,7 +244,7 @@ def copy_source(
         return
     real = tree.real_path(source.path)
     if manner.unpacks and is_archive(tree, real):
-        unpack_archive(tree, real, target, to)
+        unpack_archive(tree, real, target, to, manner)
         return
     if to.endswith("/") or target.is_directory(to):
         above, name = to, posixpath.basename(source.path)
@@ -254,54 +256,58 @@ def copy_source(
 
 
 # %% ADD's archives
-def opened_archive(raw: int) -> Callable[[int], bytes]:
-    """Return a read function over the archive, decompressed if it is compressed."""
-    start = os.pread(raw, 6, 0)
-    file = os.fdopen(os.dup(raw), "rb")
-    if start.startswith(b"\x1f\x8b"):
-        import gzip
+@contextmanager
+def opened_archive(tree: SourceTree, path: str) -> Iterator[Callable[[int], bytes]]:
+    """Give a read function over a file, decompressed if it is compressed."""
+    with open(tree.open(path), "rb") as file:
+        start = file.peek(6)
+        if start.startswith(b"\x1f\x8b"):
+            import gzip
 
-        return gzip.GzipFile(fileobj=file).read
-    if start.startswith(b"BZh"):
-        import bz2
+            with gzip.GzipFile(fileobj=file) as plain:
+                yield plain.read
+        elif start.startswith(b"BZh"):
+            import bz2
 
-        return bz2.BZ2File(file).read
-    if start.startswith(b"\xfd7zXZ\0"):
-        import lzma
+            with bz2.BZ2File(file) as bunzipped:
+                yield bunzipped.read
+        elif start.startswith(b"\xfd7zXZ\0"):
+            import lzma
 
-        return lzma.LZMAFile(file).read
-    return file.read
+            with lzma.LZMAFile(file) as unpacked:
+                yield unpacked.read
+        else:
+            yield file.read
 
 
 def is_archive(tree: SourceTree, path: str) -> bool:
     """Say whether the content is a tar archive, perhaps gzip, bzip2 or xz."""
     import lzma
     import tarfile
+    import zlib
 
-    fd = tree.open(path)
+    damaged = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
     try:
-        header = opened_archive(fd)(512)
-        tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.HeaderError):
+        with opened_archive(tree, path) as read:
+            tarfile.TarInfo.frombuf(read(512), "utf-8", "surrogateescape")
+    except (*damaged, tarfile.HeaderError):
         return False
-    finally:
-        os.close(fd)
     return True
 
 
-def unpack_archive(tree: SourceTree, path: str, target: Target, to: str) -> None:
+def unpack_archive(
+    tree: SourceTree, path: str, target: Target, to: str, manner: Manner
+) -> None:
     """Unpack the archive ``path`` into the directory ``to``; owners are its own."""
     import lzma
     import zlib
 
-    fd = tree.open(path)
     try:
-        with target.inside(to) as place:
-            extract(opened_archive(fd), f"/proc/self/fd/{place}")
+        with opened_archive(tree, path) as read, target.inside(to) as place:
+            root = f"/proc/self/fd/{place}"
+            extract(read, root, ignore_owner=manner.ignore_owner)
     except (EOFError, zlib.error, lzma.LZMAError) as why:
         raise BuildError(f'the archive "{path}" is damaged: {why}') from why
-    finally:
-        os.close(fd)
 
 
 # %% All of it

@@ -336,6 +336,7 @@ def copying(it: Instruction, stage: Stage, shop: Workshop) -> Copying:
         owner=owner_of(chown, stage, shop) if chown else own,
         mode=int(chmod, 8) if chmod else None,
         unpacks=it.word is Word.ADD,
+        ignore_owner=shop.layers.driver.rootless,
     )
     notes += f"--chmod={chmod}" if chmod else ""
     return Copying(it.word.value, tuple(sources), to, notes, manner)

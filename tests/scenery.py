@@ -6,13 +6,13 @@ import tarfile
 from pathlib import Path
 
 
-def tar_of(files: dict[str, bytes | str | None]) -> bytes:
+def tar_of(files: dict[str, bytes | str | None], uid: int = 0) -> bytes:
     """A tar: texts are symbolic links, None is a directory, bytes are files."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as tar:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
-            info.mode = 0o755
+            info.mode, info.uid, info.gid = 0o755, uid, uid
             if content is None:
                 info.type = tarfile.DIRTYPE
             elif isinstance(content, str):

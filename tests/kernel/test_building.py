@@ -154,6 +154,11 @@ COPY a /four
     }  # fmt: skip
 
 
+def test_an_archive_of_another_user_is_unpacked(bench: Workbench):
+    (bench.context / "t.tar").write_bytes(tar_of({"x": b"x"}, uid=1000))
+    assert bench.tree(bench.build("FROM base\nADD t.tar /"))["x"][2] == "x"
+
+
 @pytest.mark.parametrize("who", ["nobody", "www:nobody", ":5"])
 def test_an_owner_that_the_image_does_not_know_is_refused(bench: Workbench, who: str):
     with pytest.raises(BuildError, match="is not in the image's /etc/") as caught:

@@ -1,5 +1,6 @@
 """Files arrive where they should, as they should, and never outside of the root."""
 
+import bz2
 import errno
 import gzip
 import lzma
@@ -16,6 +17,7 @@ from minidocker.copying import Manner, Target, copy_sources, pour, set_owner
 from minidocker.errors import BuildError, IntegrityError
 
 
+BROKEN = gzip.compress(b"x" * 600)[:12] + b"\xff" * 40
 ME = (os.geteuid(), os.getegid())
 
 
@@ -233,7 +235,7 @@ def test_a_pipe_in_the_context_is_refused_at_once(context: Path, root: Path):
         copied(context, root, "d", "/x/")
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
 def test_add_unpacks_an_archive_by_its_content(context: Path, root: Path, pack: object):
     data = pack(tar_of({"in": None, "in/file": b"packed"}))  # type: ignore[operator]
     (context / "any.name").write_bytes(data)
@@ -245,7 +247,7 @@ def test_add_unpacks_an_archive_by_its_content(context: Path, root: Path, pack: 
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"text", gzip.compress(b"text"), b"\x1f\x8bbroken"]
+    "data", [b"", b"text", gzip.compress(b"text"), b"\x1f\x8bbroken", BROKEN]
 )
 def test_add_copies_what_is_no_archive(context: Path, root: Path, data: bytes):
     (context / "some.tar").write_bytes(data)
