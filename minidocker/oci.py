@@ -334,7 +334,9 @@ class ImageConfig(Record):
             found["history"] = [
                 to_dict(entry, HISTORY_FIELDS) for entry in self.history
             ]
-        found["rootfs"] = {"type": "layers", "diff_ids": list(self.diff_ids)}
+        found["rootfs"] = {"type": "layers"}
+        if self.diff_ids:
+            found["rootfs"]["diff_ids"] = list(self.diff_ids)
         return dict(sorted(found.items()))
 
     def to_json(self) -> bytes:
@@ -376,7 +378,7 @@ def parse_image(data: bytes, where: str = "image JSON") -> ImageConfig:
 def image_from(found: Mapping[str, Any]) -> ImageConfig:
     """Return the image of a JSON object."""
     ours = set(ImageConfig.__match_args__) | {"rootfs"}
-    diff_ids = tuple(found["rootfs"]["diff_ids"] or ())
+    diff_ids = tuple(found["rootfs"].get("diff_ids") or ())
     for diff_id in diff_ids:
         hex_of(diff_id)
     texts = {k: str(found.get(k) or "") for k in ("author", "comment", "container")}
