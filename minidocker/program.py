@@ -20,9 +20,22 @@ from minidocker.errors import (
     NotExecutableError,
     RuntimeFault,
 )
-from minidocker.linux import Capability, Prctl, SysError, capset, prctl
-from minidocker.namespaces import MountStep, directory_in_root, open_in_root
-from minidocker.overlayfs import is_first_user_namespace
+from minidocker.linux import (
+    Capability,
+    CloneFlags,
+    Prctl,
+    SysError,
+    capset,
+    prctl,
+    unshare,
+)
+from minidocker.namespaces import (
+    MountStep,
+    directory_in_root,
+    first_line,
+    open_in_root,
+    put,
+)
 from minidocker.records import Record
 
 
@@ -161,6 +174,28 @@ def find_user(root: int, text: str) -> User:
 
 
 # %% With which rights: capabilities
+def is_mapped(kind: str, number: int) -> bool:
+    """Whether an id (``kind`` is uid or gid) exists in our user namespace."""
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+        ranges = [line.split() for line in file]
+    return any(int(a) <= number < int(a) + int(count) for a, _, count in ranges)
+
+
+def rename_our_id(user: User) -> None:
+    """Enter a user namespace where our one id has the numbers of ``user``.
+
+    /proc/self belongs to nobody while we are not dumpable, so for the two writes we
+    are. Source: user_namespaces(7), "Defining user and group ID mappings".
+    """
+    unshare(CloneFlags.NEWUSER)
+    prctl(Prctl.SET_DUMPABLE, 1)
+    put("/proc/self/uid_map", f"{user.uid} 0 1")
+    put("/proc/self/gid_map", f"{user.gid} 0 1")
+    prctl(Prctl.SET_DUMPABLE, 0)
+    drop_capabilities()
+
+
+# %% With which rights: capabilities
 KEPT = frozenset(
     (
         Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FSETID,
@@ -187,17 +222,16 @@ def become(user: User) -> None:
     """Become ``user`` for good, with Docker's capabilities when that is root."""
     drop_capabilities()
     try:
-        if (
-            is_first_user_namespace()
-        ):  # setgroups(2) is denied in a one-id user namespace
-            os.setgroups((user.gid, *user.groups))
-        os.setresgid(user.gid, user.gid, user.gid)
-        os.setresuid(user.uid, user.uid, user.uid)
+        if not (is_mapped("uid", user.uid) and is_mapped("gid", user.gid)):
+            rename_our_id(user)
+        else:
+            if first_line("/proc/self/setgroups") != "deny":
+                os.setgroups((user.gid, *user.groups))
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
     except OSError as why:
-        raise RuntimeFault(
-            f"cannot become user {user.uid}:{user.gid}: {why.strerror}",
-            hint="without root only user 0 of the container exists",
-        ) from why
+        what = f"cannot become user {user.uid}:{user.gid}: {why}"
+        raise RuntimeFault(what) from why
     mask = sum(1 << c for c in KEPT) if user.uid == 0 else 0
     capset(mask, mask, 0)
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)  # setresuid would have cleared it

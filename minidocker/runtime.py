@@ -353,13 +353,30 @@ def namespaces_to_join(pid: int) -> CloneFlags:
     return flags
 
 
+NS_GET_USERNS = 0xB701
+
+
+def owner_namespace(pid: int) -> int:
+    """Open the user namespace that owns a process's mounts; the caller closes.
+
+    It is not the process's own when that renamed its id. Source: ioctl_ns(2).
+    """
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(fcntl.ioctl(mounts, NS_GET_USERNS))
+    finally:
+        os.close(mounts)
+
+
 def join_container(
-    pidfd: int, flags: CloneFlags, spec: ProcessSpec, channel: socket
+    pidfd: int, owner: int, flags: CloneFlags, spec: ProcessSpec, channel: socket
 ) -> NoReturn:
     """Enter the namespaces, and run the program in a child there."""
     prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-    setns(pidfd, flags)
+    if flags & CloneFlags.NEWUSER:
+        setns(owner, CloneFlags.NEWUSER)
+    setns(pidfd, flags & ~CloneFlags.NEWUSER)
     pid, _ = clone3(CloneFlags(0))
     if pid:
         channel.close()
@@ -378,15 +395,16 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     The returned Process is the one in the middle; its end is the program's. Works
     from outside the container's user namespace, for its owner. Raises as ``start``.
     """
-    target = pidfd_open(pid)
+    target, owner = pidfd_open(pid), owner_namespace(pid)
     try:
         flags = namespaces_to_join(pid)
         ours, theirs = new_channel()
         child, pidfd = clone3(CloneFlags(0))
         if child == 0:
             ours.close()
-            in_child(theirs, lambda: join_container(target, flags, spec, theirs))
+            in_child(theirs, lambda: join_container(target, owner, flags, spec, theirs))
         theirs.close()
     finally:
         os.close(target)
+        os.close(owner)
     return watch_start(child, pidfd, ours)

@@ -319,15 +319,16 @@ def ps_view(*, size: bool) -> View:
 # %% inspect
 def graph_driver(engine: Engine, cache_id: str) -> dict[str, Any]:
     """Return where the driver keeps a layer, as `inspect` shows it."""
-    view = engine.driver.view(cache_id, writable=True)
+    view = engine.driver.view(cache_id, writable=False)
     if isinstance(view, Directory):
-        data: dict[str, str] | None = {"UpperDir": view.path}
+        data = {"UpperDir": view.path}
     else:
+        upper, *lowers = view.lowers
         data = {
-            "LowerDir": ":".join(view.lowers),
+            "LowerDir": ":".join(lowers),
             "MergedDir": engine.driver.target(cache_id),
-            "UpperDir": view.upper or "",
-            "WorkDir": view.work or "",
+            "UpperDir": upper,
+            "WorkDir": upper.removesuffix("diff") + "work",
         }
     return {"Data": data, "Name": engine.driver.name}
 

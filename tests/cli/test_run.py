@@ -121,7 +121,6 @@ def test_flags_reach_the_process(store: Store) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.root
 @pytest.mark.parametrize(
     ("user", "wanted"),
     [("www", "33 33 /var/www"), ("33", "33 33 /var/www"), ("1001", "1001 0 /"),

@@ -1,0 +1,43 @@
+"""What `run` imports: little, and every module of it is named here."""
+
+import re
+import subprocess
+import sys
+
+from cli.store import Store
+
+
+OURS = {
+    "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
+    "flags", "images", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
+    "overlayfs", "program", "pump", "records", "runtime", "supervisor", "trees",
+}  # fmt: skip
+STANDARD = {
+    "__future__", "_ctypes", "_json", "_sha2", "_sha256", "_socket", "_sre", "_struct", "abc",
+    "collections", "encodings",
+    "contextlib", "copyreg", "ctypes", "enum", "errno", "fcntl", "functools",
+    "itertools", "json", "keyword", "operator", "os", "re", "reprlib", "select",
+    "signal", "stat", "struct", "termios", "time", "types", "tty", "zlib",
+}  # fmt: skip
+IMPORT = re.compile(r"^import time:\s+\d+ \|\s+\d+ \| +(\S+)$", re.MULTILINE)
+
+
+def imported(*argv: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *argv],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(IMPORT.findall(done.stderr))
+
+
+def test_run_imports_little_and_nothing_unexpected(store: Store) -> None:
+    python = imported("-c", "import runpy, importlib.util")
+    words = store.argv("run", "--rm", "small:v1", "true")[1:]
+    found = imported(*words) - python
+    ours = {name.partition(".")[2] for name in found if name.startswith("minidocker.")}
+    others = {name.partition(".")[0] for name in found} - {"minidocker"}
+    assert ours <= OURS, "chapters that `run` must not import"
+    assert {name.lstrip("_") for name in others} <= {s.lstrip("_") for s in STANDARD}
+    assert not {"pyroute2", "graphviz", "rich", "urllib", "http", "socket"} & others
