@@ -119,8 +119,8 @@ FORBIDDERS = (
 def first_line(path: str) -> str:
     """Return the first line of a file, or nothing where it cannot be read."""
     try:
-        with open(path) as file:
-            return file.readline().strip()
+        with open(path, "rb") as file:  # inside a container no codec can be loaded
+            return file.readline().decode().strip()
     except OSError:
         return ""
 

@@ -176,7 +176,7 @@ def find_user(root: int, text: str) -> User:
 # %% With which rights: capabilities
 def is_mapped(kind: str, number: int) -> bool:
     """Whether an id (``kind`` is uid or gid) exists in our user namespace."""
-    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+    with open(f"/proc/self/{kind}_map", "rb") as file:  # no codec can be loaded here
         ranges = [line.split() for line in file]
     return any(int(a) <= number < int(a) + int(count) for a, _, count in ranges)
 

@@ -14,6 +14,7 @@ import yaml
 
 from minidocker.tangle import Mode, Pair, cells, chapters, tangle
 
+
 ROOT = Path(__file__).parents[2]
 PAIRS = chapters(ROOT)
 BY_HAND = {"__init__.py", "__main__.py"}
@@ -73,7 +74,9 @@ def test_package_cells_are_imported(pair: Pair):
 
 @each_chapter
 def test_the_first_cell_has_the_docstring_and_every_import(pair: Pair):
-    package = [ast.parse(c.source) for c in cells(pair.chapter.read_text()) if not c.demo]
+    package = [
+        ast.parse(c.source) for c in cells(pair.chapter.read_text()) if not c.demo
+    ]
     assert ast.get_docstring(package[0])
     for tree in package[1:]:
         found = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -126,10 +129,14 @@ def test_demos_use_the_package(pair: Pair):
             mine |= names(tree, ast.Store)
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minidocker"):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "minidocker"
+            ):
                 mine |= {a.asname or a.name for a in node.names}
         runs_it = "-m minidocker" in cell.source or '"-m", "minidocker' in cell.source
-        assert names(tree, ast.Load) & mine or runs_it, f"{pair.chapter.name}:{cell.start}"
+        assert names(tree, ast.Load) & mine or runs_it, (
+            f"{pair.chapter.name}:{cell.start}"
+        )
         mine |= names(tree, ast.Store)
         mine |= {n.name for n in ast.walk(tree) if isinstance(n, DEFINITIONS)}
 
@@ -158,14 +165,19 @@ def prefix_of_the_book(pair: Pair, below: Path) -> Path:
     """A package that ends with this chapter."""
     package = below / pair.name / "minidocker"
     package.mkdir(parents=True)
-    for name in [*sorted(BY_HAND), *(f"{n}.py" for n in ORDER[: ORDER.index(pair.name) + 1])]:
+    for name in [
+        *sorted(BY_HAND),
+        *(f"{n}.py" for n in ORDER[: ORDER.index(pair.name) + 1]),
+    ]:
         if (ROOT / "minidocker" / name).exists():
             shutil.copy(ROOT / "minidocker" / name, package)
     return package.parent
 
 
 @each_chapter
-def test_the_book_up_to_here_runs_its_demos_and_passes_its_tests(pair: Pair, prefixes: Path):
+def test_the_book_up_to_here_runs_its_demos_and_passes_its_tests(
+    pair: Pair, prefixes: Path
+):
     """The demos run on the *imported* module of a package without the later chapters."""
     where = prefix_of_the_book(pair, prefixes)
     demos = [(c.start, c.source) for c in cells(pair.chapter.read_text()) if c.demo]
@@ -178,10 +190,27 @@ def test_the_book_up_to_here_runs_its_demos_and_passes_its_tests(pair: Pair, pre
     )
     environment = {**os.environ, "PYTHONPATH": str(where)}
     run = [sys.executable, "-W", "error::SyntaxWarning", "-c", code]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        run, env=environment, capture_output=True, check=False, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     own = ROOT / "tests/unit" / f"test_{pair.name}.py"
     if own.exists():
-        check = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(own)]
-        done = subprocess.run(check, env=environment, cwd=where, capture_output=True, text=True)
+        check = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(own),
+        ]
+        done = subprocess.run(
+            check,
+            env=environment,
+            cwd=where,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,79 @@
+"""A store is written so that a crash or a reader never meets half a thing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minidocker.durable import Batch, rename_new, replace_file, store_lock
+
+
+def test_nothing_is_seen_before_it_is_published(tmp_path: Path) -> None:
+    batch = Batch(str(tmp_path), str(tmp_path / "tmp"))
+    with batch:
+        batch.stage(str(tmp_path / "a/one"), b"1")
+        batch.stage(str(tmp_path / "a/two"), b"2")
+        assert not (tmp_path / "a").exists()
+        assert batch.names(str(tmp_path / "a")) == ["one", "two"]
+        assert Path(batch.place(str(tmp_path / "a/one"))).read_bytes() == b"1"
+    assert (tmp_path / "a/two").read_bytes() == b"2"
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_a_block_that_fails_still_publishes_what_is_whole(tmp_path: Path) -> None:
+    batch = Batch(str(tmp_path), str(tmp_path / "tmp"))
+    with pytest.raises(KeyError), batch:  # noqa: PT012
+        batch.stage(str(tmp_path / "one"), b"1")
+        raise KeyError
+    assert (tmp_path / "one").exists()
+
+
+def test_a_killed_batch_leaves_only_rubbish(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from minidocker.durable import Batch\n"
+        f"batch = Batch({str(tmp_path)!r}, {str(tmp_path / 'tmp')!r})\n"
+        "with batch:\n"
+        f"    batch.stage({str(tmp_path / 'one')!r}, b'1')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == ["tmp"]
+
+
+def test_the_second_of_two_equal_directories_is_dropped(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        rename_new(str(tmp_path / name), str(tmp_path / "final"))
+    assert os.listdir(tmp_path) == ["final"]
+    assert (tmp_path / "final/file").read_text() == "first"
+
+
+def test_a_replaced_file_is_old_or_new(tmp_path: Path) -> None:
+    path = tmp_path / "names"
+    replace_file(str(path), b"old")
+    replace_file(str(path), b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["names"]
+
+
+def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import time\nfrom minidocker.durable import store_lock\n"
+        f"with store_lock({str(tmp_path)!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        with store_lock(str(tmp_path), exclusive=True) as alone:
+            assert not alone
+        holder.kill()
+    with store_lock(str(tmp_path), exclusive=True) as alone:
+        assert alone

@@ -1,0 +1,86 @@
+"""A command line is read as Go's pflag reads it."""
+
+import subprocess
+
+import pytest
+
+from minidocker.errors import UsageError
+from minidocker.flags import (
+    Command,
+    Flag,
+    Takes,
+    completion,
+    parse_command,
+    parse_flags,
+)
+
+
+FLAGS = (
+    Flag("detach", "", "d"),
+    Flag("tty", "", "t"),
+    Flag("name", "", "n", Takes.TEXT),
+    Flag("env", "", "e", Takes.LIST),
+    Flag("time", "", takes=Takes.NUMBER),
+)
+RUN = Command("run", "IMAGE", "", lambda given: 0, FLAGS, least=1, greedy=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "args"),
+    [
+        ("-dt img", {"detach": True, "tty": True}, ("img",)),
+        ("-dn web img", {"detach": True, "name": "web"}, ("img",)),
+        ("-nweb img", {"name": "web"}, ("img",)),
+        ("-n=web img", {"name": "web"}, ("img",)),
+        ("--name web --name=www img", {"name": "www"}, ("img",)),
+        ("-e A=1 --env B=2 img", {"env": ["A=1", "B=2"]}, ("img",)),
+        ("--tty=false img", {"tty": False}, ("img",)),
+        ("img -d --name x", {}, ("img", "-d", "--name", "x")),
+        ("-- -d", {}, ("-d",)),
+        ("-", {}, ("-",)),
+        ("--time -1 img", {"time": "-1"}, ("img",)),
+        ("--name= img", {"name": ""}, ("img",)),
+    ],
+)
+def test_flags_are_read_as_docker_reads_them(
+    words: str, flags: dict[str, object], args: tuple[str, ...]
+) -> None:
+    given = parse_flags(FLAGS, words.split(), "run", greedy=True)
+    assert (given.flags, given.args) == (flags, args)
+
+
+def test_without_greed_flags_may_follow_arguments() -> None:
+    given = parse_flags(FLAGS, ["a", "-d", "b"], "rm", greedy=False)
+    assert (given.on("detach"), given.args) == (True, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        ("--nmae x img", "unknown flag: --nmae", '"name"'),
+        ("-x img", "unknown shorthand flag: 'x'", "run --help"),
+        ("--name", "needs an argument: --name", "string"),
+        ("--time soon img", 'invalid value "soon"', ""),
+        ("--tty=perhaps img", 'invalid value "perhaps"', ""),
+        ("", "requires at least 1 argument", "usage: minidocker run IMAGE"),
+    ],
+)
+def test_what_is_wrong_is_said_with_a_hint(words: str, said: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_command(RUN, words.split())
+    assert said in caught.value.what
+    assert hint in (caught.value.hint or "")
+    assert caught.value.status == 125
+
+
+def test_bash_completes_commands_and_flags() -> None:
+    script = completion({"run": RUN}, "bash") + (
+        "\nCOMP_WORDS=(minidocker run --na) COMP_CWORD=2; _minidocker"
+        '; echo "${COMPREPLY[@]}"'
+        "\nCOMP_WORDS=(minidocker r) COMP_CWORD=1; _minidocker"
+        '; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "--name\nrun\n"
