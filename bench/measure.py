@@ -13,9 +13,11 @@ Command = Sequence[str]
 def wall(command: Command, environment: dict[str, str] | None = None) -> float:
     """Run a command to its end and return the milliseconds it took; it must succeed."""
     started = time.perf_counter()
+    found = os.environ if environment is None else environment
+    kept = {k: v for k, v in found.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         command,
-        env=environment,
+        env=kept,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         check=False,
