@@ -1,4 +1,4 @@
-# From book/60-cli.md. Edit there and tangle, or here and tangle --back.
+# From book/65-cli.md. Edit there and tangle, or here and tangle --back.
 
 # %% The command line
 """The command line: the table of commands, errors on the last line, exit status."""

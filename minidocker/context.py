@@ -1,4 +1,4 @@
-# From book/32-context.md. Edit there and tangle, or here and tangle --back.
+# From book/33-context.md. Edit there and tangle, or here and tangle --back.
 
 # %% Context: what COPY may read
 """The build context: .dockerignore, sources of COPY and ADD, their digests."""

@@ -1,4 +1,4 @@
-# From book/34-stage.md. Edit there and tangle, or here and tangle --back.
+# From book/36-stage.md. Edit there and tangle, or here and tangle --back.
 
 # %% Stage: what a build step does
 """The stage of a build, and the moves that every step of it is made of."""
