@@ -3,11 +3,16 @@
 import os
 import statistics
 import subprocess
+import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 Command = Sequence[str]
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "15"))
+MINIDOCKER = [sys.executable, "-m", "minidocker"]
 
 
 def wall(command: Command, environment: dict[str, str] | None = None) -> float:
@@ -54,3 +59,37 @@ def peak_memory(command: Command) -> float:
 
 def quiet() -> list[tuple[int, int, str, int, int]]:
     return [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+
+
+class Bench:
+    """A temporary store with one small image called ``bench``, and the table's rows.
+
+    ``ours`` begins a command line of minidocker; ``tar`` is the image's root tree.
+    """
+
+    def __init__(self, where: Path) -> None:
+        from minidocker.base import make_base
+
+        self.where = where
+        self.ours = [*MINIDOCKER, "--root", str(where / "store")]
+        self.tree = where / "tree"
+        make_base(str(self.tree))
+        self.tar = where / "tree.tar"
+        with tarfile.open(self.tar, "w") as tar:
+            tar.add(self.tree, ".")
+        wall([*self.ours, "import", str(self.tar), "bench"])
+
+    def row(
+        self, what: str, ours: float, peers: dict[str, tuple[float, float | str]]
+    ) -> None:
+        """Print our figure (ms), and for each peer its figure, the ratio, the bound."""
+        for name, (theirs, bound) in peers.items():
+            ratio = f"{ours / theirs:.2f} | {bound}"
+            print(f"| {what} | {ours:.0f} ms | {name} {theirs:.0f} ms | {ratio} |")
+
+    def require(self, *programs: str) -> None:
+        """Stop where a peer is not installed."""
+        from bench.peers import missing
+
+        if absent := missing(*programs):
+            raise SystemExit(f"bench needs Debian's {' '.join(absent)}")

@@ -4,14 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-MINIDOCKER = [sys.executable, "-m", "minidocker"]
 
 
 def missing(*programs: str) -> list[str]:

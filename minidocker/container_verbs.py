@@ -13,7 +13,17 @@ from enum import Enum
 from minidocker.containers import Container, HostConfig, Status
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, RuntimeFault, UsageError
-from minidocker.flags import Given
+from minidocker.flags import (
+    FORMAT,
+    LIST,
+    NO_TRUNC,
+    NUMBER,
+    QUIET,
+    TEXT,
+    Command,
+    Flag,
+    Given,
+)
 from minidocker.oci import ContainerConfig
 from minidocker.program import Network
 
@@ -306,3 +316,84 @@ def logs(given: Given) -> int:
         stream.write(f"{entry.time} {entry.log}" if times else entry.log)
         stream.flush()
     return 0
+
+
+# %% The table
+PROCESS = (
+    Flag("env", "Set environment variables", "e", LIST),
+    Flag("env-file", "Read in a file of environment variables", takes=LIST),
+    Flag("interactive", "Keep STDIN open", "i"),
+    Flag("tty", "Allocate a pseudo-TTY", "t"),
+    Flag("user", "Username or UID (format: <name|uid>[:<group|gid>])", "u", TEXT),
+    Flag("workdir", "Working directory inside the container", "w", TEXT),
+)
+RUN_FLAGS = (
+    *PROCESS,
+    Flag("detach", "Run container in background and print container ID", "d"),
+    Flag("entrypoint", "Overwrite the default ENTRYPOINT of the image", takes=TEXT),
+    Flag("hostname", "Container host name", "h", TEXT),
+    Flag("label", "Set meta data on a container", "l", LIST),
+    Flag("name", "Assign a name to the container", takes=TEXT),
+    Flag("network", "none (the loopback only) or host", takes=TEXT, default="none"),
+    Flag("read-only", "Mount the container's root filesystem as read only"),
+    Flag("rm", "Automatically remove the container when it exits"),
+    Flag("stop-signal", "Signal to stop the container", takes=TEXT),
+    Flag("volume", "Bind mount a volume: SOURCE:TARGET[:ro]", "v", LIST),
+)
+
+
+# %% The table
+COMMANDS = (
+    Command(
+        "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Run a command in a new container",
+        run, RUN_FLAGS, least=1, greedy=True,
+        example="minidocker run --rm -it minidocker/base sh",
+    ),
+    Command(
+        "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]",
+        "Run a command in a running container",
+        exec_, PROCESS, least=2, greedy=True,
+        example="minidocker exec -it web sh",
+    ),
+    Command(
+        "ps", "[OPTIONS]", "List containers", ps,
+        (
+            Flag("all", "Show all containers (default shows just running)", "a"),
+            FORMAT,
+            Flag("last", "Show n last created containers", "n", NUMBER),
+            Flag("latest", "Show the latest created container", "l"),
+            NO_TRUNC, QUIET,
+            Flag("size", "Display total file sizes", "s"),
+        ),
+        most=0,
+    ),
+    Command(
+        "logs", "[OPTIONS] CONTAINER", "Fetch the logs of a container", logs,
+        (
+            Flag("follow", "Follow log output", "f"),
+            Flag("tail", "Number of lines to show from the end", "n", TEXT, "all"),
+            Flag("timestamps", "Show timestamps", "t"),
+        ),
+        least=1, most=1,
+    ),
+    Command(
+        "stop", "[OPTIONS] CONTAINER [CONTAINER...]", "Stop running containers",
+        stop,
+        (Flag("time", "Seconds to wait before killing it", "t", NUMBER),), least=1,
+    ),
+    Command(
+        "kill", "[OPTIONS] CONTAINER [CONTAINER...]", "Kill running containers",
+        kill,
+        (Flag("signal", "Signal to send to the container", "s", TEXT, "KILL"),),
+        least=1,
+    ),
+    Command(
+        "rm", "[OPTIONS] CONTAINER [CONTAINER...]", "Remove containers", rm,
+        (Flag("force", "Kill and remove a running container", "f"),), least=1,
+    ),
+    Command(
+        "wait", "CONTAINER [CONTAINER...]",
+        "Block until containers stop, then print their exit codes",
+        wait, least=1,
+    ),
+)  # fmt: skip

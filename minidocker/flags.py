@@ -8,8 +8,9 @@ The rules are those of Go's pflag, as in Docker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
+from types import MappingProxyType
 
 from minidocker.errors import UsageError, did_you_mean
 from minidocker.records import Record
@@ -83,6 +84,14 @@ class Given(Record):
         """Return the number of a flag, or None."""
         found = self.flags.get(name)
         return None if found is None else int(found)
+
+
+# %% The nouns
+TEXT, LIST, NUMBER = Takes.TEXT, Takes.LIST, Takes.NUMBER
+
+FORMAT = Flag("format", "Format the output: json, or a template", takes=TEXT)
+QUIET = Flag("quiet", "Only show IDs", "q")
+NO_TRUNC = Flag("no-trunc", "Don't truncate output")
 
 
 # %% Parsing
@@ -233,16 +242,29 @@ def command_help(command: Command) -> str:
     return "\n".join(lines)
 
 
-def program_help(commands: Mapping[str, Command], flags: tuple[Flag, ...]) -> str:
+def table_lines(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Return sorted lines of a name and its help."""
+    found = sorted(rows)
+    width = max((len(name) for name, _ in found), default=0) + 3
+    return [f"  {name.ljust(width)}{text}" for name, text in found]
+
+
+def program_help(
+    commands: Mapping[str, Command],
+    groups: Mapping[str, str],
+    flags: tuple[Flag, ...],
+) -> str:
     """Return what ``minidocker --help`` prints."""
-    width = max(len(name) for name in commands) + 3
     lines = [
         f"Usage:  {PROGRAM} [OPTIONS] COMMAND",
         "",
         "Build images and run containers, as Docker does",
         "",
+        "Management Commands:",
+        *table_lines(groups.items()),
+        "",
         "Commands:",
-        *(f"  {c.name.ljust(width)}{c.help}" for _, c in sorted(commands.items())),
+        *table_lines((c.name, c.help) for c in commands.values() if " " not in c.name),
         "",
         "Options:",
         *flag_lines(flags),
@@ -252,51 +274,76 @@ def program_help(commands: Mapping[str, Command], flags: tuple[Flag, ...]) -> st
     return "\n".join(lines)
 
 
+def group_help(
+    group: str, text: str, names: Mapping[str, str], commands: Mapping[str, Command]
+) -> str:
+    """Return what a group alone prints; ``names`` says which command a name means."""
+    rows = [
+        (name.removeprefix(f"{group} "), commands[meant].help)
+        for name, meant in names.items()
+        if name.startswith(f"{group} ")
+    ]
+    lines = [f"Usage:  {PROGRAM} {group} COMMAND", "", text, "", "Commands:"]
+    return "\n".join([*lines, *table_lines(rows)])
+
+
 # %% Completion
-def completion(commands: Mapping[str, Command], shell: str) -> str:
+FISH_FIRST = "__fish_use_subcommand"
+
+
+def completion(
+    commands: Mapping[str, Command],
+    shell: str,
+    aliases: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> str:
     """Return the completion script for ``bash``, ``zsh`` or ``fish``."""
+    meant = {name: commands[words[0]] for name, words in aliases.items()}
+    named = dict(sorted({**commands, **meant}.items()))
     if shell == "fish":
-        return "\n".join(fish_lines(commands))
+        return "\n".join(fish_lines(named))
     if shell not in ("bash", "zsh"):
         hint = did_you_mean(shell, ["bash", "zsh", "fish"], other="bash, zsh or fish")
         raise UsageError(f'no completion for the shell "{shell}"', hint=hint)
-    names = " ".join(sorted(commands))
-    cases = [
-        f"    {c.name}) words='{' '.join('--' + f.name for f in c.flags)} --help' ;;"
-        for _, c in sorted(commands.items())
-    ]
     head = ["autoload -U +X bashcompinit && bashcompinit"] if shell == "zsh" else []
-    return "\n".join(
-        [
-            *head,
-            f"_{PROGRAM}() {{",
-            "  local words current=${COMP_WORDS[COMP_CWORD]}",
-            "  case ${COMP_WORDS[1]} in",
-            *cases,
-            f"    *) words='{names}' ;;",
-            "  esac",
-            f"  if [ $COMP_CWORD = 1 ]; then words='{names}'; fi",
-            "  if [ $COMP_CWORD != 1 ] && [[ $current != -* ]]; then",
-            '    COMPREPLY=($(compgen -f -- "$current")); return',
-            "  fi",
-            '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
-            "}",
-            f"complete -F _{PROGRAM} {PROGRAM}",
-        ]
-    )
+    return "\n".join([*head, *bash_lines(named)])
 
 
-def fish_lines(commands: Mapping[str, Command]) -> Iterator[str]:
+def bash_lines(named: Mapping[str, Command]) -> Iterator[str]:
+    """Yield the lines of bash's completion; a group is completed by its commands."""
+    groups: dict[str, list[str]] = {}
+    for name in named:
+        first, _, second = name.partition(" ")
+        groups.setdefault(first, []).append(second)
+    yield f"_{PROGRAM}() {{"
+    yield "  local words current=${COMP_WORDS[COMP_CWORD]}"
+    yield "  local name=${COMP_WORDS[1]} count=1"
+    for first, seconds in groups.items():
+        if "" not in seconds:
+            yield f"  if [ $name = {first} ]; then count=2; name+=' '${{COMP_WORDS[2]}}"
+            yield f"    words='{' '.join(seconds)}'; fi"
+    yield f"  [ $COMP_CWORD = 1 ] && words='{' '.join(groups)}'"
+    yield '  [ $COMP_CWORD -gt $count ] && case "$name" in'
+    for name, command in named.items():
+        flags = " ".join(f"--{flag.name}" for flag in command.flags)
+        yield f"    '{name}') words='{flags} --help' ;;"
+    yield "  esac"
+    yield "  if [ $COMP_CWORD -gt $count ] && [[ $current != -* ]]; then"
+    yield '    COMPREPLY=($(compgen -f -- "$current"))'
+    yield '  else COMPREPLY=($(compgen -W "$words" -- "$current")); fi'
+    yield "}"
+    yield f"complete -F _{PROGRAM} {PROGRAM}"
+
+
+def fish_lines(named: Mapping[str, Command]) -> Iterator[str]:
     """Yield the lines of fish's completion."""
-    for _, command in sorted(commands.items()):
+    for name, command in named.items():
+        group, _, second = name.rpartition(" ")
+        where = f"'__fish_seen_subcommand_from {group}'" if group else FISH_FIRST
         text = command.help.replace("'", "\\'")
-        yield (
-            f"complete -c {PROGRAM} -n __fish_use_subcommand "
-            f"-a {command.name} -d '{text}'"
-        )
-        for flag in command.flags:
+        yield f"complete -c {PROGRAM} -n {where} -a {second} -d '{text}'"
+        for flag in () if group else command.flags:
             short = f" -s {flag.short}" if flag.short else ""
             yield (
                 f"complete -c {PROGRAM} -l {flag.name}{short} "
-                f"-n '__fish_seen_subcommand_from {command.name}'"
+                f"-n '__fish_seen_subcommand_from {name}'"
             )

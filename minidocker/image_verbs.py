@@ -23,7 +23,7 @@ from minidocker.errors import (
     NotFoundError,
     UsageError,
 )
-from minidocker.flags import Given
+from minidocker.flags import FORMAT, LIST, NO_TRUNC, QUIET, TEXT, Command, Flag, Given
 from minidocker.oci import Reference, go_json, parse_reference
 
 
@@ -398,3 +398,95 @@ def info(given: Given) -> int:
     for finding in found:
         print(f"{finding.name}: {'yes' if finding.works else 'no'}, {finding.follows}")
     return 0
+
+
+# %% The table
+CHANGE = Flag("change", "Apply Dockerfile instruction to the image", "c", LIST)
+
+COMMANDS = (
+    Command(
+        "build", "[OPTIONS] PATH", "Build an image from a Dockerfile", build,
+        (
+            Flag("build-arg", "Set build-time variables", takes=LIST),
+            Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),
+            Flag("no-cache", "Do not use cache when building the image"),
+            Flag("quiet", "Print only the image ID", "q"),
+            Flag("tag", "Name and optionally a tag (format: name:tag)", "t", LIST),
+            Flag("target", "Set the target build stage to build", takes=TEXT),
+        ),
+        least=1, most=1, example="minidocker build -t web .",
+    ),
+    Command(
+        "import", "[OPTIONS] FILE|- [REPOSITORY[:TAG]]",
+        "Import the contents from a tarball to create an image", import_,
+        (CHANGE, Flag("message", "Set commit message for the image", "m", TEXT)),
+        least=1, most=2, example="tar -C tree -c . | minidocker import - tree:v1",
+    ),
+    Command(
+        "commit", "[OPTIONS] CONTAINER [REPOSITORY[:TAG]]",
+        "Create a new image from a container's changes", commit,
+        (
+            Flag("author", "Author", "a", TEXT), CHANGE,
+            Flag("message", "Commit message", "m", TEXT),
+        ),
+        least=1, most=2,
+    ),
+    Command(
+        "images", "[OPTIONS] [REPOSITORY[:TAG]]", "List images", images,
+        (
+            Flag("all", "Show all images (default hides intermediate images)", "a"),
+            FORMAT, NO_TRUNC, QUIET,
+        ),
+        most=1,
+    ),
+    Command(
+        "history", "[OPTIONS] IMAGE", "Show the history of an image", history,
+        (
+            FORMAT,
+            Flag("human", "Print sizes and dates in human readable format", "H"),
+            NO_TRUNC, QUIET,
+        ),
+        least=1, most=1,
+    ),
+    Command(
+        "lineage", "[OPTIONS] IMAGE", "Draw an image's layers and ancestors",
+        lineage,
+        (
+            Flag("diff", "Show the image JSON beside its parent's"),
+            Flag("format", "text, dot or svg", takes=TEXT, default="text"),
+            Flag("output", "Write the picture to a file (.svg or .dot)", "o", TEXT),
+        ),
+        least=1, most=1,
+    ),
+    Command(
+        "tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
+        "Create a tag that refers to an image", tag, least=2, most=2,
+    ),
+    Command(
+        "rmi", "[OPTIONS] IMAGE [IMAGE...]", "Remove images", rmi,
+        (Flag("force", "Force removal of the image", "f"),), least=1,
+    ),
+    Command(
+        "diff", "CONTAINER", "Inspect changes to files on a container's filesystem",
+        diff, least=1, most=1,
+    ),
+    Command(
+        "export", "[OPTIONS] CONTAINER",
+        "Export a container's filesystem as a tar archive", export,
+        (Flag("output", "Write to a file, instead of STDOUT", "o", TEXT),),
+        least=1, most=1,
+    ),
+    Command(
+        "inspect", "[OPTIONS] NAME|ID [NAME|ID...]",
+        "Return low-level information on containers and images", inspect,
+        (
+            Flag("format", "Format the output: json, or a template", "f", TEXT),
+            Flag("type", "container or image", takes=TEXT),
+        ),
+        least=1,
+    ),
+    Command(
+        "info", "[OPTIONS]", "Say what this kernel and this user allow", info,
+        (Flag("format", "Format the output: json, or a template", "f", TEXT),), most=0,
+    ),
+)  # fmt: skip

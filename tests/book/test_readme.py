@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from minidocker.cli import COMMANDS
+from minidocker.cli import every_command
 from minidocker.tangle import chapters
 
 
+COMMANDS = every_command()
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 

@@ -73,14 +73,27 @@ def test_what_is_wrong_is_said_with_a_hint(words: str, said: str, hint: str) -> 
     assert caught.value.status == 125
 
 
-def test_bash_completes_commands_and_flags() -> None:
-    script = completion({"run": RUN}, "bash") + (
-        "\nCOMP_WORDS=(minidocker run --na) COMP_CWORD=2; _minidocker"
-        '; echo "${COMPREPLY[@]}"'
-        "\nCOMP_WORDS=(minidocker r) COMP_CWORD=1; _minidocker"
+LS = Command("ls", "", "List", lambda given: 0, (Flag("all", "", "a"),))
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("run --na", "--name"),
+        ("r", "run"),
+        ("im", "image"),
+        ("image l", "ls"),
+        ("image ls --a", "--all"),
+        ("run --det", "--detach"),
+    ],
+)
+def test_bash_completes_commands_groups_and_flags(typed: str, offered: str) -> None:
+    words = typed.split()
+    script = completion({"run": RUN, "ls": LS}, "bash", {"image ls": ("ls",)}) + (
+        f"\nCOMP_WORDS=(minidocker {typed}) COMP_CWORD={len(words)}; _minidocker"
         '; echo "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "--name\nrun\n"
+    assert done.stdout == f"{offered}\n"
