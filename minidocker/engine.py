@@ -262,22 +262,36 @@ class Engine:
         Raises ConflictError when a container or a child image needs it.
         """
         id = self.images.resolve(text)
-        names = self.images.tags_of(id)
+        tags = self.images.tags_of(id)
+        names = tags + self.images.digests_of(id)
         by_id = id.startswith("sha256:" + text.removeprefix("sha256:"))
         if not by_id:
-            name = parse_reference(text).tagged
-            if names != [name.familiar]:
-                self.images.untag(name)
-                return [f"Untagged: {name}"]
-        elif len(names) > 1 and not force:
+            going = self.names_going(parse_reference(text).tagged, names)
+            if set(names) - set(going):
+                return self.untag(going)
+        elif len(tags) > 1 and not force:
             raise in_use(text, "must be forced", "it has more than one name")
         self.check_unused(text, id, force=force)
-        told = [f"Untagged: {name}" for name in names]
-        for one in names:
-            self.images.untag(parse_reference(one))
+        told = self.untag(names)
         told += [f"Deleted: {one}" for one in self.delete_family(id)]
         self.tidy()
         return told
+
+    def names_going(self, name: Reference, names: list[str]) -> list[str]:
+        """Return which of an image's names go with one: the repository's digests go
+        with its last tag.
+        """
+        whole = name.replace(tag=None).familiar if name.digest else name.familiar
+        own = [one for one in names if parse_reference(one).name == name.name]
+        if name.digest or any("@" not in one for one in own if one != whole):
+            return [whole]
+        return [whole] + [one for one in own if one != whole]
+
+    def untag(self, names: list[str]) -> list[str]:
+        """Remove names; tell in Docker's words."""
+        for one in names:
+            self.images.untag(parse_reference(one))
+        return [f"Untagged: {one}" for one in names]
 
     def check_unused(self, text: str, id: str, *, force: bool) -> None:
         """Raise ConflictError when a container or another image needs an image."""
@@ -305,6 +319,7 @@ class Engine:
             if parent and (
                 parent in used
                 or self.images.tags_of(parent)
+                or self.images.digests_of(parent)
                 or self.images.children(parent)
             ):
                 break

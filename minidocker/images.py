@@ -61,12 +61,12 @@ Repositories = dict[str, dict[str, str]]
 
 # %% The names
 def familiar_names(reference: Reference) -> tuple[str, str]:
-    """Return the two keys under which a reference is kept.
+    """Return the two keys under which a reference is kept; with a digest, no tag.
 
     >>> familiar_names(parse_reference("docker.io/library/kb:v1"))
     ('kb', 'kb:v1')
     """
-    reference = reference.tagged
+    reference = reference.replace(tag=None) if reference.digest else reference.tagged
     return reference.name, reference.familiar
 
 
@@ -107,10 +107,11 @@ class Names:
         name, whole = familiar_names(reference)
         return self.read().get(name, {}).get(whole)
 
-    def of(self, image: str) -> list[str]:
-        """Return the names of an image, sorted."""
-        tags = (tags for tags in self.read().values())
-        return sorted(name for tag in tags for name, id in tag.items() if id == image)
+    def of(self, image: str, *, digests: bool = False) -> list[str]:
+        """Return the tags of an image, or its names by digest, sorted."""
+        pairs = (pair for tags in self.read().values() for pair in tags.items())
+        names = sorted(name for name, id in pairs if id == image)
+        return [name for name in names if ("@" in name) is digests]
 
 
 # %% The store
@@ -196,6 +197,13 @@ class ImageStore:
         with self.names.changed() as names:
             names.setdefault(name, {})[whole] = id
 
+    def note_digest(self, reference: Reference, digest: str, id: str) -> None:
+        """Note under which digest of a manifest a repository has an image."""
+        self.batch.publish()
+        name, whole = familiar_names(reference.replace(tag=None, digest=digest))
+        with self.names.changed() as names:
+            names.setdefault(name, {})[whole] = id
+
     def untag(self, reference: Reference) -> str:
         """Remove a name; return the id it stood for. Raises NotFoundError."""
         name, whole = familiar_names(reference)
@@ -208,6 +216,10 @@ class ImageStore:
     def tags_of(self, id: str) -> list[str]:
         """Return an image's names, sorted."""
         return self.names.of(id)
+
+    def digests_of(self, id: str) -> list[str]:
+        """Return an image's names by digest, ``name@sha256:...``, sorted."""
+        return self.names.of(id, digests=True)
 
     def resolve(self, text: str) -> str:
         """Return the id that a person means: an id, a name, or how an id begins.
@@ -233,6 +245,7 @@ class ImageStore:
     def unknown(self, text: str) -> str:
         """Raise the error for an image that is not there."""
         known = [name for tags in self.names.read().values() for name in tags]
+        known = [name for name in known if "@" not in name]
         known += [name.removesuffix(":latest") for name in known]
         other = "`minidocker images` lists those that are here"
         hint = did_you_mean(text, known, other=other)

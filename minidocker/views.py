@@ -342,7 +342,7 @@ def inspect_image(engine: Engine, id: str) -> dict[str, Any]:
     return {
         "Id": id,
         "RepoTags": names,
-        "RepoDigests": [],
+        "RepoDigests": engine.images.digests_of(id),
         "Parent": engine.images.parent(id) or "",
         "Comment": image.comment,
         "Created": image.created or "",

@@ -1,0 +1,34 @@
+"""The image store's names: tags, and digests under which registries know images."""
+
+from pathlib import Path
+
+import pytest
+
+from minidocker.durable import Batch
+from minidocker.errors import NotFoundError
+from minidocker.images import ImageStore
+from minidocker.oci import ImageConfig, parse_reference
+
+
+DIGEST = "sha256:" + "5" * 64
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageStore:
+    root = str(tmp_path)
+    return ImageStore(root, "vfs", Batch(root, f"{root}/tmp"))
+
+
+def test_a_digest_is_a_name_but_no_tag(images: ImageStore) -> None:
+    id = images.add(ImageConfig(), None)
+    name = parse_reference("127.0.0.1:5000/a/b:v1")
+    images.tag(name, id)
+    images.note_digest(name, DIGEST, id)
+    assert images.tags_of(id) == ["127.0.0.1:5000/a/b:v1"]
+    assert images.digests_of(id) == [f"127.0.0.1:5000/a/b@{DIGEST}"]
+    assert images.resolve(f"127.0.0.1:5000/a/b@{DIGEST}") == id
+    assert images.resolve(f"127.0.0.1:5000/a/b:other@{DIGEST}") == id
+    images.untag(parse_reference(f"127.0.0.1:5000/a/b@{DIGEST}"))
+    assert images.digests_of(id) == []
+    with pytest.raises(NotFoundError):
+        images.resolve(f"127.0.0.1:5000/a/b@{DIGEST}")
