@@ -347,6 +347,7 @@ class ImageConfig(Record):
 # %% The image JSON
 GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 GO_ESCAPES |= {"\u2028": "\\u2028", "\u2029": "\\u2029"}
+GO_ESCAPES |= {"\\b": "\\u0008", "\\f": "\\u000c"}  # until Go 1.22
 
 
 def go_json(value: Any) -> bytes:
@@ -356,9 +357,10 @@ def go_json(value: Any) -> bytes:
     b'{"Cmd":["a \\\\u0026\\\\u0026 b"],"Env":null}'
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character, escape in GO_ESCAPES.items():
-        text = text.replace(character, escape)
-    text = text.replace("\\b", "\\u0008").replace("\\f", "\\u000c")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, GO_ESCAPES[character])
+    if "\\b" in text or "\\f" in text:
+        text = re.sub(r"\\(.)", lambda m: GO_ESCAPES.get(m[0], m[0]), text)
     return text.encode(errors="replace")
 
 
