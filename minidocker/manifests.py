@@ -1,20 +1,20 @@
 # From book/25-manifests.md. Edit there and tangle, or here and tangle --back.
 
-# %% Manifests: the packing list of an image
-"""Descriptors, manifests, indexes and platforms: what an image is while it travels.
+# %% Manifests: which bytes make an image
+"""Manifests and indexes: descriptors of blobs, platforms, what a document may be.
 
-What is read comes from strangers: every field is checked before it is believed, and
-what is wrong is an IntegrityError.
+Digests in a value of these types have been checked: they are safe in a path.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import Enum
 
 from minidocker.errors import IntegrityError, NotFoundError, UsageError
-from minidocker.oci import go_json, is_digest
+from minidocker.oci import hex_of, parse_image, sha256_text
 from minidocker.records import Record
 
 
@@ -22,96 +22,171 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from minidocker.oci import ImageConfig
 
-# %% Media types
-DOCKER, OCI = "application/vnd.docker.", "application/vnd.oci.image."
-DOCKER_MANIFEST = DOCKER + "distribution.manifest.v2+json"
-DOCKER_INDEX = DOCKER + "distribution.manifest.list.v2+json"
-DOCKER_CONFIG = DOCKER + "container.image.v1+json"
-DOCKER_LAYER = DOCKER + "image.rootfs.diff.tar.gzip"
-OCI_MANIFEST = OCI + "manifest.v1+json"
-OCI_INDEX = OCI + "index.v1+json"
-OCI_CONFIG = OCI + "config.v1+json"
-OCI_LAYER = OCI + "layer.v1.tar"  # and +gzip, +zstd
 
-MANIFESTS = (DOCKER_MANIFEST, OCI_MANIFEST)
-INDEXES = (DOCKER_INDEX, OCI_INDEX)
-CONFIGS = (DOCKER_CONFIG, OCI_CONFIG)
-ACCEPT = ", ".join(MANIFESTS + INDEXES)
-DOCUMENT_LIMIT = 4 << 20  # bytes of a manifest, an index or an image JSON
-LAYER_LIMIT = 1000  # no kernel stacks more, and no image has them
+# %% The nouns
+class Media(Enum):
+    """The media types of image documents and layers."""
+
+    OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+    OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+    OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+    OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+    OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+    OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+    DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+    DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+    DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+    DOCKER_LAYER_TAR = "application/vnd.docker.image.rootfs.diff.tar"
+    DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+
+INDEXES = frozenset({Media.OCI_INDEX.value, Media.DOCKER_LIST.value})
+MANIFESTS = frozenset({Media.OCI_MANIFEST.value, Media.DOCKER_MANIFEST.value})
+CONFIGS = frozenset({Media.OCI_CONFIG.value, Media.DOCKER_CONFIG.value})
+LAYERS = frozenset(
+    {
+        Media.OCI_LAYER.value,
+        Media.OCI_LAYER_GZIP.value,
+        Media.OCI_LAYER_ZSTD.value,
+        Media.DOCKER_LAYER_TAR.value,
+        Media.DOCKER_LAYER.value,
+        Media.DOCKER_LAYER.value.replace("gzip", "zstd"),
+    }
+)
 
 
 # %% The nouns
 class Platform(Record):
-    """For which machine an image is: ``linux/arm64/v8``, in Go's words."""
+    """What an image runs on, in Go's words."""
 
-    os: str = "linux"
-    architecture: str = "amd64"
+    os: str
+    architecture: str
     variant: str = ""
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+        return "/".join(part for part in self.parts() if part)
+
+    def parts(self) -> tuple[str, str, str]:
+        """Return the three parts, the variant that arm64 has anyway left out."""
+        usual = (self.architecture, self.variant) == ("arm64", "v8")
+        return self.os, self.architecture, "" if usual else self.variant
 
 
-class Descriptor(Record):
-    """A pointer to bytes elsewhere: what they are, their digest, how many.
+MACHINES = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", ""),
+    "i386": ("386", ""),
+}
 
-    ``annotations`` and ``platform`` are None where not given. ``urls`` are other places
-    that claim to have the bytes; minidocker never follows them.
+
+def host_platform() -> Platform:
+    """Return what this machine runs."""
+    machine = os.uname().machine
+    return Platform("linux", *MACHINES.get(machine, (machine, "")))
+
+
+def parse_platform(text: str) -> Platform:
+    """Return the platform of ``os[/arch[/variant]]`` or of an architecture alone.
+
+    >>> str(parse_platform("linux/arm64/v8")), str(parse_platform("linux/x86_64"))
+    ('linux/arm64', 'linux/amd64')
     """
+    parts = text.lower().split("/")
+    if not all(part.replace("_", "").replace("-", "").isalnum() for part in parts):
+        raise UsageError(f'"{text}" is no platform', hint="linux/amd64, linux/arm64/v8")
+    if len(parts) == 1:
+        parts = [parts[0], host_platform().architecture]
+        if text.lower() != "linux":
+            parts = ["linux", text.lower()]
+    if len(parts) > 3:
+        raise UsageError(f'"{text}" has too many parts', hint="OS/ARCHITECTURE/VARIANT")
+    architecture, variant = MACHINES.get(parts[1], (parts[1], ""))
+    return Platform(parts[0], architecture, parts[2] if parts[2:] else variant)
+
+
+# %% The nouns
+class Descriptor(Record):
+    """A blob: what it is, its digest, its size in bytes."""
 
     media_type: str
     digest: str
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] | None = None
-    urls: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of a descriptor."""
+        found: dict[str, Any] = {
+            "mediaType": self.media_type,
+            "digest": self.digest,
+            "size": self.size,
+        }
+        if self.annotations:
+            found["annotations"] = dict(sorted(self.annotations.items()))
+        if self.platform:
+            system, architecture, variant = self.platform.parts()
+            found["platform"] = {"architecture": architecture, "os": system}
+            if variant:
+                found["platform"]["variant"] = variant
+        return found
 
 
 class Manifest(Record):
-    """The packing list of one image. ``layers`` are bottom-first."""
+    """One image: its config and its layers, bottom-first."""
 
-    media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    media_type: str = Media.OCI_MANIFEST.value
+
+    def to_json(self) -> bytes:
+        """Return the document that names these blobs."""
+        return document(
+            {
+                "schemaVersion": 2,
+                "mediaType": self.media_type,
+                "config": self.config.to_dict(),
+                "layers": [layer.to_dict() for layer in self.layers],
+            }
+        )
 
 
 class Index(Record):
-    """A list of manifests, mostly one for each platform."""
+    """A list of manifests, or of further indexes."""
 
-    media_type: str
     manifests: tuple[Descriptor, ...]
+    media_type: str = Media.OCI_INDEX.value
+
+    def to_json(self) -> bytes:
+        """Return the document that lists these manifests."""
+        return document(
+            {
+                "schemaVersion": 2,
+                "mediaType": self.media_type,
+                "manifests": [one.to_dict() for one in self.manifests],
+            }
+        )
 
 
-# %% Writing
-def descriptor_fields(it: Descriptor) -> dict[str, Any]:
-    """Return the JSON object of a descriptor."""
-    found: dict[str, Any] = {
-        "mediaType": it.media_type,
-        "digest": it.digest,
-        "size": it.size,
-    }
-    if it.annotations:
-        found["annotations"] = dict(it.annotations)
-    if it.platform:
-        fields = ((n, getattr(it.platform, n)) for n in Platform.__match_args__)
-        found["platform"] = {name: value for name, value in fields if value}
-    return found
+def document(found: Mapping[str, Any]) -> bytes:
+    """Return a JSON text, the same for the same content."""
+    return json.dumps(found, separators=(",", ":")).encode()
 
 
-def document_json(it: Manifest | Index) -> bytes:
-    """Return the bytes of a manifest or an index; the same one, the same bytes."""
-    found: dict[str, Any] = {"schemaVersion": 2, "mediaType": it.media_type}
-    if isinstance(it, Manifest):
-        found["config"] = descriptor_fields(it.config)
-        found["layers"] = [descriptor_fields(layer) for layer in it.layers]
-    else:
-        found["manifests"] = [descriptor_fields(one) for one in it.manifests]
-    return go_json(found)
+def described(data: bytes, media_type: str) -> Descriptor:
+    """Return the descriptor of a document."""
+    return Descriptor(media_type, sha256_text(data), len(data))
 
 
-# %% Reading, with a stranger in mind
+# %% Reading what a stranger wrote
+DOCUMENT_LIMIT = 4 << 20
+
+
 def clean(text: object, most: int = 200) -> str:
     """Return a stranger's text fit for a terminal: printable, of limited length.
 
@@ -121,147 +196,179 @@ def clean(text: object, most: int = 200) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(text)[:most])
 
 
-def bad(what: str, where: str) -> IntegrityError:
-    """Phrase what is wrong with a document."""
-    return IntegrityError(what, where=where)
+def parse_document(
+    data: bytes, where: str = "manifest", media_type: str = ""
+) -> Manifest | Index:
+    """Return the manifest or the index that a text is.
+
+    ``media_type`` is what somebody said that it is, if anybody did. Raises
+    IntegrityError for anything else, and for one that could be read as both.
+    """
+    found = parse_object(data, where)
+    said = str(found.get("mediaType") or media_type)
+    if media_type and said != media_type:
+        what = f'the document says it is "{clean(said)}", its descriptor "{media_type}"'
+        raise IntegrityError(what, where=where)
+    is_index, is_manifest = "manifests" in found, "layers" in found or "config" in found
+    if is_index and is_manifest:
+        raise IntegrityError("a manifest and an index at once", where=where)
+    if found.get("schemaVersion") != 2:
+        hint = "schema 1 is from before 2016" if "fsLayers" in found else None
+        raise IntegrityError("schemaVersion is not 2", where=where, hint=hint)
+    wrong = said and said not in (INDEXES if is_index else MANIFESTS)
+    if wrong or not (is_index or is_manifest):
+        raise IntegrityError(f'no image: "{clean(said)}"', where=where)
+    try:
+        return index_from(found) if is_index else manifest_from(found)
+    except (ValueError, TypeError, KeyError, AttributeError) as why:
+        raise IntegrityError(f"malformed: {clean(repr(why))}", where=where) from why
 
 
-def fields_of(value: Any, where: str) -> dict[str, Any]:
-    """Return a JSON object; IntegrityError for any other value."""
-    if not isinstance(value, dict):
-        raise bad("a JSON object is expected", where)
-    return value
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object that a text of at most 4 MiB is."""
+    if len(data) > DOCUMENT_LIMIT:
+        raise IntegrityError(f"a document over {DOCUMENT_LIMIT} bytes", where=where)
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as why:
+        raise IntegrityError(f"no JSON: {clean(why)}", where=where) from why
+    if not isinstance(found, dict):
+        raise IntegrityError("not a JSON object", where=where)
+    return found
 
 
-def read_platform(value: Any, where: str) -> Platform | None:
-    """Return the platform of a descriptor, if it says one."""
-    if value is None:
-        return None
-    found = fields_of(value, where)
-    texts = {n: found.get(n) or "" for n in Platform.__match_args__}
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise bad("a platform is not made of texts", where)
-    return Platform(**{name: clean(text, 40) for name, text in texts.items()})
+# %% Reading what a stranger wrote
+LIST_LIMIT = 4096
 
 
-def read_descriptor(value: Any, where: str) -> Descriptor:
-    """Return a descriptor with all its fields checked."""
-    found = fields_of(value, where)
-    kind, digest, size = (found.get(n) for n in ("mediaType", "digest", "size"))
-    if not isinstance(kind, str) or not isinstance(digest, str):
-        raise bad("a descriptor lacks its media type or digest", where)
-    if not is_digest(digest):
-        raise bad(f'"{clean(digest, 80)}" is no sha256 digest', where)
-    if type(size) is not int or not 0 <= size < 1 << 53:
-        raise bad(f"{digest[:19]} has the impossible size {clean(size, 30)}", where)
-    notes, urls = found.get("annotations"), found.get("urls")
-    return Descriptor(
-        kind,
-        digest,
-        size,
-        read_platform(found.get("platform"), where),
-        {str(k): str(v) for k, v in fields_of(notes, where).items()} if notes else None,
-        tuple(str(url) for url in urls) if isinstance(urls, list) else (),
+def index_from(found: Mapping[str, Any]) -> Index:
+    """Return the index of a JSON object."""
+    return Index(
+        descriptors(found["manifests"]),
+        found.get("mediaType") or Media.OCI_INDEX.value,
     )
 
 
-def read_list(value: Any, where: str) -> tuple[Descriptor, ...]:
-    """Return the descriptors of a JSON array."""
-    if not isinstance(value, list):
-        raise bad("a list of descriptors is expected", where)
-    return tuple(read_descriptor(one, where) for one in value)
-
-
-# %% Reading, with a stranger in mind
-def parse_document(data: bytes, media_type: str, where: str) -> Manifest | Index:
-    """Return the manifest or index in ``data``.
-
-    ``media_type`` is what the sender called it, empty if nothing; the text's own word
-    must agree. Raises IntegrityError for anything else.
-    """
-    if len(data) > DOCUMENT_LIMIT:
-        raise bad(f"a manifest of more than {DOCUMENT_LIMIT} bytes", where)
-    try:
-        found = fields_of(json.loads(data), where)
-    except (ValueError, RecursionError) as why:
-        raise bad(f"no manifest: {clean(why)}", where) from why
-    if "config" in found and "manifests" in found:
-        raise bad("both a manifest and an index: ambiguous, so refused", where)
-    own = found.get("mediaType")
-    kind = own if isinstance(own, str) and own else media_type
-    if media_type in MANIFESTS + INDEXES and kind != media_type:
-        raise bad(f'sent as "{media_type}", but says it is "{clean(kind)}"', where)
-    if found.get("schemaVersion") != 2:
-        raise bad("not a manifest of schema version 2; older ones are not read", where)
-    if "manifests" in found and kind not in MANIFESTS:
-        kind = kind if kind in INDEXES else OCI_INDEX
-        return Index(kind, read_list(found["manifests"], where))
-    if "config" in found and kind not in INDEXES:
-        kind = kind if kind in MANIFESTS else OCI_MANIFEST
-        return read_manifest(kind, found, where)
-    raise bad("neither a manifest nor an index", where)
-
-
-def read_manifest(kind: str, found: Mapping[str, Any], where: str) -> Manifest:
-    """Return the manifest of a JSON object; it must be one of an image."""
-    config = read_descriptor(found["config"], where)
-    layers = read_list(found.get("layers"), where)
+def manifest_from(found: Mapping[str, Any]) -> Manifest:
+    """Return the manifest of a JSON object; IntegrityError for what is no image."""
+    config, layers = descriptor_from(found["config"]), descriptors(found["layers"])
     if config.media_type not in CONFIGS:
-        raise bad(f'an artifact "{clean(config.media_type)}", and no image', where)
-    if config.size > DOCUMENT_LIMIT:
-        raise bad(f"an image JSON of more than {DOCUMENT_LIMIT} bytes", where)
-    if len(layers) > LAYER_LIMIT:
-        raise bad(f"an image of {len(layers)} layers", where)
-    return Manifest(kind, config, layers)
+        what = f'the config is "{clean(config.media_type)}": this is no container image'
+        raise IntegrityError(what)
+    for layer in layers:
+        if layer.media_type not in LAYERS:
+            raise IntegrityError(
+                f'layers of type "{clean(layer.media_type)}" are unknown'
+            )
+    kind = found.get("mediaType") or Media.OCI_MANIFEST.value
+    return Manifest(config, layers, kind)
 
 
-# %% Which one is for this machine
-VARIANTS = {"armv7l": "v7", "armv6l": "v6", "aarch64": "v8"}
-MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm"}
-OTHER_WORDS = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+def descriptors(found: Any) -> tuple[Descriptor, ...]:
+    """Return a list of descriptors, of bounded length."""
+    if not isinstance(found, list) or len(found) > LIST_LIMIT:
+        raise IntegrityError(f"not a list of at most {LIST_LIMIT} descriptors")
+    return tuple(descriptor_from(one) for one in found)
 
 
-def this_platform() -> Platform:
-    """Return the platform of this machine."""
-    machine = os.uname().machine
-    name = MACHINES.get(machine, "386" if machine == "i686" else machine)
-    return Platform("linux", name, VARIANTS.get(machine, ""))
+def descriptor_from(found: Mapping[str, Any]) -> Descriptor:
+    """Return the descriptor of a JSON object; its digest and size are checked."""
+    digest, size = found["digest"], found["size"]
+    if not isinstance(digest, str) or type(size) is not int or not 0 <= size < 1 << 53:
+        raise IntegrityError("a descriptor needs a digest and a size")
+    hex_of(digest)
+    notes = found.get("annotations") or {}
+    if not all(isinstance(value, str) for value in notes.values()):
+        raise IntegrityError("annotations are texts")
+    return Descriptor(
+        str(found["mediaType"]), digest, size, platform_from(found), notes or None
+    )
 
 
-def parse_platform(text: str) -> Platform:
-    """Return the platform of ``OS[/ARCHITECTURE[/VARIANT]]``; one word may be either.
+def platform_from(found: Mapping[str, Any]) -> Platform | None:
+    """Return the platform of a descriptor, if it tells one."""
+    platform = found.get("platform")
+    if platform is None:
+        return None
+    words = (platform.get(key) or "" for key in ("os", "architecture", "variant"))
+    return Platform(*(str(word) for word in words))
 
-    >>> str(parse_platform("linux/arm/v7")), str(parse_platform("aarch64"))
-    ('linux/arm/v7', 'linux/arm64')
+
+# %% Choosing
+def choose(index: Index, wanted: Platform | None, where: str = "index") -> Descriptor:
+    """Return the manifest for a platform; for this machine's when none is wanted.
+
+    The first that fits is taken. Raises NotFoundError, which lists what there is.
     """
-    parts = text.lower().split("/")
-    if not all(parts) or len(parts) > 3:
-        raise UsageError(f'"{text}" is no platform', hint="such as linux/arm64")
-    if parts == ["linux"]:
-        return this_platform()
-    if len(parts) == 1:
-        parts = ["linux", *parts]
-    parts[1] = OTHER_WORDS.get(parts[1], parts[1])
-    return Platform(*parts)
+    platform = wanted or host_platform()
+    known = [
+        one for one in index.manifests if one.platform != Platform("unknown", "unknown")
+    ]
+    for one in known:
+        if one.platform and fits(one.platform, platform):
+            return one
+    if len(known) == 1 and (wanted is None or known[0].platform is None):
+        return known[0]
+    names = sorted({clean(one.platform, 40) for one in known if one.platform})
+    what = f"no image for {platform}"
+    raise NotFoundError(
+        what, where=where, hint=f"there are {', '.join(names) or 'none'}"
+    )
 
 
-def suits(found: Platform | None, wanted: Platform) -> bool:
-    """Whether what is for ``found`` can be taken where ``wanted`` is asked for."""
-    if found is None:
-        return False
-    same = (found.os, found.architecture) == (wanted.os, wanted.architecture)
-    variants = found.variant, wanted.variant
-    implied = wanted.architecture == "arm64" and set(variants) == {"", "v8"}
-    return same and (found.variant == wanted.variant or not all(variants) or implied)
+def fits(offered: Platform, wanted: Platform) -> bool:
+    """Whether an image runs on a platform; one without variant runs on each.
+
+    >>> fits(Platform("linux", "arm", "v7"), Platform("linux", "arm", "v6"))
+    False
+    """
+    one, other = offered.parts(), wanted.parts()
+    return one[:2] == other[:2] and (not one[2] or not other[2] or one[2] == other[2])
 
 
-def choose(index: Index, wanted: Platform, where: str) -> Descriptor:
-    """Return the manifest for a platform; NotFoundError says which there are."""
-    fitting = [one for one in index.manifests if suits(one.platform, wanted)]
-    exact = [one for one in fitting if one.platform == wanted]
-    if fitting:
-        return (exact or fitting)[0]
-    there = {str(one.platform) for one in index.manifests if one.platform}
-    listed = ", ".join(sorted(there - {"unknown/unknown"})) or "none that says so"
-    what = f"no image for the platform {wanted}"
-    raise NotFoundError(what, where=where, hint=f"there are: {listed}"[:1000])
+# %% The image JSON of a stranger
+def parse_config(data: bytes, layers: int, where: str = "image JSON") -> ImageConfig:
+    """Return the image that somebody else's JSON describes, for ``layers`` layers.
+
+    Raises IntegrityError: too large, not Linux, of the wrong types, or with another
+    number of layers than the manifest.
+    """
+    parse_object(data, where)
+    image = parse_image(data, where)
+    if image.os != "linux":
+        what = f'the image is for "{clean(image.os)}", and only Linux can run here'
+        raise IntegrityError(what, where=where)
+    if len(image.diff_ids) != layers:
+        what = f"{layers} layers, but the image JSON has {len(image.diff_ids)}"
+        raise IntegrityError(what, where=where)
+    if config := image.config:
+        check_types(config, where)
+    return image
+
+
+# %% The image JSON of a stranger
+TEXTS = ("env", "cmd", "entrypoint", "on_build", "shell")
+TABLES = ("exposed_ports", "volumes", "labels", "healthcheck")
+
+
+def check_types(config: Record, where: str) -> None:
+    """Raise IntegrityError when a configuration has values of the wrong kind."""
+    for name in config.__match_args__:
+        value = getattr(config, name)
+        if name in TEXTS:
+            right = value is None or are_texts(value)
+        elif name in TABLES:
+            right = value is None or isinstance(value, dict)
+        elif name == "stop_timeout":
+            right = value is None or type(value) is int
+        else:
+            right = type(value) is type(config._defaults[name])
+        if not right:
+            raise IntegrityError(f'"{name}" is of the wrong type', where=where)
+
+
+def are_texts(value: object) -> bool:
+    """Whether a value is a list of texts without NUL."""
+    return isinstance(value, Iterable) and all(
+        isinstance(one, str) and "\0" not in one for one in value
+    )

@@ -8,38 +8,31 @@ from hypothesis import strategies as st
 
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError, UsageError
 from minidocker.manifests import (
-    DOCKER_CONFIG,
-    DOCKER_LAYER,
-    DOCKER_MANIFEST,
     DOCUMENT_LIMIT,
     INDEXES,
     MANIFESTS,
-    OCI_INDEX,
-    OCI_MANIFEST,
     Descriptor,
     Index,
     Manifest,
+    Media,
     Platform,
     choose,
-    document_json,
     parse_document,
     parse_platform,
 )
 
 
 DIGEST = "sha256:" + "a" * 64
-CONFIG = Descriptor(DOCKER_CONFIG, DIGEST, 2)
-IMAGE = Manifest(DOCKER_MANIFEST, CONFIG, (Descriptor(DOCKER_LAYER, DIGEST, 7),))
+CONFIG = Descriptor(Media.DOCKER_CONFIG.value, DIGEST, 2)
+LAYER = Descriptor(Media.DOCKER_LAYER.value, DIGEST, 7)
+IMAGE = Manifest(CONFIG, (LAYER,), Media.DOCKER_MANIFEST.value)
 
 platforms = st.builds(
-    Platform,
-    st.just("linux"),
-    st.sampled_from(["amd64", "arm"]),
-    st.sampled_from(["", "v7"]),
-)
+    Platform, st.just("linux"), st.sampled_from(["amd64", "arm"]), st.sampled_from(["", "v7"])
+)  # fmt: skip
 descriptors = st.builds(
     Descriptor,
-    st.just(DOCKER_LAYER),
+    st.just(LAYER.media_type),
     st.binary(min_size=32, max_size=32).map(lambda b: f"sha256:{b.hex()}"),
     st.integers(0, 1 << 50),
     st.none() | platforms,
@@ -47,27 +40,25 @@ descriptors = st.builds(
 )
 
 
-@given(st.sampled_from(MANIFESTS), st.lists(descriptors, max_size=4))
+@given(st.sampled_from(sorted(MANIFESTS)), st.lists(descriptors, max_size=4))
 def test_a_manifest_reads_back(kind: str, layers: list[Descriptor]) -> None:
-    it = Manifest(kind, CONFIG, tuple(layers))
-    assert parse_document(document_json(it), kind, "here") == it
-    assert parse_document(document_json(it), "", "here") == it
+    it = Manifest(CONFIG, tuple(layers), kind)
+    assert parse_document(it.to_json(), "here", kind) == it
+    assert parse_document(it.to_json(), "here") == it
 
 
-@given(st.sampled_from(INDEXES), st.lists(descriptors, max_size=4))
+@given(st.sampled_from(sorted(INDEXES)), st.lists(descriptors, max_size=4))
 def test_an_index_reads_back(kind: str, manifests: list[Descriptor]) -> None:
-    it = Index(kind, tuple(manifests))
-    assert parse_document(document_json(it), kind, "here") == it
+    it = Index(tuple(manifests), kind)
+    assert parse_document(it.to_json(), "here", kind) == it
 
 
 def changed(**changes: object) -> bytes:
-    found = json.loads(document_json(IMAGE))
-    found.update(changes)
-    return json.dumps(found).encode()
+    return json.dumps({**json.loads(IMAGE.to_json()), **changes}).encode()
 
 
 def layer(**changes: object) -> bytes:
-    found = json.loads(document_json(IMAGE))
+    found = json.loads(IMAGE.to_json())
     found["layers"][0].update(changes)
     return json.dumps(found).encode()
 
@@ -75,34 +66,33 @@ def layer(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("data", "kind", "says"),
     [
-        (b"", "", "no manifest"),
-        (b"[]", "", "a JSON object"),
-        (b'{"schemaVersion":2}', "", "neither"),
-        (changed(manifests=[]), "", "both a manifest and an index"),
-        (changed(schemaVersion=1), "", "schema version 2"),
-        (changed(), OCI_MANIFEST, "but says it is"),
-        (changed(mediaType=OCI_INDEX), "", "neither"),
-        (changed(layers=None), "", "a list"),
-        (changed(layers=[1]), "", "a JSON object"),
-        (changed(config={"mediaType": "x/helm", "digest": DIGEST, "size": 1}), "", "no image"),
-        (changed(config={"mediaType": DOCKER_CONFIG, "digest": DIGEST, "size": 5 << 20}), "", "more than"),
-        (layer(size=-1), "", "impossible size"),
-        (layer(size=True), "", "impossible size"),
-        (layer(size=1.5), "", "impossible size"),
-        (layer(size=10**30), "", "impossible size"),
+        (b"", "", "no JSON"),
+        (b"[]", "", "not a JSON object"),
+        (b"[" * 100_000, "", "no JSON"),
+        (b'{"schemaVersion":2}', "", "no image"),
+        (changed(manifests=[]), "", "a manifest and an index at once"),
+        (changed(schemaVersion=1), "", "schemaVersion is not 2"),
+        (changed(), Media.OCI_MANIFEST.value, "says it is"),
+        (changed(mediaType=Media.OCI_INDEX.value), "", "no image"),
+        (changed(mediaType="\x1b[2J"), "", '"?[2J"'),
+        (changed(layers=None), "", "not a list"),
+        (changed(layers=[1]), "", "malformed"),
+        (changed(config={"mediaType": "x/helm", "digest": DIGEST, "size": 1}), "", "no container"),
+        (layer(size=-1), "", "a size"),
+        (layer(size=True), "", "a size"),
+        (layer(size=1.5), "", "a size"),
+        (layer(size=10**30), "", "a size"),
         (layer(digest="sha256:../../../etc/passwd"), "", "no sha256 digest"),
         (layer(digest="sha256:" + "A" * 64), "", "no sha256 digest"),
-        (layer(digest="\x1b[2J"), "", '"?[2J"'),
-        (layer(mediaType=None), "", "lacks its media type"),
-        (changed(layers=[json.loads(layer())["layers"][0]] * 1001), "", "1001 layers"),
-        (b" " * (DOCUMENT_LIMIT + 1), "", "more than 4194304 bytes"),
+        (layer(mediaType=None), "", "unknown"),
+        (changed(layers=[json.loads(layer())["layers"][0]] * 5000), "", "at most"),
+        (b" " * (DOCUMENT_LIMIT + 1), "", "over 4194304 bytes"),
     ],
 )  # fmt: skip
 def test_what_is_no_manifest_is_refused(data: bytes, kind: str, says: str) -> None:
     with pytest.raises(IntegrityError) as refused:
-        parse_document(data, kind, "evil/image")
+        parse_document(data, "evil/image", kind)
     assert says in str(refused.value)
-    assert str(refused.value).startswith("evil/image: ")
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: (
@@ -114,22 +104,15 @@ def test_any_json_is_read_or_refused(value: object) -> None:
     if isinstance(value, dict):
         value["schemaVersion"] = 2
     try:
-        parse_document(json.dumps(value).encode(), "", "x")
+        parse_document(json.dumps(value).encode())
     except MinidockerError:
         pass
 
 
-def test_urls_of_a_layer_are_kept_as_texts_and_no_more() -> None:
-    found = parse_document(layer(urls=["http://evil.example"]), "", "x")
-    assert isinstance(found, Manifest)
-    assert found.layers[0].urls == ("http://evil.example",)
-
-
 def an_index(*names: str) -> Index:
-    return Index(
-        OCI_INDEX,
-        tuple(Descriptor(OCI_MANIFEST, DIGEST, 1, parse_platform(n)) for n in names),
-    )
+    kind = Media.OCI_MANIFEST.value
+    pairs = (Descriptor(kind, DIGEST, 1, parse_platform(n)) for n in names)
+    return Index(tuple(pairs))
 
 
 @pytest.mark.parametrize(
@@ -139,8 +122,7 @@ def an_index(*names: str) -> Index:
         (["linux/arm/v6", "linux/arm/v7"], "linux/arm/v7", "linux/arm/v7"),
         (["linux/arm/v6", "linux/arm/v7"], "linux/arm", "linux/arm/v6"),
         (["linux/arm"], "linux/arm/v7", "linux/arm"),
-        (["linux/arm64/v8"], "arm64", "linux/arm64/v8"),
-        (["linux/amd64/v2", "linux/amd64"], "amd64", "linux/amd64"),
+        (["linux/arm64/v8"], "arm64", "linux/arm64"),
     ],
 )
 def test_the_platform_that_was_asked_for_is_chosen(there, asked, gets) -> None:
@@ -149,10 +131,11 @@ def test_the_platform_that_was_asked_for_is_chosen(there, asked, gets) -> None:
 
 
 def test_a_platform_that_is_not_there_is_refused_with_those_that_are() -> None:
+    index = an_index("linux/arm64", "linux/arm/v7")
     with pytest.raises(NotFoundError) as refused:
-        choose(an_index("linux/arm64", "unknown/unknown"), Platform(), "x")
+        choose(index, parse_platform("linux/amd64"), "x")
     assert str(refused.value) == (
-        "x: no image for the platform linux/amd64\nhint: there are: linux/arm64"
+        "x: no image for linux/amd64\nhint: there are linux/arm/v7, linux/arm64"
     )
     with pytest.raises(UsageError):
         parse_platform("linux//v7")
