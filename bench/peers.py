@@ -33,7 +33,8 @@ def runc_bundle(where: Path, tree: Path) -> list[str]:
 def docker(where: Path) -> Iterator[list[str]]:
     """Run a dockerd of our own below ``where``; yield the client's command."""
     socket = f"unix://{where}/docker.sock"
-    command = ["/usr/sbin/dockerd", "-H", socket, "--data-root", f"{where}/data"]
+    command = ["unshare", "--mount", "--propagation", "private", "/usr/sbin/dockerd"]
+    command += ["-H", socket, "--data-root", f"{where}/data"]
     command += ["--exec-root", f"{where}/exec", "--pidfile", f"{where}/pid"]
     command += ["--bridge", "none", "--iptables=false", "--ip6tables=false"]
     with (where / "log").open("wb") as log:

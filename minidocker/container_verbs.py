@@ -12,7 +12,12 @@ from enum import Enum
 
 from minidocker.containers import Container, HostConfig, Status
 from minidocker.engine import Engine
-from minidocker.errors import MinidockerError, RuntimeFault, UsageError
+from minidocker.errors import (
+    MinidockerError,
+    NotFoundError,
+    RuntimeFault,
+    UsageError,
+)
 from minidocker.flags import (
     FORMAT,
     LIST,
@@ -102,10 +107,9 @@ def env_lines(given: Given) -> tuple[str, ...]:
     return tuple(extra.get(e, e) for e in found if "=" in e or e in extra)
 
 
-def label_map(lines: Iterable[str]) -> dict[str, str] | None:
-    """Return ``KEY=VALUE`` lines as a mapping, None for none."""
-    found = {key: value for key, _, value in (line.partition("=") for line in lines)}
-    return found or None
+def label_map(lines: Iterable[str]) -> dict[str, str]:
+    """Return ``KEY=VALUE`` lines as a mapping."""
+    return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
 def config_of(given: Given) -> ContainerConfig:
@@ -211,7 +215,10 @@ def exec_(given: Given) -> int:
 def each_container(
     given: Given, action: Callable[[Engine, Container], object], needs: Needs
 ) -> int:
-    """Do ``action`` to each container that is named; print the names as given."""
+    """Do ``action`` to each container that is named; print the names as given.
+
+    What ``--force`` is to remove, and is not there, is told and no failure.
+    """
     engine, status = open_engine(given, needs), 0
     for text in given.args:
         try:
@@ -219,7 +226,8 @@ def each_container(
             print(text if answer is None else answer, flush=True)
         except MinidockerError as why:
             notice(f"minidocker: {why}")
-            status = why.status
+            gone = isinstance(why, NotFoundError) and given.on("force")
+            status = status if gone else why.status
     return status
 
 
@@ -272,7 +280,8 @@ def ps(given: Given) -> int:
     """``ps [OPTIONS]``"""
     from minidocker.views import container_row, formatted, ps_view
 
-    engine, size = open_engine(given), given.on("size")
+    engine, form = open_engine(given), given.text("format")
+    size = given.on("size") or ".Size" in form
     found = engine.containers.list()
     newest = 1 if given.on("latest") else given.number("last")
     if newest is None and not given.on("all"):
@@ -285,7 +294,7 @@ def ps(given: Given) -> int:
     if given.on("quiet"):
         print_lines(row["ID"] for row in rows)
     else:
-        print_text(formatted(ps_view(size=size), rows, given.text("format")))
+        print_text(formatted(ps_view(size=size), rows, form))
     return 0
 
 

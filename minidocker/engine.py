@@ -9,6 +9,7 @@ Methods are named after Docker's commands. They return values and never print.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from minidocker.oci import (
     HistoryEntry,
     ImageConfig,
     Reference,
+    chain_id,
     parse_reference,
 )
 
@@ -307,14 +309,21 @@ class Engine:
             raise in_use(text, "cannot be forced", "it has dependent child images")
 
     def delete_family(self, id: str) -> list[str]:
-        """Delete an image, then each ancestor that nothing names or needs."""
+        """Delete an image, then each ancestor that nothing names or needs.
+
+        Returns the images, each followed by the chain ids of the layers that it was the
+        last to need; a sweep removes those.
+        """
         used = {container.image for container, _ in self.containers.list()}
+        needed = self.needed_chains()
         deleted: list[str] = []
         family: str | None = id
         while family:
             parent = self.images.parent(family)
+            chains = self.chains(family)
+            needed.subtract(chains)
             self.images.delete(family)
-            deleted.append(family)
+            deleted += [family, *(chain for chain in chains if not needed[chain])]
             family = parent
             if parent and (
                 parent in used
@@ -324,6 +333,21 @@ class Engine:
             ):
                 break
         return deleted
+
+    def needed_chains(self) -> Counter[str]:
+        """Count for each layer the images and containers that stand on it."""
+        needed = Counter(c for one in self.images.ids() for c in self.chains(one))
+        for container in self.containers.ids():
+            chain = self.layers.rw_parent(container)
+            while chain:
+                needed[chain] += 1
+                chain = self.layers.get(chain).parent
+        return needed
+
+    def chains(self, id: str) -> list[str]:
+        """Return the chain ids of an image's layers, the top one first."""
+        diff_ids = self.images.get(id).diff_ids
+        return [chain_id(diff_ids[:end]) for end in range(len(diff_ids), 0, -1)]
 
 
 def in_use(text: str, must: str, why: str) -> ConflictError:

@@ -5,6 +5,7 @@
 
 MinidockerError             1
 ├── UsageError            125   the command line
+│   └── ReferenceFault      1   a name that no image can have
 ├── DockerfileError         1   the text of a Dockerfile
 ├── BuildError              1   a build step (its RUN's own status)
 ├── NotFoundError           1   no such image, container, file
@@ -49,6 +50,12 @@ class UsageError(MinidockerError):
     """The command line cannot be understood."""
 
     status = 125
+
+
+class ReferenceFault(UsageError):
+    """An image cannot have this name. Docker's daemon refuses it, not its client."""
+
+    status = 1
 
 
 class DockerfileError(MinidockerError):

@@ -21,6 +21,7 @@ from minidocker.errors import (
     IntegrityError,
     MinidockerError,
     NotFoundError,
+    ReferenceFault,
     UsageError,
 )
 from minidocker.flags import FORMAT, LIST, NO_TRUNC, QUIET, TEXT, Command, Flag, Given
@@ -182,7 +183,7 @@ def build(given: Given) -> int:
         target=given.text("target") or None,
     )
     for tag in options.tags:
-        parse_reference(tag)
+        check_tag(tag)
     text = read_dockerfile(name, path)
     quiet = given.on("quiet")
     engine = open_engine(given, Needs.MOUNTS)
@@ -197,6 +198,14 @@ def build(given: Given) -> int:
     if quiet:
         print(id)
     return 0
+
+
+def check_tag(text: str) -> None:
+    """Refuse a bad ``--tag`` as Docker does: its command line is at fault."""
+    try:
+        parse_reference(text)
+    except ReferenceFault as why:
+        raise UsageError(why.what, where="--tag", hint=why.hint) from why
 
 
 def tell(line: str) -> None:
@@ -256,16 +265,18 @@ def images(given: Given) -> int:
 def history(given: Given) -> int:
     """``history [OPTIONS] IMAGE``"""
     from minidocker.images import history as lines
-    from minidocker.views import HISTORY, formatted, history_view
+    from minidocker.views import formatted, history_table, history_view
 
     engine, whole = open_engine(given), given.on("no-trunc")
     id = engine.images.resolve(given.args[0])
     found = lines(engine.images, engine.layers, id)
-    rows = history_view(found, whole=whole, human=given.flags.get("human", True))
+    human = given.flags.get("human", True)
+    rows = history_view(found, whole=whole, human=human)
     if given.on("quiet"):
         print_lines(row["ID"] for row in rows)
     else:
-        print_text(formatted(HISTORY, rows, given.text("format")))
+        view = history_table(human=human)
+        print_text(formatted(view, rows, given.text("format")))
     return 0
 
 

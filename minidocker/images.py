@@ -20,6 +20,7 @@ from minidocker.errors import (
     ConflictError,
     IntegrityError,
     NotFoundError,
+    ReferenceFault,
     UsageError,
     did_you_mean,
 )
@@ -224,7 +225,7 @@ class ImageStore:
     def resolve(self, text: str) -> str:
         """Return the id that a person means: an id, a name, or how an id begins.
 
-        Raises NotFoundError, and UsageError for what can be none of the three.
+        Raises NotFoundError, and ReferenceFault for what can be none of the three.
         """
         if DIGEST.fullmatch(text):
             self.raw(text)
@@ -234,7 +235,7 @@ class ImageStore:
         try:
             if found := self.names.find(parse_reference(text)):
                 return found
-        except UsageError:
+        except ReferenceFault:
             if not is_hex:
                 raise
         ids = [id for id in self.ids() if is_hex and id[7:].startswith(begins)]

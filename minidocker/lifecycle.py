@@ -42,13 +42,15 @@ def merged_env(
 ) -> tuple[str, ...] | None:
     """Return the command line's variables, then those of the image it left alone.
 
-    >>> merged_env(("PATH=/bin", "A=1"), ("A=2",))
-    ('A=2', 'PATH=/bin')
+    A variable given twice keeps its first place and its last value.
+
+    >>> merged_env(("PATH=/bin", "A=1"), ("A=2", "B=1", "A=3"))
+    ('A=3', 'B=1', 'PATH=/bin')
     """
-    if not image:
-        return own
-    names = {line.partition("=")[0] for line in own or ()}
-    return (own or ()) + tuple(e for e in image if e.partition("=")[0] not in names)
+    named = {line.partition("=")[0]: line for line in own or ()}
+    for line in image or ():
+        named.setdefault(line.partition("=")[0], line)
+    return tuple(named.values()) or None
 
 
 def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerConfig:

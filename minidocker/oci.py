@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from minidocker.errors import IntegrityError, UsageError
+from minidocker.errors import IntegrityError, ReferenceFault
 from minidocker.records import Record
 
 
@@ -124,7 +124,7 @@ class Reference(Record):
 
 # %% References
 def parse_reference(text: str) -> Reference:
-    """Return the reference that ``text`` is; UsageError says what is wrong with it.
+    """Return the reference that ``text`` is; ReferenceFault says what is wrong with it.
 
     >>> parse_reference("kb-centos:v11").tag, parse_reference("kb-centos:v11").name
     ('v11', 'kb-centos')
@@ -166,9 +166,9 @@ def name_fault(repository: str) -> str:
     return "a name has lower case letters and digits, parted by '.', '_', '-' or '/'"
 
 
-def bad_reference(text: str, why: str) -> UsageError:
+def bad_reference(text: str, why: str) -> ReferenceFault:
     """Return the error for a reference that cannot be read."""
-    return UsageError(
+    return ReferenceFault(
         f'invalid reference format: "{text}": {why}', hint="NAME[:TAG][@DIGEST]"
     )
 

@@ -77,6 +77,7 @@ def changed_config(
     """
     found = parse("FROM scratch\n" + "\n".join(lines), "--change")
     stage = Stage("", "", config)
+    stage.config = stage.config.replace(env=config.env)
     with open_context(layers.root) as nothing:
         shop = Workshop(
             images=Nowhere(layers.root, layers.driver.name, layers.batch),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from minidocker.containers import Container, State, Status
 from minidocker.drivers import Directory
@@ -128,6 +128,8 @@ def field(row: Any, path: str) -> Any:
     for name in path.strip(".").split("."):
         if not name:
             continue
+        if isinstance(row, Mapping) and name not in row and name in OMITTED:
+            return OMITTED[name]
         if not isinstance(row, Mapping) or name not in row:
             known = ", ".join(row) if isinstance(row, Mapping) else "none"
             raise UsageError(
@@ -135,6 +137,30 @@ def field(row: Any, path: str) -> Any:
             )
         row = row[name]
     return row
+
+
+EMPTY_MAPS = ("ExposedPorts", "Labels", "Volumes")
+OMITTED = {"ExposedPorts": None, "Shell": None, "StopSignal": ""}
+
+
+def go_text(value: Any, name: str = "") -> str:
+    """Return a value as Go's templates print it; ``name`` tells nil maps from lists.
+
+    >>> go_text(["a", 1, True]), go_text({"k": "v"}), go_text(None, "Labels")
+    ('[a 1 true]', 'map[k:v]', 'map[]')
+    """
+    if value is None:
+        return "map[]" if name in EMPTY_MAPS else "[]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{' '.join(map(go_text, value))}]"
+    if isinstance(value, Mapping):
+        pairs = ((key, value[key]) for key in sorted(value))
+        # the values of a set in Go are structs without fields
+        texts = [f"{k}:{'{}' if v == {} else go_text(v)}" for k, v in pairs]
+        return f"map[{' '.join(texts)}]"
+    return str(value)
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
@@ -148,9 +174,9 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
     def one(found: re.Match[str]) -> str:
         value = field(row, found[2])
-        if found[1] or isinstance(value, list | dict):
+        if found[1]:
             return go_json(value).decode()
-        return {True: "true", False: "false", None: "<no value>"}.get(value, str(value))
+        return go_text(value, found[2].rpartition(".")[2])
 
     text = HOLE.sub(one, template)
     if "{{" in text:
@@ -164,16 +190,29 @@ class View(Record):
     """How a list is shown: heads, the columns of a row, and its fields for scripts."""
 
     heads: tuple[str, ...]
-    columns: Callable[[Mapping[str, Any]], Sequence[str]]
+    columns: tuple[str, ...]
 
 
 def formatted(view: View, rows: list[dict[str, Any]], form: str) -> str:
     """Return rows as a table, as JSON lines, or by a template."""
     if form == "json":
         return "\n".join(go_json(dict(sorted(row.items()))).decode() for row in rows)
-    if form and form != "table":
+    kind, _, template = (form or "table").partition(" ")
+    if kind != "table":
         return "\n".join(fill(form, row) for row in rows)
-    return table(view.heads, [view.columns(row) for row in rows])
+    if template:
+        return own_table(view, rows, template)
+    return table(view.heads, [[row[key] for key in view.columns] for row in rows])
+
+
+def own_table(view: View, rows: list[dict[str, Any]], template: str) -> str:
+    """Return a table whose columns are written down, parted by tabs."""
+    known = {"CreatedSince": "CREATED"}
+    known |= dict(zip(view.columns, view.heads, strict=True))
+    keys = dict.fromkeys(key for row in rows for key in row)
+    words = {key: re.sub("(?<=[a-z])(?=[A-Z])", " ", key).upper() for key in keys}
+    lines = [fill(template, line).split("\t") for line in [{**words, **known}, *rows]]
+    return table(lines[0], lines[1:])
 
 
 # %% Images
@@ -224,9 +263,7 @@ def image_row(engine: Engine, id: str, name: str, *, whole: bool) -> dict[str, A
 
 IMAGES = View(
     ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"),
-    lambda row: [
-        row[key] for key in ("Repository", "Tag", "ID", "CreatedSince", "Size")
-    ],
+    ("Repository", "Tag", "ID", "CreatedSince", "Size"),
 )
 
 
@@ -248,12 +285,13 @@ def history_view(
     ]
 
 
-HISTORY = View(
-    ("IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"),
-    lambda row: [
-        row[key] for key in ("ID", "CreatedSince", "CreatedBy", "Size", "Comment")
-    ],
-)
+def history_table(*, human: bool) -> View:
+    """Return the view of `history`, with ages or with times."""
+    head, key = ("CREATED", "CreatedSince") if human else ("CREATED AT", "CreatedAt")
+    return View(
+        ("IMAGE", head, "CREATED BY", "SIZE", "COMMENT"),
+        ("ID", key, "CreatedBy", "Size", "Comment"),
+    )
 
 
 # %% Containers
@@ -276,14 +314,24 @@ def ports_words(config: ContainerConfig) -> str:
     return ", ".join(sorted(config.exposed_ports or ()))
 
 
+def command_words(argv: Sequence[str], width: int | None) -> str:
+    """Return a command as `ps` quotes it: words with spaces in it, then the whole.
+
+    >>> print(command_words(["sh", "-c", "echo out; echo err"], 20))
+    "sh -c 'echo out; ec…"
+    """
+    words = [f"'{word}'" if " " in word else word for word in argv[1:]]
+    text = " ".join([*argv[:1], *words])
+    return json.dumps(cut(text, width) if width else text, ensure_ascii=False)
+
+
 def container_row(
     engine: Engine, container: Container, state: State, *, whole: bool, size: bool
 ) -> dict[str, Any]:
     """Return Docker's fields for a container."""
-    command = " ".join(container.argv)
     labels = container.config.labels or {}
     row = {
-        "Command": f'"{command if whole else cut(command, 20)}"',
+        "Command": command_words(container.argv, None if whole else 20),
         "CreatedAt": local_time(container.created),
         "ID": shown_id(container.id, whole=whole),
         "Image": container.config.image or short_id(container.image),
@@ -313,7 +361,7 @@ def ps_view(*, size: bool) -> View:
     """Return the view of `ps`, with the column SIZE if asked for."""
     columns = (*PS_COLUMNS, "Size") if size else PS_COLUMNS
     heads = (*PS_HEADS, "SIZE") if size else PS_HEADS
-    return View(heads, lambda row: [row[key] for key in columns])
+    return View(heads, columns)
 
 
 # %% inspect

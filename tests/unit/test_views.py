@@ -9,6 +9,7 @@ from minidocker.errors import UsageError
 from minidocker.views import (
     View,
     ago,
+    command_words,
     fill,
     formatted,
     human_size,
@@ -56,13 +57,16 @@ def test_a_table_has_docker_s_columns() -> None:
     assert lines[1] == "d4e0641a80e8   2 days ago   0B        "
 
 
-ROW = {"ID": "a1", "Names": "web", "State": {"Pid": 7, "Dead": False}, "Env": ["A=<1>"]}
+ROW = {"ID": "a1", "Names": "web", "State": {"Pid": 7, "Dead": False}, "Env": ["A=<1>"],
+       "One": 1, "Zero": 0, "Cmd": None, "Labels": None}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("form", "text"),
     [("{{.ID}}", "a1"), ("{{ .Names }}:{{.ID}}", "web:a1"), (r"{{.ID}}\t{{.Names}}", "a1\tweb"),
-     ("{{.State.Pid}}", "7"), ("{{.State.Dead}}", "false"), ("{{json .Env}}", '["A=\\u003c1\\u003e"]'),
+     ("{{.State.Pid}}", "7"), ("{{.State.Dead}}", "false"), ("{{.One}} {{.Zero}}", "1 0"),
+     ("{{.Env}} {{.State}}", "[A=<1>] map[Dead:false Pid:7]"), ("{{.Cmd}} {{.Labels}}", "[] map[]"),
+     ("{{.State.ExposedPorts}}|{{.State.StopSignal}}", "map[]|"), ("{{json .Env}}", '["A=\\u003c1\\u003e"]'),
      ("{{json .}}", None)],
 )  # fmt: skip
 def test_templates(form: str, text: str | None) -> None:
@@ -81,6 +85,25 @@ def test_a_template_that_cannot_be_filled_is_a_usage_error(form: str) -> None:
 
 
 def test_json_is_a_line_for_each_row() -> None:
-    view = View(("ID",), lambda row: [row["ID"]])
+    view = View(("ID",), ("ID",))
     lines = formatted(view, [{"ID": "a"}, {"ID": "b"}], "json").splitlines()
     assert [json.loads(line) for line in lines] == [{"ID": "a"}, {"ID": "b"}]
+
+
+def test_a_table_may_name_its_own_columns() -> None:
+    view = View(("IMAGE ID", "SIZE"), ("ID", "Size"))
+    rows = [{"ID": "a1", "Size": "0B", "CreatedSince": "1 second ago"}]
+    form = r"table {{.Size}}\t{{.ID}}\t{{.CreatedSince}}"
+    assert formatted(view, rows, form).splitlines() == [
+        "SIZE      IMAGE ID   CREATED",
+        "0B        a1         1 second ago",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [(["sh"], '"sh"'), (["sh", "-c", "a b"], "\"sh -c 'a b'\""), (["a", 'say "x"'], '"a \'say \\"x\\"\'"'),
+     (["sh", "-c", "x\ny"], '"sh -c x\\ny"'), (["sh", "-c", "echo one; echo two"], "\"sh -c 'echo one; ec…\"")],
+)  # fmt: skip
+def test_a_command_is_quoted_as_ps_does(argv: list[str], words: str) -> None:
+    assert command_words(argv, 20) == words
