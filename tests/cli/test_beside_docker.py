@@ -68,7 +68,7 @@ DIALOGUE = [
     ("exec", "one", "true"), ("rm", "one"), ("rm", "one"), ("logs", "one"), ("wait", "one"),
     ("rmi", "nothing"),
     ("run", "--network", "none", "-d", "--name", "web", "-e", "A=1", "-w", "/tmp",
-     "--hostname", "box", "-l", "k=v", "-e", "B=2", "-e", "A=1", "small:v1", "sh", "-c", SCRIPT),
+     "--hostname", "box", "-l", "k=v",  "small:v1", "sh", "-c", SCRIPT),
     ("ps",), ("ps", "--format", "{{.Command}} {{.Labels}} {{.State}}"), ("ps", "--no-trunc"),
     ("inspect", "-f", STATE, "web"),
     ("exec", "web", "sh", "-c", "echo $A; pwd; hostname; exit 4"),
