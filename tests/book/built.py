@@ -17,7 +17,9 @@ WIDEST_LINE, WIDEST_PICTURE = 88, 1000  # characters, pixels
 LOADS = re.compile(
     r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=\"((?:https?:)?//[^\"]*)\""
 )
-IN_CSS = re.compile(r"url\(\s*[\"']?((?:https?:)?//[^)\"']*)|@import\s+[\"'](https?:[^\"']*)")
+IN_CSS = re.compile(
+    r"url\(\s*[\"']?((?:https?:)?//[^)\"']*)|@import\s+[\"'](https?:[^\"']*)"
+)
 INPUT = re.compile(r'<div class="cell_input.*?<pre>(.*?)</pre>', re.DOTALL)
 OUTPUT = re.compile(r'<div class="output.*?<pre>(.*?)</pre>', re.DOTALL)
 PICTURE = re.compile(r'src="([^"]*_images/[^"]*\.svg)"')
@@ -41,7 +43,10 @@ def faults_of(page: Path) -> Iterator[str]:
     for output in map(text_of, OUTPUT.findall(html)):
         if "Traceback (most recent call last)" in output:
             yield "a traceback"
-        for leaked in (*TEMPORARY.findall(output), *re.findall(re.escape(f"{ROOT}/"), output)):
+        for leaked in (
+            *TEMPORARY.findall(output),
+            *re.findall(re.escape(f"{ROOT}/"), output),
+        ):
             yield f"an output that differs between builds: {leaked}"
     for name in PICTURE.findall(html):
         width = WIDTH.search((page.parent / name).read_text())

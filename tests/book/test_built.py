@@ -20,7 +20,11 @@ PICTURE = '<?xml version="1.0"?><svg width="{width}pt" height="10pt"></svg>'
 
 
 def book(
-    tmp_path: Path, source: str = "x = 1", output: str = "1", more: str = "", width: int = 300
+    tmp_path: Path,
+    source: str = "x = 1",
+    output: str = "1",
+    more: str = "",
+    width: int = 300,
 ) -> Path:
     for name in ("book", "_images", "_static"):
         (tmp_path / name).mkdir()
@@ -38,8 +42,14 @@ def test_a_page_that_is_as_it_should_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ({"more": '<script async src="https://cdn.example/x.js"></script>'}, "loads https://cdn"),
-        ({"more": '<link rel="stylesheet" href="//fonts.example/f.css">'}, "loads //fonts"),
+        (
+            {"more": '<script async src="https://cdn.example/x.js"></script>'},
+            "loads https://cdn",
+        ),
+        (
+            {"more": '<link rel="stylesheet" href="//fonts.example/f.css">'},
+            "loads //fonts",
+        ),
         ({"source": "x = " + "1" * 90}, "94 characters"),
         ({"output": "Traceback (most recent call last):\n  File"}, "a traceback"),
         ({"output": "in /tmp/tmpab12_xyz/store"}, "/tmp/tmpab12_xyz"),
@@ -54,5 +64,9 @@ def test_damage_is_noticed(tmp_path: Path, damage: dict, said: str) -> None:
 
 
 def test_a_font_of_another_host_is_noticed(tmp_path: Path) -> None:
-    (book(tmp_path) / "_static/x.css").write_text("src: url('https://fonts.example/a.woff')")
-    assert list(faults(tmp_path)) == ["_static/x.css: loads https://fonts.example/a.woff"]
+    (book(tmp_path) / "_static/x.css").write_text(
+        "src: url('https://fonts.example/a.woff')"
+    )
+    assert list(faults(tmp_path)) == [
+        "_static/x.css: loads https://fonts.example/a.woff"
+    ]
