@@ -2,7 +2,8 @@
 PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo python3)
 BIN    := .venv/bin
 STAMP  := .venv/installed
-PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry
+PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
+  user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check tangle back book serve bench lock clean packages tests user-tests
