@@ -1,16 +1,31 @@
 # From book/30-dockerfile.md. Edit there and tangle, or here and tangle --back.
 
-# %% Dockerfile: text to instructions
-"""Parse a Dockerfile: logical lines, directives, forms of arguments, flags."""
+# %% Dockerfile: lines to instructions
+"""Parse a Dockerfile: the syntax of each instruction, its flags and arguments."""
 
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Callable, Iterator
 
 from minidocker.errors import DockerfileError, did_you_mean
+from minidocker.lines import (
+    SEPARATOR,
+    Directive,
+    Heredoc,
+    LogicalLine,
+    directives,
+    heredoc_mark,
+    json_list,
+    logical_lines,
+    physical_lines,
+    point,
+    raise_all,
+    split_words,
+    strip,
+    take_flags,
+)
 from minidocker.records import Record
 
 
@@ -42,8 +57,10 @@ class Instruction(Record):
     """One instruction of a Dockerfile, before any variable is expanded.
 
     ``args``: for ENV and LABEL name, value, name, value...; for the shell form of
-    RUN, CMD and ENTRYPOINT one text; otherwise words. ``json`` says that they came
-    as a JSON list. ``text`` is the whole logical line, ``line`` where it began.
+    RUN, CMD and ENTRYPOINT one text; for HEALTHCHECK ``NONE``, or ``CMD`` and then as
+    CMD has them; for ONBUILD the text of the trigger; otherwise words. ``json`` says
+    that they came as a JSON list. ``text`` is the whole logical line, ``line`` where
+    it began.
     """
 
     word: Word
@@ -53,10 +70,27 @@ class Instruction(Record):
     line: int
     text: str
     where: str
+    source: LogicalLine
+    heredocs: tuple[Heredoc, ...] = ()
+    trigger: Instruction | None = None
 
     def flag(self, name: str) -> str | None:
         """Return the value of ``--name=value``; the last one wins."""
         return dict(self.flags).get(name)
+
+    def flag_all(self, name: str) -> tuple[str, ...]:
+        """Return the values of a flag that may be repeated, in order."""
+        return tuple(value for flag, value in self.flags if flag == name)
+
+    def is_on(self, name: str) -> bool:
+        """Say whether a flag such as ``--link`` is given, and not as ``=false``."""
+        return self.flag(name) == "true"
+
+    def heredoc(self, arg: str) -> Heredoc | None:
+        """Return the here-document that an argument of COPY or ADD announces."""
+        mark = None if self.json else heredoc_mark(arg)
+        named = (h for h in self.heredocs if mark and h.name == mark.name)
+        return next(named, None)
 
 
 class Dockerfile(Record):
@@ -65,150 +99,129 @@ class Dockerfile(Record):
     name: str
     instructions: tuple[Instruction, ...]
     escape: str
+    directives: tuple[Directive, ...] = ()
 
 
-# %% Physical lines
-LONGEST_LINE = 65_535
+# %% The forms of arguments
+Args = tuple[tuple[str, ...], bool]
+Form = Callable[[str, str], Args]
 
 
-def physical_lines(text: bytes | str, name: str) -> list[str]:
-    """Split into lines without their ends; refuse what no Dockerfile contains.
-
-    >>> physical_lines(b"\\xef\\xbb\\xbfFROM a\\r\\nRUN b\\n", "Dockerfile")
-    ['FROM a', 'RUN b']
-    """
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    lines = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        where = f"{name}:{number}"
-        if b"\0" in line:
-            raise DockerfileError("a NUL byte in the text", where=where)
-        if len(line) > LONGEST_LINE:
-            raise DockerfileError("the line is longer than 64 KiB", where=where)
-        try:
-            lines.append(line.removesuffix(b"\r").decode())
-        except UnicodeDecodeError as why:
-            raise DockerfileError("the line is not UTF-8", where=where) from why
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-# %% Directives
-DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$")
-
-
-def escape_character(lines: list[str], name: str) -> str:
-    """Return what the directives at the top make the escape character.
-
-    >>> escape_character(["# syntax=docker/dockerfile:1", "# escape=`"], "Dockerfile")
-    '`'
-    """
-    seen: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        found = DIRECTIVE.match(line.strip())
-        key = found[1].lower() if found else ""
-        if not found or key not in {"escape", "syntax", "check"}:
-            break
-        where = f"{name}:{number}"
-        if key in seen:
-            raise DockerfileError(f'a second "{key}" directive', where=where)
-        if key == "escape" and found[2] not in {"\\", "`"}:
-            hint = "the escape character is \\ or `"
-            raise DockerfileError(f'bad escape "{found[2]}"', where=where, hint=hint)
-        seen[key] = found[2]
-    return seen.get("escape", "\\")
-
-
-# %% Logical lines
-def logical_lines(lines: list[str], escape: str) -> Iterator[tuple[int, str]]:
-    """Yield (number of its first line, text) of each logical line."""
-    esc = re.escape(escape)
-    goes_on = re.compile(rf"(^|[^{esc}]){esc}[ \t]*$")
-    text, start = "", 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if not start:
-            text, start = "", number
-            line = line.lstrip()  # noqa: PLW2901
-        text += goes_on.sub(r"\1", line)
-        if not goes_on.search(line):
-            yield start, text.strip()
-            start = 0
-    if start and text.strip():
-        yield start, text.strip()
-
-
-# %% Words, pairs, JSON
-def split_words(text: str, escape: str) -> tuple[str, ...]:
-    """Split at blanks outside quotes; quotes and escapes stay in the words.
-
-    >>> split_words('A="b c" D=e\\\\ f', "\\\\")
-    ('A="b c"', 'D=e\\\\ f')
-    """
-    esc = re.escape(escape)
-    piece = rf"""'[^']*'?|"(?:{esc}.|[^"{esc}])*"?|{esc}.?|[^\s'"{esc}]"""
-    return tuple(m[0] for m in re.finditer(rf"(?:{piece})+", text, re.DOTALL))
-
-
-def json_list(text: str) -> tuple[str, ...] | None:
-    """Return the strings of a JSON list, or None when the text is not one."""
-    if not text.startswith("["):
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
-        return None
-    return tuple(found)
-
-
-# %% Words, pairs, JSON
-Form = Callable[[str, str], tuple[tuple[str, ...], bool]]
-
-
-def one_text(rest: str, escape: str) -> tuple[tuple[str, ...], bool]:
+def one_text(rest: str, escape: str) -> Args:
     """Read all of the rest as one argument."""
     return ((rest,) if rest else ()), False
 
 
-def plain_words(rest: str, escape: str) -> tuple[tuple[str, ...], bool]:
+def plain_words(rest: str, escape: str) -> Args:
     """Read words between blanks; quotes mean nothing."""
-    return tuple(rest.split()), False
+    return tuple(word for word in SEPARATOR.split(rest) if word), False
 
 
-def quoted_words(rest: str, escape: str) -> tuple[tuple[str, ...], bool]:
+def quoted_words(rest: str, escape: str) -> Args:
     """Read words that may hold quoted blanks."""
     return split_words(rest, escape), False
 
 
-def pairs(rest: str, escape: str) -> tuple[tuple[str, ...], bool]:
+def pairs(rest: str, escape: str) -> Args:
     """Read ``name=value name=value``, or the old form ``name value with blanks``."""
     words = split_words(rest, escape)
     if words and "=" not in words[0]:
-        name, *value = rest.split(None, 1)
+        name, *value = SEPARATOR.split(rest, maxsplit=1)
         if not value:
-            raise DockerfileError(f'no value for "{name}"', hint="write NAME=VALUE")
+            hint = "write NAME=VALUE"
+            raise DockerfileError(f'no value for "{name}"', hint=hint, word=name)
         return (name, *value), False
     flat: list[str] = []
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise DockerfileError(f'"{word}" is not of the form NAME=VALUE')
+            what = f'"{word}" is not of the form NAME=VALUE'
+            raise DockerfileError(what, word=word)
         flat += [name, text]
     return tuple(flat), False
 
 
-def json_or_words(rest: str, escape: str) -> tuple[tuple[str, ...], bool]:
+def json_or_words(rest: str, escape: str) -> Args:
     """Read a JSON list, or words between blanks."""
     found = json_list(rest)
-    return (tuple(rest.split()), False) if found is None else (found, True)
+    return plain_words(rest, escape) if found is None else (found, True)
 
 
-def json_or_text(rest: str, escape: str) -> tuple[tuple[str, ...], bool]:
+def json_or_text(rest: str, escape: str) -> Args:
     """Read a JSON list (the exec form), or one text (the shell form)."""
     found = json_list(rest)
     return one_text(rest, escape) if found is None else (found, True)
+
+
+def only_json(rest: str, escape: str) -> Args:
+    """Read a JSON list, and nothing else."""
+    found = json_list(rest)
+    if found is None:
+        hint = 'such as ["/bin/bash", "-c"]'
+        raise DockerfileError("a JSON list is needed", hint=hint, word=rest)
+    return found, True
+
+
+def health(rest: str, escape: str) -> Args:
+    """Read ``NONE``, or ``CMD`` and what CMD takes."""
+    kind, *tail = SEPARATOR.split(rest, maxsplit=1)
+    if kind.upper() not in {"CMD", "NONE"}:
+        hint = did_you_mean(kind.upper(), ["CMD", "NONE"], other="CMD or NONE")
+        raise DockerfileError(f'unknown type "{kind}"', hint=hint, word=kind)
+    args, is_json = json_or_text(tail[0] if tail else "", escape)
+    if bool(args) != (kind.upper() == "CMD"):
+        raise DockerfileError(
+            "NONE takes no arguments" if args else "CMD needs a command", word=kind
+        )
+    return (kind.upper(), *args), is_json
+
+
+# %% Flags
+class Kind(enum.Enum):
+    """What a flag takes."""
+
+    TEXT = "a text"
+    SWITCH = "true or false"
+    LIST = "a text, and may be repeated"
+
+
+class Flag(Record):
+    """A flag of an instruction; ``choices`` are its values where they are few."""
+
+    name: str
+    kind: Kind = Kind.TEXT
+    choices: tuple[str, ...] = ()
+
+
+def flag_value(flag: Flag, value: str | None) -> str:
+    """Return what a flag is set to; refuse what it does not take."""
+    where = f"--{flag.name}"
+    if flag.kind is Kind.SWITCH:
+        value = "true" if value is None else value.lower()
+    if not value:
+        raise DockerfileError(f"{where} needs a value: {where}=VALUE", word=where)
+    choices = ("true", "false") if flag.kind is Kind.SWITCH else flag.choices
+    if choices and value not in choices:
+        hint = did_you_mean(value, choices, other=" or ".join(choices))
+        raise DockerfileError(f'bad value "{value}" of {where}', hint=hint, word=where)
+    return value
+
+
+def check_flags(
+    known: tuple[Flag, ...], given: list[tuple[str, str | None]]
+) -> tuple[tuple[str, str], ...]:
+    """Return the flags with their values; refuse those that are not ``known``."""
+    table = {flag.name: flag for flag in known}
+    seen: list[tuple[str, str]] = []
+    for name, value in given:
+        where = f"--{name}"
+        if name not in table:
+            hint = did_you_mean(where, [f"--{flag}" for flag in table])
+            raise DockerfileError(f'unknown flag "{where}"', hint=hint, word=where)
+        if table[name].kind is not Kind.LIST and name in dict(seen):
+            raise DockerfileError(f"{where} is given twice", word=where)
+        seen.append((name, flag_value(table[name], value)))
+    return tuple(seen)
 
 
 # %% The syntax of each word
@@ -218,71 +231,132 @@ class Syntax(Record):
     form: Form
     least: int
     most: int
-    flags: tuple[str, ...] = ()
-    foreign: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
 
 
 MANY = 1_000_000
-COPYING = ("link", "parents", "exclude", "checksum", "keep-git-dir", "unpack")
-RUNNING = ("mount", "network", "security", "device")
+FILES = (
+    Flag("chown"),
+    Flag("chmod"),
+    Flag("link", Kind.SWITCH),
+    Flag("exclude", Kind.LIST),
+)
+COPYING = (*FILES, Flag("from"), Flag("parents", Kind.SWITCH))
+ADDING = (
+    *FILES,
+    Flag("checksum"),
+    Flag("keep-git-dir", Kind.SWITCH),
+    Flag("unpack", Kind.SWITCH),
+)
+RUNNING = (
+    Flag("mount", Kind.LIST),
+    Flag("network", choices=("default", "none", "host")),
+    Flag("security", choices=("sandbox", "insecure")),
+)
+PERIODS = ("interval", "timeout", "start-period", "start-interval")
 
 SYNTAX: dict[Word, Syntax] = {
-    Word.FROM: Syntax(plain_words, 1, 3, ("platform",)),
+    Word.FROM: Syntax(plain_words, 1, 3, (Flag("platform"),)),
     Word.ARG: Syntax(quoted_words, 1, MANY),
     Word.ENV: Syntax(pairs, 2, MANY),
     Word.LABEL: Syntax(pairs, 2, MANY),
     Word.MAINTAINER: Syntax(one_text, 1, 1),
-    Word.COPY: Syntax(json_or_words, 2, MANY, ("from", "chown", "chmod"), COPYING),
-    Word.ADD: Syntax(json_or_words, 2, MANY, ("chown", "chmod"), COPYING),
-    Word.RUN: Syntax(json_or_text, 1, MANY, (), RUNNING),
+    Word.COPY: Syntax(json_or_words, 2, MANY, COPYING),
+    Word.ADD: Syntax(json_or_words, 2, MANY, ADDING),
+    Word.RUN: Syntax(json_or_text, 1, MANY, RUNNING),
     Word.CMD: Syntax(json_or_text, 0, MANY),
     Word.ENTRYPOINT: Syntax(json_or_text, 0, MANY),
-    Word.SHELL: Syntax(json_or_text, 1, MANY),
+    Word.SHELL: Syntax(only_json, 1, MANY),
     Word.USER: Syntax(one_text, 1, 1),
     Word.WORKDIR: Syntax(one_text, 1, 1),
     Word.VOLUME: Syntax(json_or_words, 1, MANY),
     Word.EXPOSE: Syntax(plain_words, 1, MANY),
     Word.STOPSIGNAL: Syntax(one_text, 1, 1),
-    Word.HEALTHCHECK: Syntax(
-        json_or_text, 1, MANY, ("interval", "timeout", "start-period", "retries")
-    ),
+    Word.HEALTHCHECK: Syntax(health, 1, MANY, (*map(Flag, PERIODS), Flag("retries"))),
     Word.ONBUILD: Syntax(one_text, 1, 1),
 }
 
 
-# %% From a logical line to an instruction
-FLAG = re.compile(r"--([a-z-]+)(?:=(\S*))?(?:\s+|$)")
+# %% What else is checked
+STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 
 
-def take_flags(rest: str) -> tuple[list[tuple[str, str]], str]:
-    """Split the flags at the start from what follows them.
+def check_from(it: Instruction) -> None:
+    """Refuse what is neither ``IMAGE`` nor ``IMAGE AS NAME``, and a bad name."""
+    if len(it.args) == 1:
+        return
+    if len(it.args) == 2 or it.args[1].upper() != "AS":
+        what = "FROM takes an image, or: IMAGE AS NAME"
+        raise DockerfileError(what, word=it.args[1])
+    if not STAGE_NAME.fullmatch(it.args[2].lower()):
+        what = f'bad name for a stage: "{it.args[2]}"'
+        hint = "a letter, then letters, digits, and _ . -"
+        raise DockerfileError(what, hint=hint, word=it.args[2])
 
-    >>> take_flags("--from=build --chown=1:1 a b")
-    ([('from', 'build'), ('chown', '1:1')], 'a b')
+
+def check_files(it: Instruction) -> None:
+    """Refuse a here-document where the destination belongs."""
+    if it.heredoc(it.args[-1]):
+        hint = "the last word says where the files go"
+        what = "a here-document cannot be the destination"
+        raise DockerfileError(what, hint=hint, word=it.args[-1])
+
+
+# %% What else is checked
+DURATION = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
+NANOSECONDS = {
+    "ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9,
+    "m": 60 * 10**9, "h": 3600 * 10**9,
+}  # fmt: skip
+
+
+def duration(text: str) -> int:
+    """Return the nanoseconds of a duration.
+
+    >>> duration("1m30s"), duration("1.5h"), duration("0")
+    (90000000000, 5400000000000, 0)
     """
-    flags = []
-    while found := FLAG.match(rest):
-        flags.append((found[1], found[2] or ""))
-        rest = rest[found.end() :]
-    if rest == "--" or rest.startswith("-- "):
-        rest = rest[3:].lstrip()
-    return flags, rest
+    parts = list(DURATION.finditer(text))
+    whole = "".join(part[0] for part in parts) == text and bool(parts)
+    if text != "0" and not (whole and all(p[1] or p[2] for p in parts)):
+        hint = "such as 30s or 1m30s"
+        raise DockerfileError(f'bad duration "{text}"', hint=hint, word=text)
+    return sum(
+        int((p[1] + (p[2] or "")) or 0) * NANOSECONDS[p[3]] // 10 ** len(p[2] or "")
+        for p in parts
+    )
 
 
-def check_flags(word: Word, flags: list[tuple[str, str]]) -> None:
-    """Refuse a flag that the word does not have, or without its value."""
-    known = SYNTAX[word]
-    for name, value in flags:
-        if name in known.foreign:
-            raise DockerfileError(
-                f"{word.value} --{name} is BuildKit's and is not supported",
-                hint="the classic builder has no such flag; leave it out",
-            )
-        if name not in known.flags:
-            hint = did_you_mean(f"--{name}", [f"--{flag}" for flag in known.flags])
-            raise DockerfileError(f'unknown flag "--{name}"', hint=hint)
-        if not value:
-            raise DockerfileError(f"--{name} needs a value: --{name}=VALUE")
+def check_health(it: Instruction) -> None:
+    """Refuse a duration under a millisecond, and retries that are no number."""
+    for name in PERIODS:
+        text = it.flag(name)
+        if text is not None and 0 < duration(text) < NANOSECONDS["ms"]:
+            what = f"--{name} must be 0 or at least 1ms"
+            raise DockerfileError(what, word=f"--{name}")
+    retries = it.flag("retries")
+    if retries is not None and not re.fullmatch("[0-9]{1,9}", retries):
+        what = f'--retries must be a number, not "{retries}"'
+        raise DockerfileError(what, word="--retries")
+
+
+NO_TRIGGER = (Word.ONBUILD, Word.FROM, Word.MAINTAINER)
+
+
+def check_trigger(it: Instruction) -> None:
+    """Refuse a trigger that Docker refuses."""
+    if it.trigger and it.trigger.word in NO_TRIGGER:
+        what = f"{it.trigger.word.value} may not be a trigger"
+        raise DockerfileError(what, word=it.args[0].split()[0])
+
+
+CHECKS: dict[Word, Callable[[Instruction], None]] = {
+    Word.FROM: check_from,
+    Word.COPY: check_files,
+    Word.ADD: check_files,
+    Word.HEALTHCHECK: check_health,
+    Word.ONBUILD: check_trigger,
+}
 
 
 # %% From a logical line to an instruction
@@ -292,72 +366,99 @@ def known_word(text: str) -> Word:
         return Word(text.upper())
     except ValueError:
         hint = did_you_mean(text.upper(), [w.value for w in Word])
-        raise DockerfileError(f'unknown instruction "{text}"', hint=hint) from None
+        what = f'unknown instruction "{text}"'
+        raise DockerfileError(what, hint=hint, word=text) from None
 
 
-HEREDOC = re.compile(r"(?:^|\s)<<-?[\"']?[A-Za-z_]\w*")
-
-
-def check_arguments(word: Word, args: tuple[str, ...], text: str) -> None:
-    """Refuse a wrong number of arguments, and here-documents."""
+def check_count(word: Word, args: tuple[str, ...]) -> None:
+    """Refuse a wrong number of arguments."""
     syntax = SYNTAX[word]
     if len(args) < syntax.least:
         few = "an argument" if syntax.least == 1 else "at least two arguments"
         raise DockerfileError(f"{word.value} needs {few}")
     if len(args) > syntax.most:
-        raise DockerfileError(f"{word.value} has too many arguments")
-    if (
-        word is Word.FROM
-        and len(args) > 1
-        and [a.upper() for a in args[1:-1]] != ["AS"]
-    ):
-        raise DockerfileError("FROM takes an image, or: IMAGE AS NAME")
-    if word in {Word.RUN, Word.COPY, Word.ADD} and HEREDOC.search(text):
-        hint = "join the lines with && and a backslash"
-        raise DockerfileError("here-documents are not supported", hint=hint)
+        what = f"{word.value} has too many arguments"
+        raise DockerfileError(what, word=args[syntax.most])
+
+
+def read_instruction(
+    text: str, source: LogicalLine, name: str, escape: str
+) -> Instruction:
+    """Parse the text of an instruction, or of a trigger within one."""
+    head, *tail = SEPARATOR.split(text, maxsplit=1)
+    word = known_word(head)
+    given, rest = take_flags(strip(tail[0]) if tail else "")
+    flags = check_flags(SYNTAX[word].flags, given)
+    args, is_json = SYNTAX[word].form(rest, escape)
+    check_count(word, args)
+    where = f"{name}:{source.line}"
+    trigger = None
+    if word is Word.ONBUILD:
+        trigger = read_instruction(rest, source, name, escape)
+    found = Instruction(
+        word, args, flags, is_json, source.line, text, where, source,
+        source.heredocs, trigger,
+    )  # fmt: skip
+    if word in CHECKS:
+        CHECKS[word](found)
+    return found
 
 
 # %% From a logical line to an instruction
-def parse_instruction(text: str, line: int, name: str, escape: str) -> Instruction:
-    """Parse one logical line that begins at line ``line`` of the file ``name``."""
-    where = f"{name}:{line}"
+def check_begin(found: list[Instruction]) -> None:
+    """Refuse the last instruction if it stands before the first FROM."""
+    if any(it.word is not Word.ARG for it in found[:-1]):
+        return
+    if found[-1].word not in {Word.ARG, Word.FROM}:
+        hint = 'begin with "FROM image" or "FROM scratch"'
+        what = f"{found[-1].word.value} before the first FROM"
+        raise DockerfileError(what, hint=hint)
+
+
+def read_all(lines: Iterator[LogicalLine], name: str, escape: str) -> list[Instruction]:
+    """Parse all the lines; raise all that is wrong at once."""
+    found: list[Instruction] = []
+    faults: list[DockerfileError] = []
     try:
-        head, *tail = text.split(None, 1)
-        word = known_word(head)
-        flags, rest = take_flags(tail[0] if tail else "")
-        check_flags(word, flags)
-        args, is_json = SYNTAX[word].form(rest, escape)
-        check_arguments(word, args, rest)
-    except DockerfileError as why:
-        raise DockerfileError(why.what, where=where, hint=why.hint) from why
-    return Instruction(word, args, tuple(flags), is_json, line, text, where)
-
-
-# %% From a logical line to an instruction
-def check_begins_with_from(found: tuple[Instruction, ...], name: str) -> None:
-    """Refuse an empty file, and an instruction outside of any stage."""
-    for it in found:
-        if it.word is Word.FROM:
-            return
-        if it.word is not Word.ARG:
-            raise DockerfileError(
-                f"{it.word.value} before the first FROM",
-                where=it.where,
-                hint='begin with "FROM image" or "FROM scratch"',
-            )
-    raise DockerfileError("the file has no FROM instruction", where=name)
+        for it in lines:
+            try:
+                found.append(read_instruction(it.text, it, name, escape))
+                if not faults:
+                    check_begin(found)
+            except DockerfileError as why:
+                faults.append(point(why, it, name))
+    except DockerfileError as why:  # a here-document that took the rest of the file
+        faults.append(why)
+    raise_all(faults)
+    return found
 
 
 def parse(text: bytes | str, name: str = "Dockerfile") -> Dockerfile:
     """Parse a Dockerfile; ``name`` stands in messages.
 
-    Raises DockerfileError, with ``name:line``, at the first thing that is wrong.
+    Raises DockerfileError, with ``name:line``; its ``more`` holds what is wrong
+    besides.
     """
     lines = physical_lines(text, name)
-    escape = escape_character(lines, name)
-    found = tuple(
-        parse_instruction(text, line, name, escape)
-        for line, text in logical_lines(lines, escape)
-    )
-    check_begins_with_from(found, name)
-    return Dockerfile(name, found, escape)
+    told = directives(lines, name)
+    escape = next((it.value for it in told if it.name == "escape"), "\\")
+    found = read_all(logical_lines(lines, escape, name), name, escape)
+    if all(it.word is Word.ARG for it in found):
+        raise DockerfileError("the file has no FROM instruction", where=name)
+    return Dockerfile(name, tuple(found), escape, told)
+
+
+# %% Triggers, there and back
+def trigger_text(it: Instruction) -> str:
+    """Return the text of an ONBUILD's trigger as an image stores it."""
+    docs = (f"\n{doc.content}{doc.name}" for doc in it.heredocs)
+    return it.args[0] + "".join(docs)
+
+
+def parse_trigger(text: str, where: str) -> Instruction:
+    """Parse the trigger that an image has stored; ``where`` names the image."""
+    lines = logical_lines(physical_lines(text, where), "\\", where)
+    found = [read_instruction(it.text, it, where, "\\") for it in lines]
+    if len(found) != 1 or found[0].word in NO_TRIGGER:
+        raise DockerfileError(f'bad ONBUILD trigger "{text}"', where=where)
+    return found[0].replace(where=where)

@@ -29,10 +29,12 @@ class MinidockerError(Exception):
 
     ``where`` is a place: a path, ``Dockerfile:12``, a reference. ``what`` is lower
     case with quoted values. ``hint`` is something to do. ``status`` is the exit
-    status of the process that ends with this error.
+    status of the process that ends with this error. ``excerpt`` is set by whoever
+    has the source: its line, and a caret under what is wrong.
     """
 
     status = 1
+    excerpt = ""
 
     def __init__(
         self, what: str, *, where: str | None = None, hint: str | None = None
@@ -42,7 +44,8 @@ class MinidockerError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{line}\nhint: {self.hint}" if self.hint else line
+        hint = f"hint: {self.hint}" if self.hint else ""
+        return "\n".join(part for part in (line, self.excerpt, hint) if part)
 
 
 # %% What can be wrong
@@ -59,7 +62,26 @@ class ReferenceFault(UsageError):
 
 
 class DockerfileError(MinidockerError):
-    """The text of a Dockerfile is wrong; ``where`` is ``NAME:LINE``."""
+    """The text of a Dockerfile is wrong; ``where`` is ``NAME:LINE``.
+
+    ``word`` is the text at fault, for the caret. ``more`` are further errors of the
+    same file, told after this one.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        hint: str | None = None,
+        word: str = "",
+    ) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.word = word
+        self.more: tuple[DockerfileError, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *map(str, self.more)])
 
 
 class BuildError(MinidockerError):
