@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minidocker.context import SourceTree
-from minidocker.dispatch import DISPATCH, begin_stage, declare_before_from, refuse
+from minidocker.dispatch import DISPATCH, begin_stage, declare_before_from, refusal
 from minidocker.dockerfile import Dockerfile, Instruction, Word
 from minidocker.errors import (
     BuildError,
@@ -64,8 +64,8 @@ def steps_to(dockerfile: Dockerfile, target: str | None) -> list[Instruction]:
 def refuse_early(steps: list[Instruction]) -> None:
     """Refuse what a later step would be refused for, before the first has run."""
     for it in steps:
-        if DISPATCH.get(it.word) is refuse:
-            raise UnsupportedError(f"{it.word.value} is not supported", where=it.where)
+        if what := refusal(it):
+            raise UnsupportedError(f"{what} is not supported", where=it.where)
 
 
 # %% Where it went wrong

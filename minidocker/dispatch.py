@@ -371,6 +371,22 @@ def add(it: Instruction, stage: Stage, shop: Workshop) -> None:
 
 
 # %% What is refused
+NOT_YET = frozenset({
+    "mount", "network", "security", "link", "parents", "exclude", "checksum",
+    "keep-git-dir", "unpack", "platform",
+})  # fmt: skip
+
+
+def refusal(it: Instruction) -> str:
+    """Say what of an instruction is not supported; "" for nothing."""
+    if DISPATCH.get(it.word) is refuse:
+        return it.word.value
+    flags = (name for name, _ in it.flags if name in NOT_YET)
+    if flag := next(flags, ""):
+        return f"{it.word.value} --{flag}"
+    return f"a here-document of {it.word.value}" if it.heredocs else ""
+
+
 def refuse(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """HEALTHCHECK and ONBUILD, which would be promises that nobody here keeps"""
     raise UnsupportedError(f"{it.word.value} is not supported", hint="leave it out")

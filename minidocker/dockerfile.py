@@ -154,11 +154,11 @@ def json_or_text(rest: str, escape: str) -> Args:
 
 
 def only_json(rest: str, escape: str) -> Args:
-    """Read a JSON list, and nothing else."""
+    """Read a JSON list, and nothing else: the form of SHELL."""
     found = json_list(rest)
     if found is None:
         hint = 'such as ["/bin/bash", "-c"]'
-        raise DockerfileError("a JSON list is needed", hint=hint, word=rest)
+        raise DockerfileError("SHELL needs a JSON list", hint=hint, word=rest)
     return found, True
 
 

@@ -140,7 +140,7 @@ MOST_ERRORS = 10
 
 
 def raise_all(found: Iterable[DockerfileError]) -> None:
-    """Raise the errors as one, the first with the others; nothing when there are none."""
+    """Raise the errors as one, the first with the others, if there are any."""
     faults = list(found)
     if len(faults) > MOST_ERRORS:
         hidden = len(faults) - MOST_ERRORS
@@ -358,7 +358,7 @@ Numbered = Iterator[tuple[int, str]]
 
 def read_heredoc(mark: Heredoc, numbered: Numbered) -> tuple[Heredoc, int]:
     """Take the lines up to the mark's name; return the document, and the last line."""
-    content = []
+    content: list[str] = []
     for number, line in numbered:
         kept = line.lstrip("\t") if mark.strip_tabs else line
         if bare(kept) == mark.name:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidocker.dockerfile import Word, parse
+from minidocker.dockerfile import Instruction, Word, parse
 from minidocker.errors import DockerfileError
 
 
@@ -108,7 +108,7 @@ def test_quoted_blanks_stay_in_a_pair():
 
 
 def test_what_is_nearly_json_is_the_shell_form():
-    found = parse("FROM a\nRUN ['b', 'c']\nCMD [\"d\", 1]").instructions
+    found = parse("FROM a\nRUN ['b', 'c']\nCMD [\"d\"] e").instructions
     assert [it.json for it in found[1:]] == [False, False]
     assert found[1].args == ("['b', 'c']",)
 
@@ -138,14 +138,9 @@ def test_flags_are_taken_before_the_arguments():
         (
             "FROM a\n\nRNU b",
             "Dockerfile:3",
-            'unknown instruction "RNU"\nhint: did you mean "RUN"?',
+            'did you mean "RUN"?',
         ),
         ("FROM a\nCOPY --form=b c d", "Dockerfile:2", 'did you mean "--from"?'),
-        (
-            "FROM a\nRUN --mount=type=cache b",
-            "Dockerfile:2",
-            "RUN --mount is BuildKit's",
-        ),
         ("FROM a\nCOPY --from b c", "Dockerfile:2", "--from needs a value"),
         ("FROM a\nCOPY b", "Dockerfile:2", "COPY needs at least two arguments"),
         ("FROM a\nUSER", "Dockerfile:2", "USER needs an argument"),
@@ -158,11 +153,6 @@ def test_flags_are_taken_before_the_arguments():
         ("RUN a", "Dockerfile:1", "RUN before the first FROM"),
         ("ARG a", "Dockerfile", "the file has no FROM"),
         ("", "Dockerfile", "the file has no FROM"),
-        (
-            "FROM a\nRUN <<EOF\nb\nEOF",
-            "Dockerfile:2",
-            "here-documents are not supported",
-        ),
         ("FROM a\nRUN b\0", "Dockerfile:2", "a NUL byte"),
         ("FROM a\nRUN " + "b" * 70_000, "Dockerfile:2", "longer than 64 KiB"),
     ],
@@ -214,18 +204,26 @@ def test_any_text_is_parsed_or_refused(text: str):
 GOLDEN = Path(__file__).parents[1] / "golden" / "dockerfiles"
 
 
+def described(it: Instruction) -> str:
+    """One line for an instruction, and one for each of its here-documents."""
+    text = f"{it.line} {it.word.value} {'json ' if it.json else ''}{list(it.args)!r}"
+    text += "".join(f" --{n}={v}" for n, v in it.flags) + "\n"
+    if it.trigger:
+        return text + "  " + described(it.trigger)
+    for doc in it.heredocs:
+        dash, quote = "-" * doc.strip_tabs, "'" * (not doc.expands)
+        number = doc.descriptor or ""
+        text += f"  {number}<<{dash}{quote}{doc.name}{quote} {doc.content!r}\n"
+    return text
+
+
 def outcome(path: Path) -> tuple[str, str]:
     """What becomes of a file: how its record is called, and what is in it."""
     try:
         found = parse(path.read_bytes())
     except DockerfileError as why:
         return ".refused", f"{why}\n"
-    lines = [
-        f"{it.line} {it.word.value} {'json ' if it.json else ''}{list(it.args)!r}"
-        + "".join(f" --{n}={v}" for n, v in it.flags)
-        for it in found.instructions
-    ]
-    return ".parsed", "".join(f"{line}\n" for line in lines)
+    return ".parsed", "".join(map(described, found.instructions))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,4 @@
+FROM base
+RUN ["number", 1]
+CMD ["nested", ["x"]]
+VOLUME ["/a", null]
