@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 
 from minidocker.containers import Container, HostConfig, Status
+from minidocker.durable import is_marked
 from minidocker.engine import Engine
 from minidocker.errors import (
     MinidockerError,
@@ -60,18 +61,25 @@ def notice(line: str) -> None:
 def open_engine(given: Given, needs: Needs = Needs.NOTHING) -> Engine:
     """Enter the namespaces that a command needs, and open the store.
 
-    A store that is new tries to mount an overlay, whatever the command.
+    A store that is new tries to mount an overlay, whatever the command. What somebody
+    left who was killed is removed.
     """
     root = given.text("root") or default_root()
+    interrupted = is_marked(root)
     if not os.path.exists(f"{root}/driver"):
         needs = Needs.MOUNTS
+    elif interrupted and needs is Needs.NOTHING:
+        needs = Needs.TREES
     if os.geteuid() != 0 and needs is not Needs.NOTHING:
         from minidocker.namespaces import enter_user_namespace
 
         enter_user_namespace()
     elif needs is Needs.MOUNTS:
         own_mounts()
-    return Engine(root, given.text("driver"), notice)
+    engine = Engine(root, given.text("driver"), notice)
+    if interrupted:
+        engine.tidy()
+    return engine
 
 
 def own_mounts() -> None:

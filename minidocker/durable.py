@@ -154,3 +154,33 @@ def store_lock(root: str, *, exclusive: bool = False) -> Iterator[bool]:
         yield taken
     finally:
         os.close(fd)
+
+
+# %% The lock
+@contextmanager
+def marked(root: str) -> Iterator[None]:
+    """Leave a mark in the store for a ``with`` block; a crash leaves it for ever."""
+    mark = f"{root}/{MARKS}/{os.urandom(8).hex()}"
+    os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
+    os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(mark)
+
+
+MARKS = "changing"
+
+
+def is_marked(root: str) -> bool:
+    """Tell whether somebody makes something here, or has died of it."""
+    try:
+        return bool(os.listdir(f"{root}/{MARKS}"))
+    except FileNotFoundError:
+        return False
+
+
+def unmark(root: str) -> None:
+    """Remove all marks. The caller holds the store's lock exclusively."""
+    remove_path(f"{root}/{MARKS}")

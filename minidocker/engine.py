@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from minidocker.containers import Container, ContainerStore, HostConfig
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
-from minidocker.durable import Batch, replace_file, store_lock
+from minidocker.durable import Batch, marked, replace_file, store_lock, unmark
 from minidocker.errors import ConflictError, UsageError, did_you_mean
 from minidocker.images import ImageStore, chains_in_use
 from minidocker.layers import Layer, LayerStore, sweep
@@ -94,7 +94,7 @@ class Engine:
     def changing(self) -> Iterator[None]:
         """Hold the store's lock while something is made; sweep first if alone."""
         self.tidy()
-        with store_lock(self.root), self.batch:
+        with store_lock(self.root), marked(self.root), self.batch:
             yield
 
     def tidy(self) -> None:
@@ -104,6 +104,7 @@ class Engine:
                 sweep_containers(self.containers)
                 names = self.containers.ids()
                 sweep(self.layers, containers=names, chains=chains_in_use(self.images))
+                unmark(self.root)
 
     def find_image(self, text: str) -> str:
         """Return an image's id; make the base image when it is asked for first."""

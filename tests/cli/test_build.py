@@ -175,6 +175,43 @@ def test_a_killed_build_leaves_a_store_that_works(
     ]
 
 
+def contents(store: Store) -> set[str]:
+    """Every path in a store, but for half-written texts that the next text replaces."""
+    found = (str(path.relative_to(store.root)) for path in store.root.rglob("*"))
+    return {path for path in found if not path.endswith(".new")}
+
+
+def test_a_build_killed_anywhere_is_cleaned_up_by_the_next_command(
+    small_tree: Path, tmp_path_factory: pytest.TempPathFactory, context: Context
+) -> None:
+    store = Store(tmp_path_factory.mktemp("killed"))
+    store.says("import", str(small_tree), "small:v1")
+    store.says("run", "--rm", "small:v1", "true")
+    lines = "FROM small:v1\nCOPY . /all/\nRUN echo a > /a; rm /all/note\nENV A=1\n"
+    path = context(
+        f"{lines}RUN mkdir /d; echo b > /d/b\nWORKDIR /w\n", note="x" * 10**6
+    )
+    words = store.argv("build", "--no-cache", "-q", "-t", "killed", path)
+    started = time.monotonic()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    took = time.monotonic() - started
+    store.says("rmi", "killed")
+    before = contents(store)
+    for part in range(1, 11):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        time.sleep(took * part / 10)
+        process.kill()
+        if process.wait() == 0:
+            store.says("rmi", "killed")
+        assert store("ps", "-a").returncode == 0
+        for id in store.says("images", "-aq").split():
+            if id not in store.says("images", "-q", "small"):
+                store("rmi", id)  # steps that were whole
+        assert contents(store) <= before
+        assert str(store.root) not in Path("/proc/mounts").read_text()
+    assert store.says("run", "--rm", "small:v1", "echo", "fine") == "fine\n"
+
+
 def read(path: Path) -> bytes:
     try:
         return path.read_bytes()

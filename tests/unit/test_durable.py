@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from minidocker.durable import Batch, rename_new, replace_file, store_lock
+from minidocker.durable import (
+    Batch,
+    is_marked,
+    marked,
+    rename_new,
+    replace_file,
+    store_lock,
+    unmark,
+)
 
 
 def test_nothing_is_seen_before_it_is_published(tmp_path: Path) -> None:
@@ -77,3 +85,17 @@ def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
         holder.kill()
     with store_lock(str(tmp_path), exclusive=True) as alone:
         assert alone
+
+
+def test_a_mark_outlives_its_maker_only_when_that_was_killed(tmp_path: Path) -> None:
+    with marked(str(tmp_path)):
+        assert is_marked(str(tmp_path))
+    assert not is_marked(str(tmp_path))
+    code = (
+        "import os, signal\nfrom minidocker.durable import marked\n"
+        f"with marked({str(tmp_path)!r}):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert is_marked(str(tmp_path))
+    unmark(str(tmp_path))
+    assert not is_marked(str(tmp_path))
