@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 
 from minidocker.errors import IntegrityError, NotFoundError, UsageError
@@ -341,26 +341,30 @@ def parse_config(data: bytes, layers: int, where: str = "image JSON") -> ImageCo
     if len(image.diff_ids) != layers:
         what = f"{layers} layers, but the image JSON has {len(image.diff_ids)}"
         raise IntegrityError(what, where=where)
-    if config := image.config:
-        check_types(config, where)
+    for record in (image.config, image.container_config, *image.history):
+        if record:
+            check_types(record, where)
+    if type(image.created) not in (str, type(None)):
+        raise IntegrityError('"created" is no time', where=where)
     return image
 
 
 # %% The image JSON of a stranger
 TEXTS = ("env", "cmd", "entrypoint", "on_build", "shell")
 TABLES = ("exposed_ports", "volumes", "labels", "healthcheck")
+MAYBE = {"stop_timeout": int, "created": str}
 
 
 def check_types(config: Record, where: str) -> None:
-    """Raise IntegrityError when a configuration has values of the wrong kind."""
+    """Raise IntegrityError when a record of an image has values of the wrong kind."""
     for name in config.__match_args__:
         value = getattr(config, name)
         if name in TEXTS:
             right = value is None or are_texts(value)
         elif name in TABLES:
             right = value is None or isinstance(value, dict)
-        elif name == "stop_timeout":
-            right = value is None or type(value) is int
+        elif name in MAYBE:
+            right = value is None or type(value) is MAYBE[name]
         else:
             right = type(value) is type(config._defaults[name])
         if not right:
@@ -369,6 +373,6 @@ def check_types(config: Record, where: str) -> None:
 
 def are_texts(value: object) -> bool:
     """Whether a value is a list of texts without NUL."""
-    return isinstance(value, Iterable) and all(
+    return isinstance(value, tuple) and all(
         isinstance(one, str) and "\0" not in one for one in value
     )

@@ -17,6 +17,7 @@ from minidocker.manifests import (
     Media,
     Platform,
     choose,
+    parse_config,
     parse_document,
     parse_platform,
 )
@@ -139,3 +140,33 @@ def test_a_platform_that_is_not_there_is_refused_with_those_that_are() -> None:
     )
     with pytest.raises(UsageError):
         parse_platform("linux//v7")
+
+
+def image(**more: object) -> bytes:
+    found = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers"}}
+    return json.dumps(found | more).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (image(os="windows"), "windows"),
+        (image(rootfs={"diff_ids": ["sha256:0"]}), "no sha256"),
+        (image(rootfs={"diff_ids": [5]}), "no image JSON"),
+        (image(rootfs=None), "no image JSON"),
+        (image(config={"Env": "PATH=/"}), "env"),
+        (image(config={"Cmd": [1]}), "cmd"),
+        (image(config={"Cmd": ["a\0b"]}), "cmd"),
+        (image(config={"User": 5}), "user"),
+        (image(config={"Labels": []}), "labels"),
+        (image(config=[5]), "no image JSON"),
+        (image(history=5), "no image JSON"),
+        (image(history=[{"created_by": 5}]), "created_by"),
+        (image(created=5), "created"),
+        (image(rootfs={"diff_ids": [DIGEST]}), "0 layers"),
+    ],
+)
+def test_an_image_json_that_makes_no_sense_is_refused(text: bytes, says: str) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        parse_config(text, 0)
+    assert says in str(refused.value)
