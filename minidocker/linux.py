@@ -152,6 +152,7 @@ class Prctl(IntEnum):
     SET_DUMPABLE = 4
     SET_KEEPCAPS = 8
     SET_NAME = 15
+    SET_SECCOMP = 22
     CAPBSET_READ = 23
     CAPBSET_DROP = 24
     SET_CHILD_SUBREAPER = 36

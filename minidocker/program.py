@@ -1,4 +1,4 @@
-# From book/43-program.md. Edit there and tangle, or here and tangle --back.
+# From book/44-program.md. Edit there and tangle, or here and tangle --back.
 
 # %% Program: who it runs as, with what rights, and where
 """Become the program of a container: its user, rights, variables and directory.
@@ -21,10 +21,9 @@ from minidocker.errors import (
     RuntimeFault,
 )
 from minidocker.linux import (
-    Capability,
     CloneFlags,
     Prctl,
-    SysError,
+    capget,
     capset,
     prctl,
     unshare,
@@ -37,6 +36,7 @@ from minidocker.namespaces import (
     put,
 )
 from minidocker.records import Record
+from minidocker.security import DOCKER_SECURITY, Security, confine, drop_capabilities
 
 
 TYPE_CHECKING = False
@@ -72,6 +72,7 @@ class ProcessSpec(Record):
     mounts: tuple[MountStep, ...] = ()
     network: Network = Network.NONE
     readonly: bool = False
+    security: Security = DOCKER_SECURITY
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
@@ -181,8 +182,10 @@ def is_mapped(kind: str, number: int) -> bool:
     return any(int(a) <= number < int(a) + int(count) for a, _, count in ranges)
 
 
-def rename_our_id(user: User) -> None:
+def rename_our_id(user: User, rights: int) -> None:
     """Enter a user namespace where our one id has the numbers of ``user``.
+
+    The bounding set is full in a new namespace, and is lowered to ``rights`` again.
 
     /proc/self belongs to nobody while we are not dumpable, so for the two writes we
     are. Source: user_namespaces(7), "Defining user and group ID mappings".
@@ -192,49 +195,35 @@ def rename_our_id(user: User) -> None:
     put("/proc/self/uid_map", f"{user.uid} 0 1")
     put("/proc/self/gid_map", f"{user.gid} 0 1")
     prctl(Prctl.SET_DUMPABLE, 0)
-    drop_capabilities()
+    drop_capabilities(rights)
 
 
 # %% With which rights: capabilities
-KEPT = frozenset(
-    (
-        Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FSETID,
-        Capability.FOWNER, Capability.MKNOD, Capability.NET_RAW, Capability.SETGID,
-        Capability.SETUID, Capability.SETFCAP, Capability.SETPCAP,
-        Capability.NET_BIND_SERVICE, Capability.SYS_CHROOT, Capability.KILL,
-        Capability.AUDIT_WRITE,
-    )
-)  # fmt: skip
+def become(user: User, security: Security) -> None:
+    """Become ``user`` for good; only root has what ``security`` gives.
 
-
-def drop_capabilities() -> None:
-    """Lower the bounding set to Docker's fourteen; raises what the kernel says."""
-    for capability in Capability:
-        if capability not in KEPT:
-            try:
-                prctl(Prctl.CAPBSET_DROP, capability)
-            except SysError as why:
-                if why.errno != errno.EINVAL:  # an older kernel has fewer of them
-                    raise
-
-
-def become(user: User) -> None:
-    """Become ``user`` for good, with Docker's capabilities when that is root."""
-    drop_capabilities()
+    The filter is loaded while we may still do so, and all that comes after it is
+    setresuid, prctl, capset and the execve.
+    """
+    rights = security.capabilities & capget()[1]
+    drop_capabilities(rights)
     try:
-        if not (is_mapped("uid", user.uid) and is_mapped("gid", user.gid)):
-            rename_our_id(user)
+        mapped = is_mapped("uid", user.uid) and is_mapped("gid", user.gid)
+        if not mapped:
+            rename_our_id(user, rights)
         else:
             if first_line("/proc/self/setgroups") != "deny":
                 os.setgroups((user.gid, *user.groups))
             os.setresgid(user.gid, user.gid, user.gid)
+        confine(security)
+        if mapped:
             os.setresuid(user.uid, user.uid, user.uid)
     except OSError as why:
         what = f"cannot become user {user.uid}:{user.gid}: {why}"
         raise RuntimeFault(what) from why
-    mask = sum(1 << c for c in KEPT) if user.uid == 0 else 0
-    capset(mask, mask, 0)
+    mask = rights if user.uid == 0 else 0
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)  # setresuid would have cleared it
+    capset(mask, mask, 0)
 
 
 # %% With which words: the environment

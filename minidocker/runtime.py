@@ -1,4 +1,4 @@
-# From book/44-runtime.md. Edit there and tangle, or here and tangle --back.
+# From book/45-runtime.md. Edit there and tangle, or here and tangle --back.
 
 # %% Runtime: from a root file system to a process
 """Start a process in a container, or in one that is there; say why it failed."""
@@ -135,9 +135,9 @@ def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
     if slave >= 0:
         fcntl.ioctl(0, TIOCSCTTY, 0)
     give_stdio(user)
-    become(user)
     reset_signals()
     os.umask(0o022)
+    become(user, spec.security)
     execute(root, spec.argv, program_env(spec, user.home))
 
 

@@ -10,7 +10,8 @@ from cli.store import Store
 OURS = {
     "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
     "flags", "images", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
-    "overlayfs", "program", "pump", "records", "runtime", "supervisor", "trees",
+    "overlayfs", "program", "pump", "records", "runtime", "seccomp", "security",
+    "supervisor", "trees",
 }  # fmt: skip
 STANDARD = {
     "__future__", "_ctypes", "_json", "_sha2", "_sha256", "_socket", "_sre", "_struct", "abc",

@@ -1,0 +1,371 @@
+# From book/43-security.md. Edit there and tangle, or here and tangle --back.
+
+# %% Security: root, but not quite
+"""What a container's processes may do: capabilities, system calls, new privileges."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+from minidocker.errors import RuntimeFault, UsageError, did_you_mean
+from minidocker.linux import Capability, Prctl, SysError, capget, prctl
+from minidocker.records import Record
+from minidocker.seccomp import (
+    ALLOW,
+    ERRNO,
+    KILL_PROCESS,
+    KILL_THREAD,
+    LOG,
+    REFUSE,
+    TRACE,
+    TRAP,
+    UNKNOWN,
+    Compare,
+    Machine,
+    Op,
+    Profile,
+    Rule,
+    compile_profile,
+    load_filter,
+    this_machine,
+)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+
+# %% Capabilities
+KEPT = frozenset(
+    (
+        Capability.CHOWN, Capability.DAC_OVERRIDE, Capability.FSETID,
+        Capability.FOWNER, Capability.MKNOD, Capability.NET_RAW, Capability.SETGID,
+        Capability.SETUID, Capability.SETFCAP, Capability.SETPCAP,
+        Capability.NET_BIND_SERVICE, Capability.SYS_CHROOT, Capability.KILL,
+        Capability.AUDIT_WRITE,
+    )
+)  # fmt: skip
+
+
+def mask_of(capabilities: Iterable[Capability]) -> int:
+    """Return capabilities as bits.
+
+    >>> hex(mask_of([Capability.CHOWN, Capability.KILL]))
+    '0x21'
+    """
+    return sum(1 << capability for capability in set(capabilities))
+
+
+DOCKER_CAPABILITIES, ALL_CAPABILITIES = mask_of(KEPT), mask_of(Capability)
+
+
+# %% Capabilities
+def capability(name: str, flag: str) -> Capability:
+    """Return a capability by its name on the command line.
+
+    >>> capability("cap_net_admin", "CapAdd").name
+    'NET_ADMIN'
+    """
+    short = name.upper().removeprefix("CAP_")
+    found = Capability.__members__.get(short)
+    if found is None:
+        hint = did_you_mean(short, Capability.__members__)
+        raise UsageError(
+            f'invalid {flag}: unknown capability: "CAP_{short}"', hint=hint
+        )
+    return found
+
+
+def capability_mask(add: Iterable[str], drop: Iterable[str]) -> int:
+    """Return the mask that the two flags ask for.
+
+    >>> hex(capability_mask(["NET_ADMIN"], ["ALL"]))
+    '0x1000'
+    """
+    added, dropped = [n.upper() for n in add], [n.upper() for n in drop]
+    plus = mask_of(capability(n, "CapAdd") for n in added if n != "ALL")
+    minus = mask_of(capability(n, "CapDrop") for n in dropped if n != "ALL")
+    if "ALL" in added:
+        return ALL_CAPABILITIES & ~minus
+    if "ALL" in dropped:
+        return plus
+    return DOCKER_CAPABILITIES & ~minus | plus
+
+
+# %% Docker's list of calls
+GIVEN_WITH = {
+    Capability.SYS_ADMIN: "bpf clone3 fanotify_init fsconfig fsmount fsopen fspick "
+    "lookup_dcookie mount mount_setattr move_mount open_tree open_tree_attr "
+    "perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog "
+    "umount2 unshare",
+    Capability.BPF: "bpf",
+    Capability.DAC_READ_SEARCH: "open_by_handle_at",
+    Capability.PERFMON: "perf_event_open",
+    Capability.SYS_BOOT: "reboot",
+    Capability.SYS_CHROOT: "chroot",
+    Capability.SYS_MODULE: "delete_module finit_module init_module",
+    Capability.SYS_NICE: "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    Capability.SYS_PACCT: "acct",
+    Capability.SYS_PTRACE: "kcmp pidfd_getfd process_madvise",
+    Capability.SYS_RAWIO: "ioperm iopl",
+    Capability.SYS_TIME: "clock_settime settimeofday",
+    Capability.SYS_TTY_CONFIG: "vhangup",
+    Capability.SYSLOG: "syslog",
+}
+NEVER = """
+_sysctl add_key afs_syscall create_module file_getattr file_setattr get_kernel_syms
+getpmsg io_uring_enter io_uring_register io_uring_setup kexec_file_load kexec_load
+keyctl listns lsm_get_self_attr lsm_list_modules lsm_set_self_attr migrate_pages
+move_pages nfsservctl pivot_root putpmsg query_module request_key security swapoff
+swapon sysfs tuxcall uselib userfaultfd ustat vserver
+"""
+
+
+# %% Docker's list of calls
+NEW_NAMESPACES = 0x7E02_0000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
+AF_ALG, AF_VSOCK = 38, 40
+PERSONALITIES = (0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)  # the last one only asks
+
+
+def docker_profile(capabilities: int, machine: Machine) -> Profile:
+    """Return Docker's default profile for a mask of capabilities."""
+    given = {
+        name
+        for capability, names in GIVEN_WITH.items()
+        if capabilities >> capability & 1
+        for name in names.split()
+    }
+    withheld = {name for names in GIVEN_WITH.values() for name in names.split()}
+    decided = {"clone", "personality", "socket"}
+    if "unshare" in given:
+        decided.remove("clone")
+    refused = (withheld - given) | decided | set(NEVER.split())
+    allowed = tuple(name for name in machine.numbers() if name not in refused)
+    rules = [Rule(allowed, ALLOW), *decided_by_argument("clone" in decided)]
+    if "clone3" not in given:
+        rules.append(Rule(("clone3",), UNKNOWN))
+    return Profile(REFUSE, tuple(rules))
+
+
+def decided_by_argument(clone: bool) -> Iterable[Rule]:
+    """Yield the rules that look at an argument."""
+    if clone:
+        same = Compare(0, Op.MASKED_EQ, NEW_NAMESPACES, 0)
+        yield Rule(("clone",), ALLOW, (same,))
+    for number in PERSONALITIES:
+        yield Rule(("personality",), ALLOW, (Compare(0, Op.EQ, number),))
+    families = (Compare(0, Op.NE, AF_ALG), Compare(0, Op.NE, AF_VSOCK))
+    yield Rule(("socket",), ALLOW, families)
+
+
+# %% Docker's file format
+ACTIONS = {
+    "KILL": KILL_THREAD, "KILL_THREAD": KILL_THREAD, "KILL_PROCESS": KILL_PROCESS,
+    "TRAP": TRAP, "ERRNO": ERRNO, "TRACE": TRACE, "LOG": LOG, "ALLOW": ALLOW,
+}  # fmt: skip
+
+
+def wrong(what: str) -> RuntimeFault:
+    """Phrase what is wrong with a profile."""
+    return RuntimeFault(f"decoding seccomp profile failed: {what}")
+
+
+def action_of(text: object, number: object) -> int:
+    """Return an action by its name in a profile; ``number`` is its errno, or None."""
+    found = ACTIONS.get(str(text).removeprefix("SCMP_ACT_"))
+    if found is None:
+        raise wrong(f'unknown action "{text}"')
+    if found not in (ERRNO, TRACE):
+        return found
+    value = errno.EPERM if number is None else number
+    if not isinstance(value, int) or not 0 <= value <= 4095:
+        raise wrong(f'invalid errnoRet "{value}"')
+    return found | value
+
+
+def compare_of(found: dict[str, Any]) -> Compare:
+    """Return a test from its JSON."""
+    op = str(found.get("op")).removeprefix("SCMP_CMP_")
+    numbers = [found.get(key, 0) for key in ("index", "value", "valueTwo")]
+    if op not in Op.__members__ or not all(isinstance(n, int) for n in numbers):
+        raise wrong(f"invalid argument {found}")
+    index, value, wanted = numbers
+    if not 0 <= index <= 5 or not 0 <= value < 1 << 64 or not 0 <= wanted < 1 << 64:
+        raise wrong(f"invalid argument {found}")
+    return Compare(index, Op[op], value, wanted)
+
+
+# %% Docker's file format
+def has_capability(mask: int, name: str) -> bool:
+    """Say whether a mask holds a capability that is given by its whole name."""
+    bit = Capability.__members__.get(name.upper().removeprefix("CAP_"))
+    return bit is not None and bool(mask >> bit & 1)
+
+
+def kernel_at_least(text: str) -> bool:
+    """Say whether this kernel is as new as ``MAJOR.MINOR``."""
+    here = os.uname().release.split("-")[0].split(".")[:2]
+    try:
+        return [int(n) for n in here] >= [int(n) for n in text.split(".")[:2]]
+    except ValueError:
+        raise wrong(f'invalid minKernel "{text}"') from None
+
+
+def applies(rule: dict[str, Any], capabilities: int, machine: Machine) -> bool:
+    """Say whether a rule is there for this container, on this machine."""
+    wants, bars = rule.get("includes") or {}, rule.get("excludes") or {}
+    arches = wants.get("arches") or [machine.name]
+    kernel, too_new = wants.get("minKernel"), bars.get("minKernel")
+    return (
+        machine.name in arches
+        and machine.name not in (bars.get("arches") or ())
+        and all(has_capability(capabilities, c) for c in wants.get("caps") or ())
+        and not any(has_capability(capabilities, c) for c in bars.get("caps") or ())
+        and (not kernel or kernel_at_least(kernel))
+        and not (too_new and kernel_at_least(too_new))
+    )
+
+
+def rules_of(found: dict[str, Any]) -> Iterable[Rule]:
+    """Yield the rules of one entry: two tests of one argument are joined by or.
+
+    That is runc's reading of the format, and profiles count on it.
+    """
+    names = found.get("names") or [found.get("name")]
+    if not all(isinstance(name, str) for name in names):
+        raise wrong(f"a rule without names: {found}")
+    action = action_of(found.get("action"), found.get("errnoRet"))
+    args = tuple(compare_of(arg) for arg in found.get("args") or ())
+    if len({arg.index for arg in args}) == len(args):
+        yield Rule(tuple(names), action, args)
+    else:
+        yield from (Rule(tuple(names), action, (arg,)) for arg in args)
+
+
+def read_profile(text: str, capabilities: int, machine: Machine) -> Profile:
+    """Return a profile from Docker's JSON, for a mask of capabilities.
+
+    Raises RuntimeFault for what is no JSON, and for what is none of Docker's.
+    """
+    try:
+        found = json.loads(text)
+        fallback = found.get("defaultErrnoRet")
+        entries = [r for r in found.get("syscalls") or () if isinstance(r, dict)]
+        chosen = [r for r in entries if applies(r, capabilities, machine)]
+        default = action_of(found.get("defaultAction"), fallback)
+        return Profile(default, tuple(rule for r in chosen for rule in rules_of(r)))
+    except (ValueError, AttributeError, TypeError) as why:
+        raise wrong(str(why)) from why
+
+
+# %% One record
+UNCONFINED = "unconfined"
+
+
+class Security(Record):
+    """What a process in a container may do.
+
+    ``capabilities`` is a mask. ``seccomp`` is empty for Docker's profile,
+    ``unconfined``, or a profile's JSON. ``masked`` false shows all of /proc and /sys.
+    ``privileged`` gives the host's devices, and /sys for writing.
+    """
+
+    capabilities: int = DOCKER_CAPABILITIES
+    seccomp: str = ""
+    no_new_privileges: bool = False
+    masked: bool = True
+    privileged: bool = False
+
+
+DOCKER_SECURITY = Security()
+PRIVILEGED = Security(ALL_CAPABILITIES, UNCONFINED, masked=False, privileged=True)
+
+
+# %% One record
+def security_option(security: Security, text: str) -> Security:
+    """Return ``security`` changed by one ``--security-opt``.
+
+    Raises UsageError for one that is not known, or that we cannot keep.
+    """
+    mark = min((m for m in "=:" if m in text), key=text.index, default="=")
+    name, _, value = text.partition(mark)
+    if name == "no-new-privileges" and value in ("", "true", "false"):
+        return security.replace(no_new_privileges=value != "false")
+    if name == "seccomp" and value:
+        return security.replace(seccomp="" if value == "builtin" else value)
+    if text in ("systempaths=unconfined", "systempaths:unconfined"):
+        return security.replace(masked=False)
+    if (name, value) in (("apparmor", UNCONFINED), ("label", "disable")):
+        return security
+    hint = "no-new-privileges, seccomp=unconfined|FILE, systempaths=unconfined"
+    raise UsageError(f'invalid --security-opt: "{text}"', hint=hint)
+
+
+def make_security(
+    add: Iterable[str] = (),
+    drop: Iterable[str] = (),
+    options: Iterable[str] = (),
+    *,
+    privileged: bool = False,
+) -> Security:
+    """Return the record for a command line; raises UsageError for nonsense.
+
+    ``privileged`` wins over ``add`` and ``drop``, which are still checked.
+    """
+    mask = capability_mask(add, drop)
+    security = PRIVILEGED if privileged else Security(mask)
+    for text in options:
+        security = security_option(security, text)
+    return security
+
+
+# %% The promise, and the locks
+def drop_capabilities(keep: int = DOCKER_CAPABILITIES) -> None:
+    """Lower the bounding set to the mask ``keep``; raises what the kernel says."""
+    for one in Capability:
+        if not keep >> one & 1:
+            try:
+                prctl(Prctl.CAPBSET_DROP, one)
+            except SysError as why:
+                if why.errno != errno.EINVAL:  # an older kernel has fewer of them
+                    raise
+
+
+def check_ours(add: Iterable[str]) -> None:
+    """Raise RuntimeFault when a capability is asked for that we do not have."""
+    held = capget()[1]
+    for name in add:
+        if name.upper() != "ALL" and not held >> capability(name, "CapAdd") & 1:
+            what = f"this process does not have {name.upper()} and cannot give it"
+            raise RuntimeFault(what, hint="grep CapPrm /proc/self/status")
+
+
+# %% The promise, and the locks
+def filter_program(choice: str, capabilities: int) -> bytes:
+    """Return the program for a choice: "" (Docker's), "unconfined", or JSON.
+
+    Empty where there is to be no filter.
+    """
+    if choice == "unconfined":
+        return b""
+    machine = this_machine()
+    if choice:
+        profile = read_profile(choice, capabilities, machine)
+    else:
+        profile = docker_profile(capabilities, machine)
+    return compile_profile(profile, machine)
+
+
+def confine(security: Security) -> None:
+    """Bind this process to the promise and to the filter; it still has its rights.
+
+    Everything after this must be calls that the filter lets pass.
+    """
+    if security.no_new_privileges:
+        prctl(Prctl.SET_NO_NEW_PRIVS, 1)
+    if program := filter_program(security.seccomp, security.capabilities):
+        load_filter(program)
