@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from minidocker.containers import Container, HostConfig, Status
+from minidocker.containers import Container, HostConfig, State, Status
 from minidocker.durable import is_marked
 from minidocker.engine import Engine
 from minidocker.errors import (
@@ -284,13 +284,27 @@ def wait(given: Given) -> int:
     return each_container(given, action, Needs.NOTHING)
 
 
+def known_containers(given: Given) -> tuple[Engine, list[tuple[Container, State]]]:
+    """Open the store and list its containers, without those that a crash left.
+
+    One with ``--rm`` that has ended should be gone: its supervisor was killed.
+    """
+    engine = open_engine(given)
+    found = engine.containers.list()
+    if any(box.host.auto_remove and state.finished for box, state in found):
+        engine = open_engine(given, Needs.TREES)
+        engine.tidy()
+        found = engine.containers.list()
+    return engine, found
+
+
 def ps(given: Given) -> int:
     """``ps [OPTIONS]``"""
     from minidocker.views import container_row, formatted, ps_view
 
-    engine, form = open_engine(given), given.text("format")
+    form = given.text("format")
     size = given.on("size") or ".Size" in form
-    found = engine.containers.list()
+    engine, found = known_containers(given)
     newest = 1 if given.on("latest") else given.number("last")
     if newest is None and not given.on("all"):
         found = [pair for pair in found if pair[1].status is Status.RUNNING]

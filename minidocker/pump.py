@@ -11,6 +11,7 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from minidocker.containers import timestamp
 from minidocker.linux import SysError, pidfd_send_signal
@@ -183,6 +184,13 @@ class Pump:
         self.outputs.append(fd)
         self.watch(fd, select.POLLIN, handler)
 
+    def shut(self, fd: int) -> None:
+        """Let what writes to the pipe ``fd`` meet EPIPE; the number stays taken."""
+        self.drop(fd)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(null, fd, inheritable=False)
+        os.close(null)
+
     def run(self) -> None:
         """Work until the process has ended and its last words are read."""
         while not self.ended:
@@ -241,10 +249,16 @@ def connect_input(pump: Pump, source: int) -> None:
 
 
 # %% The pump
-def tee(fd: int, log: JsonLog | None, stream: str) -> Callable[[bytes], None]:
+def tee(
+    fd: int,
+    log: JsonLog | None,
+    stream: str,
+    gone: Callable[[], None] = lambda: None,
+) -> Callable[[bytes], None]:
     """Return a sink that writes to the client's ``fd`` (-1: none) and to the log.
 
-    A client that has gone (EPIPE) does not stop the log.
+    ``gone`` is called when the client has gone: nobody reads its pipe any more
+    (EPIPE), or its terminal was closed (EIO). That does not stop the log.
     """
     open_fds = [fd] if fd >= 0 else []
 
@@ -254,8 +268,11 @@ def tee(fd: int, log: JsonLog | None, stream: str) -> Callable[[bytes], None]:
         try:
             for one in open_fds:
                 write_out(one, data)
-        except BrokenPipeError:
+        except OSError as why:
+            if why.errno not in (errno.EPIPE, errno.EIO):
+                raise
             open_fds.clear()
+            gone()
 
     return sink
 
@@ -270,8 +287,11 @@ def pump_process(
         pump.output(process.terminal, tee(out, log, "stdout"))
     else:
         pump = Pump(process, ends.stdin)
-        pump.output(ends.stdout, tee(out, log, "stdout"))
-        pump.output(ends.stderr, tee(err, log, "stderr"))
+        for end, fd, name in (
+            (ends.stdout, out, "stdout"),
+            (ends.stderr, err, "stderr"),
+        ):
+            pump.output(end, tee(fd, log, name, partial(pump.shut, end)))
     if client and client.stdin >= 0 and pump.entrance >= 0:
         connect_input(pump, client.stdin)
     try:

@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -285,6 +286,77 @@ def test_a_container_whose_supervisor_is_killed_has_exited(store: Store) -> None
     assert eventually(lambda: not Path(f"/proc/{pid}").exists())
     assert "Exited (137)" in store.says("ps", "-a")
     assert store.says("rm", "orphan") == "orphan\n"
+
+
+def test_one_with_rm_whose_supervisor_was_killed_is_removed_by_ps(
+    store: Store,
+) -> None:
+    process = subprocess.Popen(
+        store.argv("run", "--rm", "--name", "lost", "small:v1", "sleep", "600"),
+        stdout=subprocess.DEVNULL,
+    )
+    assert eventually(lambda: store.says("ps", "-q") != "")
+    process.kill()
+    process.wait()
+    assert eventually(lambda: store.says("ps", "-aq") == "")
+    assert not os.listdir(store.root / "containers")
+
+
+def test_a_reader_that_goes_ends_the_program_as_in_any_pipeline(store: Store) -> None:
+    with subprocess.Popen(
+        store.argv("run", "--rm", "small:v1", "busybox", "yes"), stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(20) != 0
+
+
+def test_megabytes_go_in_and_come_out_whole(store: Store) -> None:
+    sent = os.urandom(1 << 20) * 8
+    words = store.argv("run", "-i", "--rm", "small:v1")
+    for command, wanted in (("cat", sent), ("true", b"")):
+        done = subprocess.run(
+            [*words, command], input=sent, capture_output=True, check=True, timeout=60
+        )
+        assert done.stdout == wanted
+
+
+def test_a_log_is_followed_to_the_end_of_its_container(store: Store) -> None:
+    script = "for i in 1 2 3; do echo line $i; sleep 0.2; done; exit 4"
+    store.says("run", "-d", "--name", "talker", "small:v1", "sh", "-c", script)
+    assert store.says("logs", "-f", "talker") == "line 1\nline 2\nline 3\n"
+    assert store.says("wait", "talker") == "4\n"
+    assert store.says("logs", "-n", "1", "talker") == "line 3\n"
+    store.says("rm", "talker")
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_a_terminal_has_our_size_and_follows_it(store: Store, command: str) -> None:
+    words = ["run", "--rm", "-it", "small:v1"]
+    if command == "exec":
+        store.says("run", "-d", "--name", "screen", "small:v1", "sleep", "600")
+        words = ["exec", "-it", "screen"]
+    script = "busybox stty size; read go; busybox stty size; exit 12"
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (33, 111))
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *store.argv(*words, "sh", "-c", script)],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    seen = b""
+    while b"33 111" not in seen:
+        seen += os.read(ours, 1000)
+    termios.tcsetwinsize(theirs, (44, 122))
+    time.sleep(0.3)
+    os.write(ours, b"go\r")
+    while b"44 122" not in seen:
+        seen += os.read(ours, 1000)
+    assert process.wait(20) == 12
+    os.close(ours)
+    os.close(theirs)
+    if command == "exec":
+        store.says("rm", "-f", "screen")
 
 
 def test_kill_sends_the_signal_that_is_named(store: Store) -> None:
