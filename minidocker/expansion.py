@@ -11,112 +11,214 @@ from collections.abc import Mapping
 from minidocker.errors import DockerfileError
 
 
+# %% Patterns
+TOKEN = re.compile(r"\\(.?)|.", re.DOTALL)
+
+
+def regex(pattern: str, star: str) -> str:
+    """Return a pattern as a regular expression, with ``star`` for each ``*``.
+
+    >>> print(regex("v*.?", ".*"))
+    v.*\\..
+    """
+
+    def one(found: re.Match[str]) -> str:
+        if found[0] in {"*", "?"}:
+            return star if found[0] == "*" else "."
+        if found[1] is not None and found[1] not in {"*", "?", "\\", "/", "}"}:
+            hint = "a backslash may stand before * ? \\ / and }"
+            raise DockerfileError(f'bad escape in pattern "{pattern}"', hint=hint)
+        return re.escape(found[1] or found[0])
+
+    return TOKEN.sub(one, pattern)
+
+
+def without_begin(value: str, pattern: str, longest: bool) -> str:
+    """Return the value without a beginning that matches.
+
+    >>> without_begin("a/b/c", "*/", False), without_begin("a/b/c", "*/", True)
+    ('b/c', 'c')
+    """
+    found = re.match(regex(pattern, ".*" if longest else ".*?"), value, re.DOTALL)
+    return value[found.end() :] if found else value
+
+
+def without_end(value: str, pattern: str, longest: bool) -> str:
+    """Return the value without an end that matches.
+
+    >>> without_end("a.tar.gz", ".*", False), without_end("a.tar.gz", ".*", True)
+    ('a.tar', 'a')
+    """
+    kept = "(.*?)" if longest else "(.*)"
+    found = re.fullmatch(kept + regex(pattern, ".*"), value, re.DOTALL)
+    return found[1] if found else value
+
+
+def replaced(value: str, pattern: str, word: str, every: bool) -> str:
+    """Return the value with ``word`` for the first longest match, or for each.
+
+    >>> replaced("a-b-c", "-", "+", False), replaced("a-b-c", "-", "+", True)
+    ('a+b-c', 'a+b+c')
+    """
+    text, at = "", 0
+    for found in re.finditer(regex(pattern, ".*"), value, re.DOTALL):
+        if found[0] or found.start() != at or not at:
+            text, at = text + value[at : found.start()] + word, found.end()
+        if not every:
+            break
+    return text + value[at:]
+
+
+# %% What an operator returns
+def chosen(operator: str, name: str, value: str | None, word: str) -> str:
+    """Return what ``-``, ``+`` or ``?`` makes of a value, None when there is none.
+
+    >>> chosen("-", "a", None, "w"), chosen("+", "a", "v", "w")
+    ('w', 'w')
+    """
+    if operator == "+":
+        return "" if value is None else word
+    if operator == "?" and value is None:
+        hint = f"set it, with --build-arg {name}=... where there is an ARG for it"
+        raise DockerfileError(f"{name}: {word or 'not set'}", hint=hint)
+    return word if value is None else value
+
+
 # %% The reader
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?!$-]")
+NAME = re.compile(r"[^\W\d]\w*|\d+|[@*#?!$-]")
 
 
 class Reader:
-    """Read a text from its start to its end, expanding as it goes."""
+    """Read a text from its start to its end, expanding as it goes.
 
-    __slots__ = ("at", "escape", "text", "variables")
+    ``raw`` keeps the escapes, as a pattern needs them. ``unset`` collects the names
+    that were asked for in vain.
+    """
 
-    def __init__(self, text: str, variables: Mapping[str, str], escape: str) -> None:
-        self.text, self.variables, self.escape, self.at = text, variables, escape, 0
+    __slots__ = ("at", "escape", "quotes", "raw", "text", "unset", "variables")
+
+    def __init__(
+        self,
+        text: str,
+        variables: Mapping[str, str],
+        escape: str,
+        quotes: tuple[str, ...] = ("'", '"'),
+    ) -> None:
+        self.text, self.variables, self.escape = text, variables, escape
+        self.quotes, self.raw, self.at = quotes, False, 0
+        self.unset: list[str] = []
 
     def take(self) -> str:
         """Take one character off the front; nothing at the end."""
         self.at += 1
         return self.text[self.at - 1 : self.at]
 
-    def until(self, stop: str) -> list[tuple[str, bool]]:
-        """Read up to ``stop``, and take it; return (text, was quoted) pieces."""
+    def wrong(self, what: str, start: int, hint: str | None = None) -> DockerfileError:
+        """Return the error of what was taken since ``start``."""
+        word = self.text[start : self.at]
+        return DockerfileError(f'{what} in "{self.text}"', hint=hint, word=word)
+
+    def until(self, stop: str, start: int = 0) -> list[tuple[str, bool]]:
+        """Read up to ``stop``, and take it; return (text, was protected) pieces."""
         pieces: list[tuple[str, bool]] = []
         while self.at < len(self.text):
             one = self.take()
             if one == stop:
                 return pieces
-            if one == "'":
-                pieces.append((self.single_quoted(), True))
-            elif one == '"':
-                pieces.append((self.double_quoted(), True))
-            elif one == self.escape:
-                pieces.append((self.take(), True))
-            elif one == "$":
+            if one == "$":
                 pieces.append((self.dollar(), False))
+            elif one == self.escape:
+                pieces.append((one * self.raw + self.take(), True))
+            elif one in self.quotes:
+                quoted = self.single_quoted if one == "'" else self.double_quoted
+                pieces.append((quoted(), True))
             else:
                 pieces.append((one, False))
         if stop:
-            raise DockerfileError(f'no closing "{stop}" in "{self.text}"')
+            raise self.wrong(f'no closing "{stop}"', start)
         return pieces
 
     def single_quoted(self) -> str:
         """Take what follows a single quote, and the closing one."""
-        text, quote, _ = self.text[self.at :].partition("'")
-        if not quote:
-            raise DockerfileError(f'no closing \' in "{self.text}"')
+        start = self.at
+        text, quote, _ = self.text[start:].partition("'")
         self.at += len(text) + 1
+        if not quote:
+            raise self.wrong("no closing '", start - 1)
         return text
 
     def double_quoted(self) -> str:
         """Take what follows a double quote, expanded, and the closing one."""
-        found = ""
+        start, found, special = self.at - 1, "", ('"', "$", self.escape)
         while self.at < len(self.text):
             one = self.take()
             if one == '"':
                 return found
             if one == "$":
                 found += self.dollar()
-            elif (
-                one == self.escape and self.text[self.at : self.at + 1] in self.special
-            ):
-                found += self.take()
+            elif one == self.escape and self.text[self.at : self.at + 1] in special:
+                found += one * self.raw + self.take()
             else:
                 found += one
-        raise DockerfileError(f"no closing \" in '{self.text}'")
-
-    @property
-    def special(self) -> tuple[str, ...]:
-        """What loses its escape inside of double quotes."""
-        return ('"', "$", self.escape)
+        raise self.wrong('no closing "', start)
 
     def dollar(self) -> str:
         """Take what follows a dollar; alone it stands for itself."""
-        if self.text[self.at : self.at + 1] == "{":
-            self.at += 1
-            return self.braced()
+        if self.text.startswith("{", self.at):
+            return self.braced(self.at - 1)
         found = NAME.match(self.text, self.at)
         if not found:
             return "$"
         self.at = found.end()
-        return self.variables.get(found[0], "")
+        return self.value(found[0])
 
-    def braced(self) -> str:
-        """Take what follows ``${``, and the closing brace."""
-        found = NAME.match(self.text, self.at)
+    def value(self, name: str) -> str:
+        """Return the value of a variable, nothing for one that is not set."""
+        if name not in self.variables:
+            self.unset.append(name)
+        return self.variables.get(name, "")
+
+    def braced(self, start: int) -> str:
+        """Take ``{name}``, or ``{name``, an operator and what belongs to it."""
+        found = NAME.match(self.text, self.at + 1)
+        self.at = found.end() if found else self.at + 2
         if not found:
-            raise DockerfileError(f'bad substitution in "{self.text}"')
-        self.at = found.end()
-        value = self.variables.get(found[0])
-        operator = self.take()
-        if not operator:
-            raise DockerfileError(f'no closing "}}" in "{self.text}"')
+            raise self.wrong("bad substitution", start)
+        name, operator = found[0], self.take()
         if operator == "}":
-            return value or ""
-        if operator == ":":
-            operator, value = self.take(), value or None
-        if operator not in set("-+?"):
-            raise DockerfileError(
-                f'bad modifier in "{self.text}"', hint="there are :- :+ and :?"
-            )
-        word = "".join(text for text, _ in self.until("}"))
-        if operator == "+":
-            return "" if value is None else word
-        if operator == "?" and value is None:
-            raise DockerfileError(f"{found[0]}: {word or 'not set'}")
-        return word if value is None else value
+            return self.value(name)
+        if colon := operator == ":":
+            operator = self.take()
+        if operator in {"-", "+", "?"}:
+            value, word = self.variables.get(name), self.word("}", start)
+            return chosen(operator, name, value or None if colon else value, word)
+        if operator in {"#", "%", "/"}:
+            return self.matched(operator, self.value(name), start)
+        if not operator:
+            raise self.wrong('no closing "}"', start)
+        hint = "there are - + ? with or without a colon, # ## % %% / and //"
+        raise self.wrong("bad operator", start, hint)
+
+    def matched(self, operator: str, value: str, start: int) -> str:
+        """Take what follows ``#``, ``%`` or ``/``, and apply it to the value."""
+        double = self.text.startswith(operator, self.at)
+        self.at += double
+        if operator == "/":
+            pattern = self.word("/", start, raw=True)
+            word = self.word("}", start, raw=True)
+            return replaced(value, pattern, word, double)
+        without = without_begin if operator == "#" else without_end
+        return without(value, self.word("}", start, raw=True), double)
+
+    def word(self, stop: str, start: int, raw: bool = False) -> str:
+        """Take an expanded word up to ``stop``; ``start`` is where it all began."""
+        before, self.raw = self.raw, raw
+        pieces = self.until(stop, start)
+        self.raw = before
+        return "".join(text for text, _ in pieces)
 
 
-# %% The two verbs
+# %% The verbs
 def expand(text: str, variables: Mapping[str, str], escape: str = "\\") -> str:
     """Expand ``text`` to one word, without its quotes.
 
@@ -146,3 +248,23 @@ def expand_words(
                 words[-1:] = [words[-1] + part] if open_word else [*words[-1:], part]
                 open_word = True
     return words
+
+
+def expand_document(content: str, variables: Mapping[str, str]) -> str:
+    """Expand the text of a here-document; its escape is always the backslash.
+
+    >>> expand_document('say "$a" \\$a', {"a": "b"})
+    'say "b" $a'
+    """
+    return "".join(text for text, _ in Reader(content, variables, "\\", ()).until(""))
+
+
+def unset_in(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
+    """Return the names that ``text`` asks for in vain, without a word for that case.
+
+    >>> unset_in("$a ${b} ${c:-d}", {"a": ""})
+    ['b']
+    """
+    reader = Reader(text, variables, escape)
+    reader.until("")
+    return reader.unset

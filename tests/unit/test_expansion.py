@@ -1,14 +1,20 @@
 """Variables and quotes, as the table of the chapter says."""
 
+import random
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minidocker.errors import DockerfileError
-from minidocker.expansion import expand, expand_words
+from minidocker.expansion import expand, expand_document, expand_words, unset_in
 
 
-SEEN = {"A": "a", "E": "", "P": "80 443", "Q": "'q'"}
+SEEN = {
+    "A": "a", "E": "", "P": "80 443", "Q": "'q'", "F": "a.tar.gz", "S": "*/x}*",
+    "D": "C:\\x", "é": "e",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,42 @@ SEEN = {"A": "a", "E": "", "P": "80 443", "Q": "'q'"}
         ("$Q", "'q'"),
         ("\\", ""),
         ("é${A}", "éa"),
+        ("$é", "e"),
+        ("${F#*.}", "tar.gz"),
+        ("${F##*.}", "gz"),
+        ("${F%.*}", "a.tar"),
+        ("${F%%.*}", "a"),
+        ("${F#a}", ".tar.gz"),
+        ("${F#b}", "a.tar.gz"),
+        ("${F%zip}", "a.tar.gz"),
+        ("${F#?.}", "tar.gz"),
+        ("${F##}${F%%}", "a.tar.gza.tar.gz"),
+        ("${F#*}", "a.tar.gz"),
+        ("${F##*}", ""),
+        ("${F%%*}", ""),
+        ("${F#[a]}", "a.tar.gz"),
+        ("${F#$A}", ".tar.gz"),
+        ("${F#${GONE:-a.}}", "tar.gz"),
+        ("${S#\\*}", "/x}*"),
+        ("${S%\\*}", "*/x}"),
+        ("${S%\\}\\*}", "*/x"),
+        ("${S#*\\/}", "x}*"),
+        ("${F/./-}", "a-tar.gz"),
+        ("${F//./-}", "a-tar-gz"),
+        ("${F/.*/-}", "a-"),
+        ("${F//?/x}", "xxxxxxxx"),
+        ("${F//./}", "atargz"),
+        ("${F/$A/$P}", "80 443.tar.gz"),
+        ("${S//\\//\\/}", "*\\/x}*"),
+        ("${F/nothing/x}", "a.tar.gz"),
+        ("${F/$E/x}", "xa.tar.gz"),
+        ("${F///}", "a.tar.gz"),
+        ("${GONE/a/b}${GONE#a}${GONE%a}", ""),
+        ("${D//\\\\/-}", "C:-x"),
+        ('"${F%.*}"', "a.tar"),
+        ("${F%'.gz'}", "a.tar"),
+        ('${F%".gz"}', "a.tar"),
+        ("${GONE:-'a b'\"$A\"}", "a ba"),
     ],
 )
 def test_a_word_expands(text: str, want: str):
@@ -53,11 +95,35 @@ def test_a_word_expands(text: str, want: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["${A", "${", "${}", "'a", '"a', "${A%b}", "${A:=b}", "${GONE:?no}"]
+    ("text", "what", "word"),
+    [
+        ("x${A", 'no closing "}"', "${A"),
+        ("${", "bad substitution", "${"),
+        ("x${}y", "bad substitution", "${}"),
+        ("${:-a}", "bad substitution", "${:"),
+        ("${{A}}", "bad substitution", "${{"),
+        ("x'a", "no closing '", "'a"),
+        ('x"$A', 'no closing "', '"$A'),
+        ("${A:=b}", "bad operator", "${A:="),
+        ("${A^^}", "bad operator", "${A^"),
+        ("${A:", 'no closing "}"', "${A:"),
+        ("x${A:-b", 'no closing "}"', "${A:-b"),
+        ("${A%b", 'no closing "}"', "${A%b"),
+        ("${A/b}", 'no closing "/"', "${A/b}"),
+        ("${A//b", 'no closing "/"', "${A//b"),
+        ("${A/b/c", 'no closing "}"', "${A/b/c"),
+        ("${A:-'}", "no closing '", "'}"),
+        ("${A#\\x}", "bad escape in pattern", ""),
+        ("${GONE:?no}", "GONE: no", ""),
+        ("${GONE?}", "GONE: not set", ""),
+        ("${E:?}", "E: not set", ""),
+    ],
 )
-def test_what_is_open_or_unknown_is_refused(text: str):
-    with pytest.raises(DockerfileError):
+def test_what_is_open_or_unknown_is_refused(text: str, what: str, word: str):
+    with pytest.raises(DockerfileError) as caught:
         expand(text, SEEN)
+    assert what in caught.value.what
+    assert caught.value.word == word
 
 
 def test_the_message_of_a_question_mark_is_the_error():
@@ -93,3 +159,51 @@ def test_text_without_special_characters_is_itself(text: str):
 @given(st.text(alphabet=st.characters(exclude_characters="'")))
 def test_single_quotes_protect_everything(text: str):
     assert expand(f"'{text}'", SEEN) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("\"$A\" '$A'", "\"a\" 'a'"),
+        ("\\$A\n", "$A\n"),
+        ("\\\\\n", "\\\n"),
+        ("${F%.*} it's", "a.tar it's"),
+        ("no variables\n\there\n", "no variables\n\there\n"),
+    ],
+)
+def test_a_here_document_keeps_its_quotes(text: str, want: str):
+    assert expand_document(text, SEEN) == want
+
+
+def test_unset_variables_are_named_unless_a_word_provides_for_that():
+    text = "$A $B ${C:-d} ${D2+e} \"$E2\" '$F2' \\$G ${H%.x} ${A:+$I}"
+    assert unset_in(text, SEEN) == ["B", "E2", "H", "I"]
+    assert unset_in("${A:-$x}", SEEN) == ["x"]
+
+
+OPERATORS = ("#", "##", "%", "%%", ":-", "-", ":+", "+")
+
+
+def shell_cases(count: int) -> list[tuple[str, str]]:
+    """Values and texts that mean the same in a Dockerfile and in bash."""
+    dice = random.Random(2018)
+    cases = []
+    for _ in range(count):
+        value = "".join(dice.choices("ab./", k=dice.randrange(9)))
+        operator = dice.choice([*OPERATORS, "/", "//"])
+        letters = ["a", "b", ".", "*", "?"] + ["\\*"] * (operator[0] in "#%/")
+        pattern = "".join(dice.choices(letters, k=3))
+        tail = f"/{dice.choice(['', 'x', 'ab'])}" if "/" in operator else ""
+        cases.append((value, f"${{V{operator}{pattern}{tail}}}"))
+    return cases
+
+
+def test_operators_agree_with_bash():
+    cases = shell_cases(600)
+    script = "".join(f"V='{v}'\nprintf '%s\\n' \"{text}\"\n" for v, text in cases)
+    told = subprocess.run(
+        ["bash", "-f"], input=script, capture_output=True, text=True, check=True
+    ).stdout.split("\n")[:-1]
+    ours = [expand(f'"{text}"', {"V": value}) for value, text in cases]
+    assert list(zip(cases, ours, strict=True)) == list(zip(cases, told, strict=True))
+    assert len(set(ours)) > 100
