@@ -29,6 +29,12 @@ class SysError(OSError):
         return f"{self.call}({self.args_text}) = -1 {name} ({self.strerror})"
 
 
+class Raw(str):
+    """An argument, such as a structure, that is text already."""
+
+    __slots__ = ()
+
+
 def shown(value: object) -> str:
     """Return an argument of a system call as strace prints it.
 
@@ -37,8 +43,10 @@ def shown(value: object) -> str:
     """
     if value is None:
         return "NULL"
-    if isinstance(value, Flags):
+    if isinstance(value, Flags | Constants):
         return value.strace()
+    if isinstance(value, Raw):
+        return value
     if isinstance(value, bytes | str):
         return '"' + os.fsdecode(value).replace('"', '\\"') + '"'
     return str(value)
@@ -53,17 +61,36 @@ def check(call: str, result: int, *args: object) -> int:
 
 # %% Flags that print by name
 class Flags(IntFlag):
-    """Flags of one family of system calls."""
+    """Flags of one family; ``prefix`` is what their names begin with in C."""
+
+    prefix: str
+
+    def __init_subclass__(cls, prefix: str = "") -> None:
+        super().__init_subclass__()
+        cls.prefix = prefix
 
     def strace(self) -> str:
         """Return the flags as strace prints them: ``MS_RDONLY|MS_NOSUID``."""
-        prefix = PREFIXES.get(type(self).__name__, "")
-        names = [f"{prefix}{member.name}" for member in type(self) if member in self]
+        names = [self.prefix + str(m.name) for m in type(self) if m and m in self]
         rest = int(self) & ~sum(member.value for member in type(self))
         return "|".join(names + [hex(rest)] * bool(rest)) or "0"
 
 
-class CloneFlags(Flags):
+class Constants(IntEnum):
+    """Named numbers of one family, of which one is given."""
+
+    prefix: str
+
+    def __init_subclass__(cls, prefix: str = "") -> None:
+        super().__init_subclass__()
+        cls.prefix = prefix
+
+    def strace(self) -> str:
+        """Return the constant as strace prints it: ``PR_SET_NAME``."""
+        return self.prefix + self.name
+
+
+class CloneFlags(Flags, prefix="CLONE_"):
     """What a new process shares, and which namespaces are new (clone(2))."""
 
     NEWTIME = 0x80
@@ -78,7 +105,7 @@ class CloneFlags(Flags):
     INTO_CGROUP = 0x200000000
 
 
-class Resolve(Flags):
+class Resolve(Flags, prefix="RESOLVE_"):
     """How openat2(2) may walk a path."""
 
     NO_XDEV = 1
@@ -88,17 +115,24 @@ class Resolve(Flags):
     IN_ROOT = 16
 
 
-PREFIXES = {
-    "CloneFlags": "CLONE_",
-    "Resolve": "RESOLVE_",
-    "MountFlags": "MS_",
-    "UmountFlags": "MNT_",
-    "MountAttr": "MOUNT_ATTR_",
-}
+class OpenFlags(Flags, prefix="O_"):
+    """Flags of openat2(2); reading is the absence of WRONLY and RDWR."""
+
+    WRONLY = os.O_WRONLY
+    RDWR = os.O_RDWR
+    CREAT = os.O_CREAT
+    EXCL = os.O_EXCL
+    NOCTTY = os.O_NOCTTY
+    TRUNC = os.O_TRUNC
+    NONBLOCK = os.O_NONBLOCK
+    DIRECTORY = os.O_DIRECTORY
+    NOFOLLOW = os.O_NOFOLLOW
+    CLOEXEC = os.O_CLOEXEC
+    PATH = os.O_PATH
 
 
 # %% Flags that print by name
-class Capability(IntEnum):
+class Capability(Constants, prefix="CAP_"):
     """The parts of root's power, by bit number (capabilities(7))."""
 
     CHOWN = 0
@@ -144,7 +178,7 @@ class Capability(IntEnum):
     CHECKPOINT_RESTORE = 40
 
 
-class Prctl(IntEnum):
+class Prctl(Constants, prefix="PR_"):
     """Operations of prctl(2)."""
 
     SET_PDEATHSIG = 1
@@ -162,8 +196,8 @@ class Prctl(IntEnum):
 
 # %% The door: syscall(2)
 OLD_NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capget": 125, "capset": 126},
-    "aarch64": {"pivot_root": 41, "capget": 90, "capset": 91},
+    "x86_64": {"pivot_root": 155, "capget": 125, "capset": 126, "statx": 332},
+    "aarch64": {"pivot_root": 41, "capget": 90, "capset": 91, "statx": 291},
 }
 NUMBERS = {
     "pidfd_send_signal": 424,
@@ -237,7 +271,8 @@ def pivot_root(new: str, old: str) -> None:
 def sethostname(name: str) -> None:
     """Set the host name of this UTS namespace.
 
-    Source: the manual page of that name, section 2.
+    Raises EPERM without CAP_SYS_ADMIN over it, EINVAL over 64 bytes.
+    Source: sethostname(2).
     """
     raw = os.fsencode(name)
     check("sethostname", LIBC.sethostname(raw, len(raw)), name, len(raw))
@@ -254,7 +289,8 @@ def clone3(flags: CloneFlags, *, cgroup: int = -1) -> tuple[int, int]:
 
     ``cgroup`` is a descriptor of a cgroup v2 directory that the child starts in. The
     caller waits for the child and closes the pidfd. Use only without threads.
-    Raises EPERM, ENOSYS (also where a seccomp profile hides it). Source: clone3(2).
+    Raises EPERM, ENOSYS (also where a seccomp profile hides it), ENOSPC as unshare.
+    Source: clone(2), "clone3()".
     """
     import signal
 
@@ -296,19 +332,20 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
 
 
 def prctl(operation: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
-    """Change or ask an attribute of this process.
+    """Change or ask an attribute of this process, or of this thread.
 
-    Source: the manual page of that name, section 2.
+    Raises EINVAL for an operation or value that the kernel does not know, EPERM.
+    Source: prctl(2).
     """
     words = [ctypes.c_ulong(value) for value in (a, b, c, d)]
     result = LIBC.prctl(int(operation), *words)
-    return check("prctl", result, f"PR_{operation.name}", a, b, c, d)
+    return check("prctl", result, operation, a, b, c, d)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
-    """Close the descriptors from ``first`` to ``last``.
+    """Close the descriptors from ``first`` to ``last``; ``flags`` 4 marks CLOEXEC.
 
-    Source: the manual page of that name, section 2.
+    Those that are not open are passed over. Source: close_range(2).
     """
     syscall("close_range", first, last, flags)
 
@@ -326,12 +363,15 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     masks = (effective, permitted, inheritable)
     words = [mask & 0xFFFFFFFF for mask in masks] + [mask >> 32 for mask in masks]
     data = (ctypes.c_uint32 * 6)(*words)
-    shown_masks = tuple(f"{mask:#x}" for mask in masks)
-    syscall("capset", ctypes.byref(header), ctypes.byref(data), show=shown_masks)
+    show = tuple(Raw(f"{mask:#x}") for mask in masks)
+    syscall("capset", ctypes.byref(header), ctypes.byref(data), show=show)
 
 
 def capget() -> tuple[int, int, int]:
-    """Return the effective, permitted and inheritable masks of this thread."""
+    """Return the effective, permitted and inheritable masks of this thread.
+
+    Source: capget(2).
+    """
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     syscall("capget", ctypes.byref(header), ctypes.byref(data), show=())
@@ -356,13 +396,21 @@ def openat2(
     raw = os.fsencode(path)
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, int(resolve))
     size = ctypes.sizeof(how)
-    show = (directory, path, oct(flags), resolve)
+    show = (directory, path, how_text(flags, mode, resolve), size)
     return syscall("openat2", directory, raw, ctypes.byref(how), size, show=show)
 
 
-def syncfs(descriptor: int) -> None:
-    """Write the whole file system of ``descriptor`` to disk.
+def how_text(flags: int, mode: int, resolve: Resolve) -> Raw:
+    """Return a struct open_how as strace prints it."""
+    reading = "" if flags & (os.O_WRONLY | os.O_RDWR) else "O_RDONLY|"
+    parts = [f"flags={reading}{OpenFlags(flags | os.O_CLOEXEC).strace()}"]
+    parts += [f"mode=0{mode:o}"] * bool(mode)
+    return Raw(f"{{{', '.join([*parts, f'resolve={resolve.strace()}'])}}}")
 
-    Source: the manual page of that name, section 2.
+
+def syncfs(descriptor: int) -> None:
+    """Write the whole file system of ``descriptor`` to disk; return when it is there.
+
+    Raises EIO, ENOSPC. Source: syncfs(2).
     """
     check("syncfs", LIBC.syncfs(descriptor), descriptor)

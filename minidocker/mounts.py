@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minidocker.linux import LIBC, Flags, check, syscall
+from minidocker.linux import LIBC, Constants, Flags, Raw, check, syscall
 from minidocker.records import Record
 
 
 # %% The nouns
-class MountFlags(Flags):
+class MountFlags(Flags, prefix="MS_"):
     """Flags of mount(2)."""
 
     RDONLY = 1
@@ -35,7 +36,7 @@ class MountFlags(Flags):
     STRICTATIME = 0x1000000
 
 
-class UmountFlags(Flags):
+class UmountFlags(Flags, prefix="MNT_"):
     """Flags of umount2(2)."""
 
     FORCE = 1
@@ -43,8 +44,12 @@ class UmountFlags(Flags):
     EXPIRE = 4
     NOFOLLOW = 8
 
+    def strace(self) -> str:
+        """Return the flags; one of them has another prefix in C."""
+        return super().strace().replace("MNT_NOFOLLOW", "UMOUNT_NOFOLLOW")
 
-class MountAttr(Flags):
+
+class MountAttr(Flags, prefix="MOUNT_ATTR_"):
     """Attributes of a mount, for fsmount(2) and mount_setattr(2)."""
 
     RDONLY = 1
@@ -162,40 +167,94 @@ def mounted(
 
 
 # %% The new calls
-FSOPEN_CLOEXEC = 1
-FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
-FSMOUNT_CLOEXEC = 1
-MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
-OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
-AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+class Fsopen(Flags, prefix="FSOPEN_"):
+    """Flags of fsopen(2)."""
+
+    CLOEXEC = 1
 
 
+class Fsmount(Flags, prefix="FSMOUNT_"):
+    """Flags of fsmount(2)."""
+
+    CLOEXEC = 1
+
+
+class Fsconfig(Constants, prefix="FSCONFIG_"):
+    """What fsconfig(2) is to do."""
+
+    SET_FLAG = 0
+    SET_STRING = 1
+    CMD_CREATE = 6
+
+
+class MoveMount(Flags, prefix="MOVE_MOUNT_"):
+    """Flags of move_mount(2): F is about where from, T about where to."""
+
+    F_EMPTY_PATH = 4
+    T_EMPTY_PATH = 0x40
+
+
+class Tree(Flags):
+    """Flags of open_tree(2), mount_setattr(2) and statx(2), which share a word."""
+
+    OPEN_TREE_CLONE = 1
+    OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+    AT_SYMLINK_NOFOLLOW = 0x100
+    AT_EMPTY_PATH = 0x1000
+    AT_RECURSIVE = 0x8000
+
+
+class Descriptor(Constants):
+    """A number in the place of a directory's descriptor."""
+
+    AT_FDCWD = -100
+
+
+OPEN_TREE_CLONE = Tree.OPEN_TREE_CLONE
+AT_EMPTY_PATH, AT_RECURSIVE = Tree.AT_EMPTY_PATH, Tree.AT_RECURSIVE
+AT_FDCWD = Descriptor.AT_FDCWD
+
+
+# %% The new calls
 def fsopen(fstype: str) -> int:
     """Return a descriptor on which a file system is configured; the caller closes it.
 
     Raises ENODEV for an unknown type, EPERM. Source: fsopen(2).
     """
-    return syscall("fsopen", fstype, FSOPEN_CLOEXEC)
+    return syscall("fsopen", fstype, Fsopen.CLOEXEC)
 
 
 def fsconfig_set_string(context: int, key: str, value: str) -> None:
-    """Set an option of a file system to be. Raises EINVAL for an unknown one."""
-    syscall("fsconfig", context, FSCONFIG_SET_STRING, key, value, 0)
+    """Set an option of a file system to be.
+
+    Raises EINVAL for an option, or a value, that the file system does not take.
+    Source: fsconfig(2).
+    """
+    syscall("fsconfig", context, Fsconfig.SET_STRING, key, value, 0)
 
 
 def fsconfig_set_flag(context: int, key: str) -> None:
-    """Switch on an option without a value. Raises EINVAL for an unknown one."""
-    syscall("fsconfig", context, FSCONFIG_SET_FLAG, key, None, 0)
+    """Switch on an option without a value. Raises EINVAL for an unknown one.
+
+    Source: fsconfig(2).
+    """
+    syscall("fsconfig", context, Fsconfig.SET_FLAG, key, None, 0)
 
 
 def fsconfig_create(context: int) -> None:
-    """Make the file system from the options set so far."""
-    syscall("fsconfig", context, FSCONFIG_CMD_CREATE, None, None, 0)
+    """Make the file system from the options set so far.
+
+    Raises what mount(2) would raise for them. Source: fsconfig(2).
+    """
+    syscall("fsconfig", context, Fsconfig.CMD_CREATE, None, None, 0)
 
 
 def fsmount(context: int, attributes: MountAttr = MountAttr(0)) -> int:  # noqa: B008
-    """Return a descriptor of a mount, attached nowhere, that dies with it."""
-    return syscall("fsmount", context, FSMOUNT_CLOEXEC, attributes)
+    """Return a descriptor of a mount, attached nowhere, that dies with it.
+
+    The caller closes it. Source: fsmount(2).
+    """
+    return syscall("fsmount", context, Fsmount.CLOEXEC, attributes)
 
 
 def fs_messages(context: int) -> list[str]:
@@ -212,22 +271,54 @@ def fs_messages(context: int) -> list[str]:
 
 
 # %% The new calls
+class Place(Record):
+    """Where a path is: the id of its mount, as in mountinfo, and whether it is its top.
+
+    ``is_top`` is true of ``/proc``, and false of ``/proc/self``.
+    """
+
+    mount_id: int
+    is_top: bool
+
+
+STATX_MNT_ID, STATX_ATTR_MOUNT_ROOT = 0x1000, 0x2000
+
+
+def place_of(path: str) -> Place:
+    """Ask the kernel on which mount ``path`` is; a symbolic link is not followed.
+
+    Raises ENOENT; ENOSYS in a sandbox without statx. Source: statx(2): stx_mnt_id,
+    since Linux 5.8.
+    """
+    found, flags = ctypes.create_string_buffer(256), Tree.AT_SYMLINK_NOFOLLOW
+    show = (AT_FDCWD, path, flags, Raw("STATX_MNT_ID"))
+    syscall("statx", AT_FDCWD, path, flags, STATX_MNT_ID, found, show=show)
+    (attributes,) = struct.unpack_from("Q", found, 8)
+    (mount_id,) = struct.unpack_from("Q", found, 144)
+    return Place(mount_id, bool(attributes & STATX_ATTR_MOUNT_ROOT))
+
+
+# %% The new calls
 def move_mount(tree: int, target: str, directory: int = AT_FDCWD) -> None:
     """Attach the mount of a descriptor at ``target``, or at ``directory`` for "".
 
-    Source: move_mount(2).
+    Raises ENOENT, ENOTDIR for a file over a directory or the reverse, EINVAL where
+    the parent mount is shared. Source: move_mount(2).
     """
-    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if target else MOVE_MOUNT_T_EMPTY_PATH)
+    flags = MoveMount.F_EMPTY_PATH
+    if not target:
+        flags |= MoveMount.T_EMPTY_PATH
     syscall("move_mount", tree, "", directory, target, flags)
 
 
-def open_tree(directory: int, path: str, flags: int = OPEN_TREE_CLONE) -> int:
+def open_tree(directory: int, path: str, flags: Tree = OPEN_TREE_CLONE) -> int:
     """Return a descriptor of a copy of the mount at ``path``, attached nowhere.
 
     AT_RECURSIVE copies what is mounted below too; AT_EMPTY_PATH with "" means the
-    descriptor itself. Source: open_tree(2).
+    descriptor itself. The caller closes it, which unmounts what is not attached.
+    Raises ENOENT, EPERM. Source: open_tree(2).
     """
-    return syscall("open_tree", directory, path, flags | OPEN_TREE_CLOEXEC)
+    return syscall("open_tree", directory, path, flags | Tree.OPEN_TREE_CLOEXEC)
 
 
 def mount_setattr(
@@ -237,15 +328,18 @@ def mount_setattr(
     *,
     clear: MountAttr = MountAttr(0),  # noqa: B008
     propagation: MountFlags = MountFlags(0),  # noqa: B008
-    flags: int = 0,
+    flags: Tree = Tree(0),  # noqa: B008
 ) -> None:
     """Change attributes or the propagation of a mount; with AT_RECURSIVE, below too.
 
+    All of it or none. Raises EINVAL where ``path`` is no mount, EPERM.
     Source: mount_setattr(2).
     """
     words = (ctypes.c_uint64 * 4)(set_, clear, propagation, 0)
     size = ctypes.sizeof(words)
-    show = (directory, path, flags, set_, clear)
+    attributes = f"attr_set={set_.strace()}, attr_clr={clear.strace()}"
+    how = Raw(f"{{{attributes}, propagation={propagation.strace()}, userns_fd=0}}")
+    show = (directory, path, flags, how, size)
     syscall(
         "mount_setattr", directory, path, flags, ctypes.byref(words), size, show=show
     )

@@ -9,7 +9,8 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 
-from minidocker.mounts import Mount, MountFlags, mount, mountinfo
+from minidocker.errors import UnsupportedError
+from minidocker.mounts import Mount, MountFlags, mount, mountinfo, place_of
 from minidocker.records import Record
 
 
@@ -37,9 +38,17 @@ def boot_line(text: str | None = None) -> Boot:
 
 
 def root_mount(mounts: Sequence[Mount] | None = None) -> Mount:
-    """Return the mount that ``/`` is."""
-    found = mountinfo() if mounts is None else mounts
-    return [m for m in found if m.target == "/"][-1]
+    """Return the mount that ``/`` is, in this process or in ``mounts``.
+
+    Raises UnsupportedError in a chroot, whose ``/`` need not be a mount.
+    """
+    tops = [m for m in (mounts or mountinfo()) if m.target == "/"]
+    if mounts is None:  # of mounts that cover each other, statx(2) knows the last one
+        here = place_of("/").mount_id
+        tops = [m for m in tops if m.id == here] or tops
+    if not tops:
+        raise UnsupportedError("no mount is at /", hint="is this a chroot?")
+    return tops[-1]
 
 
 def is_writable(found: Mount) -> bool:
