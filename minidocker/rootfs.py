@@ -105,7 +105,8 @@ NOT_FOUND = 127
 def enter(root: str, argv: Sequence[str]) -> int:
     """Run ``argv`` with ``root`` as its ``/``; return its exit status. Needs root.
 
-    127 when the program is not there. Source: chroot(2).
+    127 when the program is not there, 126 when it cannot be executed. The caller's own
+    root stays. Source: chroot(2).
     """
     child = os.fork()
     if child == 0:
@@ -122,7 +123,10 @@ def enter(root: str, argv: Sequence[str]) -> int:
 
 # %% The simplest container there is
 def escape(root: str) -> bool:
-    """Chroot, get out again as root can, and say whether it worked. Needs root."""
+    """Chroot, get out again as root can, and say whether it worked. Needs root.
+
+    Changes this process's root: call it in a child. Source: chroot(2), NOTES.
+    """
     outside = os.stat("/").st_ino, os.stat("/").st_dev
     here = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     os.chroot(root)
