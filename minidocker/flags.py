@@ -315,19 +315,28 @@ def bash_lines(named: Mapping[str, Command]) -> Iterator[str]:
         first, _, second = name.partition(" ")
         groups.setdefault(first, []).append(second)
     yield f"_{PROGRAM}() {{"
-    yield "  local words current=${COMP_WORDS[COMP_CWORD]}"
-    yield "  local name=${COMP_WORDS[1]} count=1"
+    yield "  local current=${COMP_WORDS[COMP_CWORD]} at=1 words= name"
+    yield "  while [[ $at -lt $COMP_CWORD && ${COMP_WORDS[at]} == -* ]]; do"
+    yield "    [[ ${COMP_WORDS[at + 1]} == '=' ]] && at=$((at + 1))"
+    yield "    at=$((at + 2))  # before the command: --root DIR, --driver NAME"
+    yield "  done"
+    yield "  name=${COMP_WORDS[at]}"
     for first, seconds in groups.items():
         if "" not in seconds:
-            yield f"  if [ $name = {first} ]; then count=2; name+=' '${{COMP_WORDS[2]}}"
-            yield f"    words='{' '.join(seconds)}'; fi"
-    yield f"  [ $COMP_CWORD = 1 ] && words='{' '.join(groups)}'"
-    yield '  [ $COMP_CWORD -gt $count ] && case "$name" in'
+            yield f"  if [[ $name == {first} && $COMP_CWORD -gt $at ]]; then"
+            yield "    at=$((at + 1))"
+            yield '    name+=" ${COMP_WORDS[at]}"'
+            yield f"    words='{' '.join(seconds)}'"
+            yield "  fi"
+    yield f"  : ${{words:='{' '.join(groups)}'}}"
+    yield "  if [[ $COMP_CWORD -gt $at ]]; then words=; fi"
+    yield '  [[ $COMP_CWORD -gt $at ]] && case "$name" in'
     for name, command in named.items():
         flags = " ".join(f"--{flag.name}" for flag in command.flags)
-        yield f"    '{name}') words='{flags} --help' ;;"
+        choice = command.usage.replace("|", " ") if command.usage.islower() else ""
+        yield f"    '{name}') words='{choice or flags + ' --help'}' ;;"
     yield "  esac"
-    yield "  if [ $COMP_CWORD -gt $count ] && [[ $current != -* ]]; then"
+    yield "  if [[ $words != [a-z]* && $current != -* || $at -gt $COMP_CWORD ]]; then"
     yield '    COMPREPLY=($(compgen -f -- "$current"))'
     yield '  else COMPREPLY=($(compgen -W "$words" -- "$current")); fi'
     yield "}"
