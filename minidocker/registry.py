@@ -1,0 +1,497 @@
+# From book/51-registry.md. Edit there and tangle, or here and tangle --back.
+
+# %% Registry: images over HTTP
+"""A client of the OCI distribution protocol: manifests, blobs down, blobs up.
+
+A registry is not trusted: what it sends is checked against its digest before anybody
+may use it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import BinaryIO
+from urllib.parse import urlencode, urljoin
+
+from minidocker.credentials import Login, scope_of
+from minidocker.errors import IntegrityError, NotFoundError, RegistryError
+from minidocker.manifests import DOCUMENT_LIMIT, INDEXES, MANIFESTS, Descriptor, clean
+from minidocker.oci import sha256_text
+from minidocker.records import Record
+from minidocker.wire import (
+    Authorizer,
+    Limits,
+    PassingError,
+    UnreachableError,
+    Wire,
+    addresses,
+    challenges_of,
+    check_status,
+    checked_url,
+    endpoint,
+    is_local,
+    origin,
+    patiently,
+    pause,
+    pieces,
+    proxy_for,
+    read_all,
+    resolve,
+)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from urllib3 import BaseHTTPResponse
+
+
+# %% The nouns
+class Document(Record):
+    """A manifest or an index as it came: bytes, media type, digest."""
+
+    data: bytes
+    media_type: str
+    digest: str
+
+
+Told = Callable[[int], object]  # is told of bytes that moved; less than 0: again
+BYTES = "application/octet-stream"
+CHUNK = 8 << 20  # bytes sent at once, kept until the registry says that it has them
+
+
+# %% The client
+class Client:
+    """A registry. Methods may be called from several threads at once.
+
+    Raises PassingError when patience is at its end, RegistryError, NotFoundError, and
+    IntegrityError for an answer that lies.
+    """
+
+    def __init__(
+        self, registry: str, login: Login | None = None, limits: Limits | None = None
+    ) -> None:
+        self.registry, self.limits = registry, limits or Limits()
+        self.host = endpoint(registry)
+        self.wire = Wire(self.limits)
+        self.authorizer = Authorizer(self.wire, login)
+
+    def connect(self) -> None:
+        """Find out where and how the registry answers, once.
+
+        Fails soon where there is no network, and does not wait for a slow resolver.
+        """
+        if self.wire.base:
+            return
+        found = addresses(self.host)
+        if not is_local(found[0]) and not proxy_for(found[0]):
+            resolve(self.host, self.limits.connect)
+        for base in found:
+            try:
+                ping = partial(self.ping, base)
+                patiently(ping, self.limits, offline=True)
+            except UnreachableError:
+                if base == found[-1]:
+                    raise
+            else:
+                return
+
+    def ping(self, base: str) -> None:
+        """Ask ``/v2/`` whether there is a registry, and what it wants to see."""
+        response = self.wire.send("GET", f"{base}/v2/", {}, None)
+        if response.status == 404:
+            raise RegistryError("answers, but is no registry", where=self.host)
+        check_status(response, (200, 401), self.host)
+        self.wire.base = base
+        self.authorizer.offered = challenges_of(response)
+        response.close()
+
+    def check_login(self) -> None:
+        """Raise RegistryError when the registry does not take our login."""
+        self.call("GET", "/v2/", where=self.registry).close()
+
+    def url(self, path: str, sender: str = "") -> str:
+        """Return the address of a path, or of what a server named."""
+        sender = sender or self.wire.base
+        return checked_url(urljoin(f"{sender}/", path), sender)
+
+    def call(self, method: str, path: str, **more: Any) -> BaseHTTPResponse:
+        """Make a request with patience; see ``once``. The caller reads and closes."""
+        return patiently(lambda: self.once(method, path, **more), self.limits)
+
+    def once(
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str = "",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        expected: tuple[int, ...] = (200,),
+        where: str = "",
+    ) -> BaseHTTPResponse:
+        """Make a request, with credentials and along redirects.
+
+        Returns an answer with an ``expected`` status; its body is still to be read.
+        """
+        self.connect()
+        response = self.follow(method, self.url(path), scope, dict(headers or {}), body)
+        check_status(response, expected, where or self.registry)
+        return response
+
+    def follow(
+        self,
+        method: str,
+        url: str,
+        scope: str,
+        headers: dict[str, str],
+        body: bytes | None,
+    ) -> BaseHTTPResponse:
+        """Make a request, and others where the answer says to look elsewhere."""
+        for _ in range(self.limits.redirects + 1):
+            if origin(url) == origin(self.wire.base):
+                response = self.authorized(method, url, scope, headers, body)
+            else:
+                response = self.wire.send(method, url, headers, body)
+            target = response.headers.get("Location")
+            if response.status not in REDIRECTS or not target:
+                return response
+            response.close()
+            if method not in ("GET", "HEAD"):
+                raise RegistryError("redirects an upload", where=self.registry)
+            url = self.url(target, sender=url)
+        raise RegistryError("redirects without end", where=self.registry)
+
+    def authorized(
+        self,
+        method: str,
+        url: str,
+        scope: str,
+        headers: dict[str, str],
+        body: bytes | None,
+    ) -> BaseHTTPResponse:
+        """Make a request to the registry itself, answering its challenge once."""
+        for last in (False, True):
+            header = self.authorizer.header(scope)
+            own = {"Authorization": header} if header else {}
+            response = self.wire.send(method, url, headers | own, body)
+            if response.status != 401 or last:
+                break
+            if not self.authorizer.answer(challenges_of(response), scope, header):
+                break
+            response.close()
+        return response
+
+    def read(
+        self, path: str, most: int, **more: Any
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Get a short text and its headers. Raises IntegrityError if it is long."""
+
+        def get() -> tuple[bytes, Mapping[str, str]]:
+            response = self.once("GET", path, **more)
+            return read_all(response, most, self.limits), response.headers
+
+        return patiently(get, self.limits)
+
+
+# %% The client
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+# %% Manifests
+def get_manifest(client: Client, repository: str, which: str) -> Document:
+    """Return the manifest or index of a tag or digest; its digest is checked."""
+    where = f"{client.registry}/{repository}"
+    data, headers = client.read(
+        f"/v2/{repository}/manifests/{which}",
+        DOCUMENT_LIMIT,
+        headers={"Accept": ", ".join(sorted(MANIFESTS | INDEXES))},
+        scope=scope_of(repository, "pull"),
+        where=f"{where}{'@' if ':' in which else ':'}{which}",
+    )
+    digest, said = sha256_text(data), headers.get("Docker-Content-Digest", "")
+    for expected in (which if ":" in which else "", said):
+        if expected and expected != digest:
+            what = f'the manifest is not "{clean(expected, 80)}"'
+            raise IntegrityError(what, where=where)
+    kind = headers.get("Content-Type", "").partition(";")[0].strip()
+    return Document(data, kind if kind in MANIFESTS | INDEXES else "", digest)
+
+
+def put_manifest(client: Client, repository: str, which: str, it: Document) -> None:
+    """Give a manifest to the registry, under a tag or its digest."""
+    where = f"{client.registry}/{repository}"
+    response = client.call(
+        "PUT",
+        f"/v2/{repository}/manifests/{which}",
+        scope=scope_of(repository, "pull", "push"),
+        headers={"Content-Type": it.media_type},
+        body=it.data,
+        expected=(200, 201, 202),
+        where=where,
+    )
+    response.close()
+    check_digest(response, it.digest, where)
+
+
+def check_digest(response: BaseHTTPResponse, digest: str, where: str) -> None:
+    """Raise IntegrityError when the registry has understood other bytes."""
+    said = response.headers.get("Docker-Content-Digest", digest)
+    if said != digest:
+        what = f'the registry got "{clean(said, 80)}", and {digest} was sent'
+        raise IntegrityError(what, where=where)
+
+
+# %% Down: a blob
+PROGRESS = 1 << 20
+
+
+class Download:
+    """A blob on its way into ``file``: how much has come, and its hash."""
+
+    def __init__(
+        self,
+        client: Client,
+        repository: str,
+        it: Descriptor,
+        file: BinaryIO,
+        told: Told,
+    ) -> None:
+        self.client, self.repository, self.it = client, repository, it
+        self.file, self.told = file, told
+        self.where = f"{client.registry}/{repository}@{it.digest[:19]}"
+        self.at = self.best = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin from the first byte."""
+        from hashlib import sha256
+
+        self.told(-self.at)
+        self.file.seek(0)
+        self.file.truncate()
+        self.at, self.hash = 0, sha256()
+
+    def run(self) -> None:
+        """Fetch all. Raises IntegrityError for other bytes than the digest's."""
+        failures = 0
+        while True:
+            try:
+                self.receive()
+                break
+            except PassingError as why:
+                if self.at >= self.best + PROGRESS:
+                    failures = 0
+                self.best = max(self.best, self.at)
+                failures += 1
+                pause(why, failures, self.client.limits)
+        found = f"sha256:{self.hash.hexdigest()}"
+        if found != self.it.digest:
+            what = f"the bytes that came are {found}, not what was asked for"
+            raise IntegrityError(what, where=self.where)
+
+    def receive(self) -> None:
+        """Receive from where we are; PassingError when it breaks off."""
+        response = self.client.once(
+            "GET",
+            f"/v2/{self.repository}/blobs/{self.it.digest}",
+            scope=scope_of(self.repository, "pull"),
+            headers={"Range": f"bytes={self.at}-"} if self.at else {},
+            expected=(200, 206, 416),
+            where=self.where,
+        )
+        try:
+            self.check_start(response)
+            for piece in pieces(response, self.client.limits):
+                self.take(piece)
+        except BaseException:
+            response.close()
+            raise
+        response.release_conn()
+        if self.at < self.it.size:
+            raise PassingError("the body is too short", where=self.where)
+
+    def check_start(self, response: BaseHTTPResponse) -> None:
+        """See where in the blob an answer begins."""
+        begins = response.headers.get("Content-Range", "").startswith
+        if response.status == 206 and begins(f"bytes {self.at}-"):
+            return
+        self.restart()
+        if response.status != 200:
+            raise PassingError("cannot resume", where=self.where)
+        says = response.headers.get("Content-Length", str(self.it.size))
+        if says != str(self.it.size):
+            what = f"{clean(says, 30)} bytes, and the manifest says {self.it.size}"
+            raise IntegrityError(what, where=self.where)
+
+    def take(self, piece: bytes) -> None:
+        """Keep what came."""
+        self.at += len(piece)
+        if self.at > self.it.size:
+            what = f"more than the {self.it.size} bytes that the manifest says"
+            raise IntegrityError(what, where=self.where)
+        self.hash.update(piece)
+        self.file.write(piece)
+        self.told(len(piece))
+
+
+# %% Up: a blob
+def blob_size(client: Client, repository: str, digest: str) -> int | None:
+    """Return how long a blob in the registry is; None if it is not there."""
+    response = client.call(
+        "HEAD",
+        f"/v2/{repository}/blobs/{digest}",
+        scope=scope_of(repository, "pull", "push"),
+        expected=(200, 404),
+        where=f"{client.registry}/{repository}",
+    )
+    response.close()
+    said = response.headers.get("Content-Length", "")
+    return int(said) if response.status == 200 and said.isdecimal() else None
+
+
+def mount_blob(client: Client, repository: str, digest: str, origin: str) -> bool:
+    """Let a repository have a blob of another one; False when the registry does not.
+
+    A registry that will not mount opens an upload instead, which is taken back.
+    """
+    query = urlencode({"mount": digest, "from": origin})
+    scopes = scope_of(repository, "pull", "push"), scope_of(origin, "pull")
+    try:
+        response = client.call(
+            "POST",
+            f"/v2/{repository}/blobs/uploads/?{query}",
+            scope=" ".join(scopes),
+            expected=(201, 202),
+            where=f"{client.registry}/{repository}",
+        )
+    except RegistryError:
+        return False
+    response.close()
+    if response.status == 202 and (place := response.headers.get("Location")):
+        with suppress(RegistryError, NotFoundError):
+            client.once("DELETE", place, scope=scopes[0], expected=(204,)).close()
+    return response.status == 201
+
+
+# %% Up: a blob
+class Upload:
+    """A blob on its way up. Call it with bytes; then ``finish``."""
+
+    def __init__(self, client: Client, repository: str, told: Told = int) -> None:
+        self.client, self.repository, self.told = client, repository, told
+        self.scope = scope_of(repository, "pull", "push")
+        self.where = f"{client.registry}/{repository}"
+        self.place, self.at = "", 0  # where the registry wants it; what it has
+        self._parts: list[bytes] = []
+        self._pending = 0
+
+    def __call__(self, data: bytes) -> None:
+        """Take bytes; send when a chunk is full."""
+        self._parts.append(data)
+        self._pending += len(data)
+        if self._pending >= CHUNK:
+            self.send_chunk()
+
+    def taken(self) -> bytes:
+        """Return what is pending, which is so no more."""
+        data = b"".join(self._parts)
+        self._parts, self._pending = [], 0
+        return data
+
+    def ask(self, method: str, query: str = "", **more: Any) -> BaseHTTPResponse:
+        """Make one request about this upload, and note where it goes on."""
+        path = self.place or f"/v2/{self.repository}/blobs/uploads/"
+        if query:
+            path += ("&" if "?" in path else "?") + query
+        response = self.client.once(
+            method, path, scope=self.scope, where=self.where, **more
+        )
+        response.close()
+        if target := response.headers.get("Location"):
+            self.place = self.client.url(target, sender=self.client.url(path))
+        return response
+
+    def begin(self) -> None:
+        """Open an upload, a new one if there was one."""
+        self.place, self.at = "", 0
+        self.ask("POST", expected=(202,))
+        if not self.place:
+            raise RegistryError("opens an upload nowhere", where=self.where)
+
+    def send_chunk(self) -> None:
+        """Send what is pending; after a break, from where the registry is."""
+        data, base, failures = self.taken(), self.at, 0
+        while self.at < base + len(data):
+            before = self.at
+            try:
+                if not self.place:
+                    self.begin()
+                self.patch(data[self.at - base :])
+            except PassingError as why:
+                failures += 1
+                pause(why, failures, self.client.limits)
+                if base:
+                    self.locate(base, base + len(data))
+                else:
+                    self.place = ""  # all is still here: begin anew
+            self.told(self.at - before)
+
+    def patch(self, data: bytes) -> None:
+        """Send bytes that follow those that the registry has."""
+        last = self.at + len(data) - 1
+        headers = {"Content-Type": BYTES, "Content-Range": f"{self.at}-{last}"}
+        response = self.ask("PATCH", headers=headers, body=data, expected=(202, 204))
+        end = self.end_in(response, last + 1)
+        if not self.at < end <= last + 1:
+            raise PassingError("takes no bytes", where=self.where)
+        self.at = end
+
+    def locate(self, least: int, most: int) -> None:
+        """Ask how far the registry got; IntegrityError if it has forgotten bytes."""
+        response = patiently(
+            lambda: self.ask("GET", expected=(204,)), self.client.limits
+        )
+        self.at = self.end_in(response, -1)
+        if not least <= self.at <= most:
+            raise IntegrityError("the registry lost what it had", where=self.where)
+
+    def end_in(self, response: BaseHTTPResponse, otherwise: int) -> int:
+        """Return how many bytes the registry has: the end of ``Range``, plus one."""
+        found = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
+        return int(found[1]) + 1 if found else otherwise
+
+    def finish(self, digest: str) -> None:
+        """Send what is pending, and say what the digest of all is."""
+        if self.at:
+            self.send_chunk()
+            self.close(digest, b"")
+        else:
+            data = self.taken()
+            patiently(lambda: self.whole(digest, data), self.client.limits)
+            self.told(len(data))
+
+    def whole(self, digest: str, data: bytes) -> None:
+        """Send a small blob in one request."""
+        self.begin()
+        self.put(digest, data)
+
+    def close(self, digest: str, data: bytes) -> None:
+        """End an upload; if the answer was lost, see whether the blob is there."""
+        try:
+            patiently(lambda: self.put(digest, data), self.client.limits)
+        except NotFoundError:
+            if blob_size(self.client, self.repository, digest) is None:
+                raise
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Make the request that ends an upload."""
+        query, headers = urlencode({"digest": digest}), {"Content-Type": BYTES}
+        response = self.ask(
+            "PUT", query, headers=headers, body=data, expected=(201, 204)
+        )
+        check_digest(response, digest, self.where)
