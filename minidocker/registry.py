@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
 from minidocker.credentials import Login, scope_of
 from minidocker.errors import IntegrityError, NotFoundError, RegistryError
@@ -92,9 +92,8 @@ class Client:
             resolve(self.host, self.limits.connect)
         for base in found:
             try:
-                ping = partial(self.ping, base)
-                patiently(ping, self.limits, offline=True)
-            except UnreachableError:
+                patiently(partial(self.ping, base), self.limits, offline=True)
+            except RegistryError:
                 if base == found[-1]:
                     raise
             else:
@@ -102,7 +101,10 @@ class Client:
 
     def ping(self, base: str) -> None:
         """Ask ``/v2/`` whether there is a registry, and what it wants to see."""
-        response = self.wire.send("GET", f"{base}/v2/", {}, None)
+        try:
+            response = self.wire.send("GET", f"{base}/v2/", {}, None)
+        except PassingError as why:
+            raise UnreachableError(why.what, where=why.where) from why
         if response.status == 404:
             raise RegistryError("answers, but is no registry", where=self.host)
         check_status(response, (200, 401), self.host)
@@ -116,8 +118,7 @@ class Client:
 
     def url(self, path: str, sender: str = "") -> str:
         """Return the address of a path, or of what a server named."""
-        sender = sender or self.wire.base
-        return checked_url(urljoin(f"{sender}/", path), sender)
+        return checked_url(path, sender or self.wire.base)
 
     def call(self, method: str, path: str, **more: Any) -> BaseHTTPResponse:
         """Make a request with patience; see ``once``. The caller reads and closes."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from minidocker.credentials import Challenge, Login, parse_challenges, token_in
 from minidocker.errors import IntegrityError, NotFoundError, RegistryError
@@ -87,7 +87,7 @@ def endpoint(registry: str) -> str:
 def addresses(host: str) -> tuple[str, ...]:
     """Return the addresses under which a registry may answer, in order."""
     secure = f"https://{host}"
-    return (secure, f"http://{host}") if is_local(secure) else (secure,)
+    return (f"http://{host}", secure) if is_local(secure) else (secure,)
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -98,12 +98,13 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def checked_url(url: str, sender: str) -> str:
-    """Return an address that ``sender`` named, if we may go there.
+    """Return an address that ``sender`` named, whole, if we may go there.
 
     Raises RegistryError for another scheme than http and https, for plain http to
     another machine, and for a stranger who sends us to our own.
     """
     try:
+        url = urljoin(sender, url)
         scheme, host, _ = origin(url)
     except ValueError as why:
         raise RegistryError(f'"{clean(url)}" is no address') from why
@@ -194,7 +195,9 @@ class Wire:
             key = f"{parts.scheme}://{parts.netloc}"
             if key not in self._pools:
                 more: dict[str, Any] = {
-                    "timeout": urllib3.Timeout(limits.connect, limits.idle),
+                    "timeout": urllib3.Timeout(
+                        connect=limits.connect, read=limits.idle
+                    ),
                     "retries": False,
                     "maxsize": 8,
                 }
