@@ -14,7 +14,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from minidocker.errors import (
     ConflictError,
@@ -22,11 +22,12 @@ from minidocker.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
 from minidocker.overlayfs import (
     MAX_LOWERS,
     Overlay,
     is_first_user_namespace,
-    overlay_mounted,
+    mount_overlay,
     supported,
 )
 from minidocker.records import Record
@@ -47,7 +48,32 @@ class Directory(Record):
     path: str
 
 
-RootView = Overlay | Directory
+class Mountable(ABC):
+    """A root that knows itself how to be mounted."""
+
+    @abstractmethod
+    def mount(self, target: str) -> None:
+        """Mount the root on the directory ``target``; the caller unmounts once."""
+
+    @abstractmethod
+    def description(self) -> dict[str, str]:
+        """Return what `inspect` tells of it, in Docker's names."""
+
+
+RootView = Overlay | Directory | Mountable
+
+
+def mount_root(view: RootView, target: str) -> None:
+    """Mount a root on the directory ``target``; the caller unmounts.
+
+    Raises UnsupportedError with the kernel's own words where it refuses.
+    """
+    if isinstance(view, Overlay):
+        mount_overlay(view, target)
+    elif isinstance(view, Directory):
+        mount(view.path, target, None, MountFlags.BIND)
+    else:
+        view.mount(target)
 
 
 # %% The contract
@@ -90,8 +116,10 @@ class StorageDriver(ABC):
         """Return the ids that ``layer`` needs below it, top-first."""
 
     @abstractmethod
-    def tree(self, layer: str) -> str:
-        """Return a directory that has every file that ``changes`` names."""
+    def opened(
+        self, layer: str, *, writable: bool = False
+    ) -> AbstractContextManager[str]:
+        """Give a directory that has every file that ``changes`` names, for a block."""
 
     @abstractmethod
     def changes(
@@ -126,7 +154,8 @@ class StorageDriver(ABC):
         """Write what ``layer`` changes as an OCI layer."""
         from minidocker.changes import pack_layer
 
-        pack_layer(self.tree(layer), self.changes(layer), put)
+        with self.opened(layer) as tree:
+            pack_layer(tree, self.changes(layer), put)
 
     def apply(self, layer: str, read: Read, *, limit: int | None = None) -> int:
         """Unpack a layer's tar into ``layer``; return the bytes of its files.
@@ -145,23 +174,24 @@ class StorageDriver(ABC):
     def size(self, layer: str) -> int:
         """Return the bytes of the files that ``layer`` adds or changes."""
         found: dict[tuple[int, int], int] = {}
-        tree = self.tree(layer)
-        for change in self.changes(layer):
-            with suppress(FileNotFoundError):  # the deleted ones
-                st = os.lstat(tree + change.path)
-                if stat.S_ISREG(st.st_mode):
-                    found[st.st_dev, st.st_ino] = st.st_size
+        with self.opened(layer) as tree:
+            for change in self.changes(layer):
+                with suppress(FileNotFoundError):  # the deleted ones
+                    st = os.lstat(tree + change.path)
+                    if stat.S_ISREG(st.st_mode):
+                        found[st.st_dev, st.st_ino] = st.st_size
         return sum(found.values())
 
     def sync(self, layer: str) -> None:
         """Put the layer's data on disk, so that it may be named."""
         from minidocker.linux import syncfs
 
-        fd = os.open(self.tree(layer), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syncfs(fd)
-        finally:
-            os.close(fd)
+        with self.opened(layer) as tree:
+            fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                syncfs(fd)
+            finally:
+                os.close(fd)
 
 
 @contextmanager
@@ -172,11 +202,13 @@ def shown(view: RootView, target: str) -> Iterator[str]:
         return
     with suppress(FileExistsError):
         os.mkdir(target)
+    mount_root(view, target)
     try:
-        with overlay_mounted(view, target):
-            yield target
+        yield target
     finally:
-        settle(view)
+        umount2(target, UmountFlags.DETACH | UmountFlags.NOFOLLOW)
+        if isinstance(view, Overlay):
+            settle(view)
 
 
 # %% Overlay2: only what differs
@@ -259,8 +291,14 @@ class Overlay2(StorageDriver):
         settle(view)
         return view
 
-    def tree(self, layer: str) -> str:
+    def opened(
+        self, layer: str, *, writable: bool = False
+    ) -> AbstractContextManager[str]:
         """The upper directory has all that the layer changes."""
+        return nullcontext(self.tree(layer))
+
+    def tree(self, layer: str) -> str:
+        """Return the directory of a layer's own files."""
         return f"{self.home}/{layer}/diff"
 
     def changes(
@@ -324,8 +362,14 @@ class Vfs(StorageDriver):
         self.parent(layer)
         return Directory(self.tree(layer))
 
-    def tree(self, layer: str) -> str:
+    def opened(
+        self, layer: str, *, writable: bool = False
+    ) -> AbstractContextManager[str]:
         """The one directory there is."""
+        return nullcontext(self.tree(layer))
+
+    def tree(self, layer: str) -> str:
+        """Return the directory of a layer's own files."""
         return f"{self.home}/dir/{layer}"
 
     def changes(

@@ -84,8 +84,8 @@ def mount_points(driver: StorageDriver, layer: str) -> list[str]:
     """Return the paths of a layer that only mounts need, deepest first."""
     from minidocker.changes import ChangeKind
 
-    tree = driver.tree(layer)
-    blank = {path for path in MOUNT_POINTS if is_blank(tree + path)}
+    with driver.opened(layer) as tree:
+        blank = {path for path in MOUNT_POINTS if is_blank(tree + path)}
     if not blank:
         return []
     added, needed = set(), set()
@@ -99,12 +99,13 @@ def mount_points(driver: StorageDriver, layer: str) -> list[str]:
 
 def remove_mount_points(driver: StorageDriver, layer: str) -> None:
     """Remove the files that were made to be mounted on; times stay as they are."""
-    tree = driver.tree(layer)
-    for path in mount_points(driver, layer):
-        above = os.path.dirname(tree + path)
-        st = os.lstat(above)
-        remove_path(tree + path)
-        os.utime(above, ns=(st.st_atime_ns, st.st_mtime_ns))
+    paths = mount_points(driver, layer)
+    with driver.opened(layer, writable=True) as tree:
+        for path in paths:
+            above = os.path.dirname(tree + path)
+            st = os.lstat(above)
+            remove_path(tree + path)
+            os.utime(above, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 # %% Times that differ from build to build
@@ -112,12 +113,13 @@ def set_times_back(driver: StorageDriver, layer: str, epoch: int) -> None:
     """Set times after ``epoch`` (seconds) in a layer's own files to it."""
     from minidocker.changes import ChangeKind
 
-    tree, newest = driver.tree(layer), epoch * 1_000_000_000
-    for change in driver.changes(layer):
-        if change.kind is not ChangeKind.DELETED:
-            path = tree + change.path
-            if os.lstat(path).st_mtime_ns > newest:
-                os.utime(path, ns=(newest, newest), follow_symlinks=False)
+    newest = epoch * 1_000_000_000
+    with driver.opened(layer, writable=True) as tree:
+        for change in driver.changes(layer):
+            if change.kind is not ChangeKind.DELETED:
+                path = tree + change.path
+                if os.lstat(path).st_mtime_ns > newest:
+                    os.utime(path, ns=(newest, newest), follow_symlinks=False)
 
 
 # %% The store

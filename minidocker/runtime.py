@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from minidocker.drivers import RootView
+from minidocker.drivers import RootView, mount_root
 from minidocker.errors import (
     CommandNotFoundError,
     MinidockerError,
@@ -31,7 +31,7 @@ from minidocker.linux import (
     sethostname,
     setns,
 )
-from minidocker.mounts import AT_EMPTY_PATH, MountAttr, MountFlags, mount, mount_setattr
+from minidocker.mounts import AT_EMPTY_PATH, MountAttr, mount_setattr
 from minidocker.namespaces import (
     NAMESPACES,
     PLACE,
@@ -46,7 +46,7 @@ from minidocker.namespaces import (
     raise_loopback,
     why_no_user_namespace,
 )
-from minidocker.overlayfs import Overlay, is_first_user_namespace, mount_overlay
+from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import (
     Network,
     ProcessSpec,
@@ -261,10 +261,7 @@ def network_binds(place: str) -> tuple[Bind, ...]:
 # %% A new container
 def mount_view(view: RootView, rootfs: str) -> int:
     """Mount a root file system at ``rootfs``; return a descriptor of its top."""
-    if isinstance(view, Overlay):
-        mount_overlay(view, rootfs)
-    else:
-        mount(view.path, rootfs, None, MountFlags.BIND)
+    mount_root(view, rootfs)
     return os.open(rootfs, PLACE | os.O_DIRECTORY)
 
 

@@ -16,6 +16,7 @@ from minidocker.engine import Engine
 from minidocker.errors import UsageError
 from minidocker.images import HistoryRow, size_of
 from minidocker.oci import ContainerConfig, chain_id, go_json, short_id
+from minidocker.overlayfs import Overlay
 from minidocker.records import Record
 
 
@@ -370,6 +371,8 @@ def graph_driver(engine: Engine, cache_id: str) -> dict[str, Any]:
     view = engine.driver.view(cache_id, writable=False)
     if isinstance(view, Directory):
         data = {"UpperDir": view.path}
+    elif not isinstance(view, Overlay):
+        data = view.description()
     else:
         upper, *lowers = view.lowers
         data = {
