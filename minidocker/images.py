@@ -135,7 +135,10 @@ class ImageStore:
 
     def add(self, image: ImageConfig, parent: str | None) -> str:
         """Keep an image and return its id; the same image twice is one image."""
-        text = image.to_json()
+        return self.keep(image.to_json(), parent)
+
+    def keep(self, text: bytes, parent: str | None = None) -> str:
+        """Keep an image JSON, byte for byte as it came, and return its id."""
         id = sha256_text(text)
         if parent:
             hex_of(parent)
