@@ -244,16 +244,20 @@ class TarWriter:
         Raises ConflictError when the file is shorter than it was.
         """
         self.write(header(entry))
-        left = entry.size
-        while left:
-            data = os.read(fd, min(left, BATCH)) if fd is not None else b""
-            if not data:
-                what = "the file changed while it was read"
-                raise ConflictError(what, where=printable(entry.name))
-            left -= len(data)
-            self.write(data)
+        if entry.size:
+            self.copy(fd, entry.size, entry.name)
         if pad := -entry.size % BLOCK:
             self.write(bytes(pad))
+
+    def copy(self, fd: int | None, size: int, name: bytes) -> None:
+        """Write ``size`` bytes of a file. Raises ConflictError when it is shorter."""
+        while size:
+            data = os.read(fd, min(size, BATCH)) if fd is not None else b""
+            if not data:
+                what = "the file changed while it was read"
+                raise ConflictError(what, where=printable(name))
+            size -= len(data)
+            self.write(data)
 
     def finish(self) -> None:
         """Write the two blocks of zeros that end a tar, and flush."""
@@ -348,6 +352,22 @@ class TreeWriter:
             self.tar.add(entry_of(name, st, linkname=target))
         else:
             self.tar.add(entry_of(name, st))
+
+    def add_contents(self, name: bytes, size: int) -> None:
+        """Write only the contents of a file, no header and no padding.
+
+        Raises ConflictError when it is no file of exactly ``size`` bytes, and OSError.
+        """
+        parent, base = self._parent(name), name.rpartition(b"/")[2]
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(base, flags, dir_fd=parent)
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode) or st.st_size != size:
+                raise ConflictError(f"no file of {size} bytes", where=printable(name))
+            self.tar.copy(fd, size, name)
+        finally:
+            os.close(fd)
 
     def _add_opened(
         self, name: bytes, base: bytes, parent: int, st: os.stat_result

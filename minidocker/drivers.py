@@ -38,7 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minidocker.archive import Put
     from minidocker.changes import Change
-    from minidocker.reading import Read
+    from minidocker.reading import Read, Tape
 
 
 # %% The nouns: how a root is mounted
@@ -157,16 +157,27 @@ class StorageDriver(ABC):
         with self.opened(layer) as tree:
             pack_layer(tree, self.changes(layer), put)
 
-    def apply(self, layer: str, read: Read, *, limit: int | None = None) -> int:
+    def apply(
+        self,
+        layer: str,
+        read: Read,
+        *,
+        limit: int | None = None,
+        tape: Tape | None = None,
+    ) -> int:
         """Unpack a layer's tar into ``layer``; return the bytes of its files.
 
-        When it fails, for whatever reason, the layer is removed.
+        ``tape`` hears every byte. When it fails, for whatever reason, the layer is
+        removed.
         """
         from minidocker.unpack import apply_layer
 
+        plain = self.rootless
         try:
             with self.mounted(layer, writable=True) as root:
-                return apply_layer(read, root, limit=limit, ignore_owner=self.rootless)
+                return apply_layer(
+                    read, root, limit=limit, ignore_owner=plain, tape=tape
+                )
         except BaseException:
             self.remove(layer)
             raise

@@ -4,7 +4,7 @@
 """The layer store: read-only layers by chain id, read-write layers by container.
 
 On disk below ``image/<driver>/layerdb``, as in Docker: for the first
-``sha256/<chain>/{diff,cache-id,parent,size}``, for the others
+``sha256/<chain>/{diff,cache-id,parent,size,tar-split.json.gz}``, for the others
 ``mounts/<container>/{mount-id,parent}``.
 """
 
@@ -41,6 +41,7 @@ class Layer(Record):
     size: int
 
 
+SPLIT = "tar-split.json.gz"
 EMPTY_TAR = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
 
@@ -158,16 +159,58 @@ class LayerStore:
         """Return the layers of an image, bottom-first."""
         return [self.get(chain) for chain in chain_ids(diff_ids)]
 
-    def add(self, read: Read) -> Layer | None:
-        """Make a bottom layer from the tree in a tar. None if the tree is empty.
+    def add(
+        self,
+        read: Read,
+        parent: str | None = None,
+        *,
+        diff_id: str | None = None,
+        limit: int | None = None,
+    ) -> Layer:
+        """Make a layer of a tar as it came, on the chain ``parent`` or at the bottom.
 
-        The layer is the tree, not the tar: another order of the members gives the
-        same diff id. Constant memory; nothing is left when it fails.
+        Its diff id is the digest of what ``read`` gives, to the last byte. ``limit``
+        bounds the bytes of its files. Constant memory. Raises IntegrityError, also
+        when the digest is not ``diff_id``; nothing is left when it fails.
         """
-        cache_id = os.urandom(32).hex()
-        self.driver.create(cache_id, None)
-        self.driver.apply(cache_id, read)
-        return self.seal(cache_id, None)
+        new, cache_id = self.batch.new_path(), os.urandom(32).hex()
+        self.driver.create(cache_id, self.get(parent).cache_id if parent else None)
+        try:
+            os.mkdir(new)
+            found, size = self.unpack(cache_id, read, f"{new}/{SPLIT}", limit)
+            if diff_id not in (None, found):
+                raise IntegrityError(f"the layer is {found}, not {diff_id}")
+            layer = Layer(chain_on(parent, found), found, parent, cache_id, size)
+            with suppress(NotFoundError):
+                known = self.get(layer.chain_id)
+                self.driver.remove(cache_id)
+                remove_path(new)
+                return known
+            self.write(layer, new)
+        except BaseException:
+            self.driver.remove(cache_id)
+            remove_path(new)
+            raise
+        return layer
+
+    def unpack(
+        self, cache_id: str, read: Read, split: str, limit: int | None
+    ) -> tuple[str, int]:
+        """Apply a tar and write its split; return its digest, and its files' bytes."""
+        from minidocker.archive import Tally
+        from minidocker.reading import Ahead
+        from minidocker.splits import SplitWriter
+
+        tally = Tally()
+
+        def counted(size: int) -> bytes:
+            data = read(size)
+            tally(data)
+            return data
+
+        with Ahead(counted) as ahead, SplitWriter(split) as tape:
+            size = self.driver.apply(cache_id, ahead, limit=limit, tape=tape)
+        return tally.digest, size
 
     def seal(self, cache_id: str, parent: str | None) -> Layer | None:
         """Name a finished tree: compute its diff id, and stage the layer.
@@ -194,10 +237,11 @@ class LayerStore:
         self.write(layer)
         return layer
 
-    def write(self, layer: Layer) -> None:
-        """Stage the directory of a layer."""
-        new = self.batch.new_path()
-        os.mkdir(new)
+    def write(self, layer: Layer, new: str = "") -> None:
+        """Stage the directory of a layer; ``new`` has what else is to be in it."""
+        if not new:
+            new = self.batch.new_path()
+            os.mkdir(new)
         write_new(f"{new}/diff", layer.diff_id.encode())
         write_new(f"{new}/cache-id", layer.cache_id.encode())
         write_new(f"{new}/size", b"%d" % layer.size)
@@ -205,15 +249,33 @@ class LayerStore:
             write_new(f"{new}/parent", layer.parent.encode())
         self.batch.stage_path(new, f"{self.chains}/{hex_of(layer.chain_id)}")
 
+    def forget(self, layer: Layer) -> None:
+        """Undo ``add`` for a layer that is only staged; leave one that is published."""
+        final = f"{self.chains}/{hex_of(layer.chain_id)}"
+        if new := self.batch.staged.pop(final, None):
+            remove_path(new)
+            self.driver.remove(layer.cache_id)
+
+    def split_of(self, layer: Layer) -> str | None:
+        """Return the path of a layer's split; None for one that was made here."""
+        place = self.batch.place(f"{self.chains}/{hex_of(layer.chain_id)}")
+        split = f"{place}/{SPLIT}"
+        return split if os.path.exists(split) else None
+
     def tar_of(self, chain: str, put: Put) -> None:
         """Write a layer's tar, the bytes that its diff id is the digest of.
 
         Raises IntegrityError, after the last byte, when the files have changed.
         """
         from minidocker.archive import Tally
+        from minidocker.splits import assemble
 
         layer, tally = self.get(chain), Tally(put)
-        self.driver.pack(layer.cache_id, tally)
+        if split := self.split_of(layer):
+            with self.driver.opened(layer.cache_id) as tree:
+                assemble(split, tree, tally)
+        else:
+            self.driver.pack(layer.cache_id, tally)
         if tally.digest != layer.diff_id:
             what = f'the files of layer "{chain}" are not those that were committed'
             raise IntegrityError(what)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from minidocker.archive import (
     BLANK_SUM,
@@ -75,6 +76,57 @@ class Stream:
         """Pass over ``length`` bytes."""
         while length:
             length -= len(self.some(length))
+
+
+class Ahead:
+    """Read in a thread, a few pieces ahead of who asks; end with ``with``.
+
+    Digesting and decompressing release Python's lock, so that they go on beside the
+    making of files. What the thread meets is raised where the piece is asked for.
+    """
+
+    MOST = 8
+
+    def __init__(self, read: Read) -> None:
+        from queue import SimpleQueue
+        from threading import Semaphore, Thread
+
+        self._read, self._stopped = read, False
+        self._pieces: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._room = Semaphore(self.MOST)
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        """Read to the end, to an error, or until nobody asks any more."""
+        data = b"begin"
+        while data and not self._stopped:
+            self._room.acquire()
+            try:
+                data = b"" if self._stopped else self._read(CHUNK)
+            except BaseException as why:  # noqa: BLE001  raised in __call__
+                self._pieces.put(why)
+                return
+            self._pieces.put(data)
+
+    def __enter__(self) -> Ahead:
+        self._thread.start()
+        return self
+
+    def __call__(self, size: int) -> bytes:
+        """Return the next piece, of at most ``CHUNK`` bytes whatever ``size``."""
+        data = self._pieces.get()
+        if isinstance(data, BaseException):
+            raise data
+        if data:
+            self._room.release()
+        else:
+            self._pieces.put(data)  # the end stays the end
+        return data
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._room.release()
+        self._thread.join()
 
 
 # %% Numbers
@@ -170,20 +222,26 @@ def plain_name(block: bytes) -> bytes:
     return name
 
 
-def checked(entry: Entry) -> Entry:
-    """Return an entry whose numbers a file can have, or raise IntegrityError."""
-    where = printable(entry.name)
+def fault(entry: Entry) -> str | None:
+    """Return why no file can be as an entry says, or None."""
     if not (0 <= entry.uid < ID_LIMIT and 0 <= entry.gid < ID_LIMIT):
-        raise IntegrityError("the owner's id is not between 0 and 2^32-2", where=where)
+        return "the owner's id is not between 0 and 2^32-2"
     if not 0 <= entry.size < SIZE_LIMIT:
-        raise IntegrityError("the size is negative or too large", where=where)
+        return "the size is negative or too large"
     if not -(2**63) <= entry.mtime < 2**63:
-        raise IntegrityError("the time cannot be kept", where=where)
+        return "the time cannot be kept"
     if not (0 <= entry.device[0] < 2**12 and 0 <= entry.device[1] < 2**20):
-        raise IntegrityError("the device number is out of range", where=where)
-    if not entry.name or b"\0" in entry.name + entry.linkname:
-        raise IntegrityError("the name is empty or contains a NUL", where=where)
-    return entry
+        return "the device number is out of range"
+    if not entry.name or b"\0" in entry.name or b"\0" in entry.linkname:
+        return "the name is empty or contains a NUL"
+    return None
+
+
+@lru_cache(1024)
+def permissions(fields: bytes) -> tuple[int, int, int]:
+    """Return mode, uid and gid of a header's three fields: mostly those before."""
+    mode, uid, gid = fields[:8], fields[8:16], fields[16:]
+    return number(mode) & 0o7777, number(uid), number(gid)
 
 
 def decode(block: bytes, pax: Pax) -> Entry:
@@ -203,20 +261,22 @@ def decode(block: bytes, pax: Pax) -> Entry:
         mtime = nanoseconds(pax[b"mtime"])
     else:
         mtime = number(block[136:148]) * SECOND
-    return checked(
-        Entry(
-            name,
-            kind,
-            number(block[100:108]) & 0o7777,
-            decimal(pax[b"uid"]) if pax.get(b"uid") else number(block[108:116]),
-            decimal(pax[b"gid"]) if pax.get(b"gid") else number(block[116:124]),
-            size if kind is Kind.FILE or size < 0 else 0,
-            mtime,
-            link,
-            (number(block[329:337]), number(block[337:345])) if is_device else (0, 0),
-            xattrs_in(pax) if pax else (),
-        )
+    mode, uid, gid = permissions(block[100:124])
+    entry = Entry(
+        name,
+        kind,
+        mode,
+        decimal(pax[b"uid"]) if pax.get(b"uid") else uid,
+        decimal(pax[b"gid"]) if pax.get(b"gid") else gid,
+        size if kind is Kind.FILE or size < 0 else 0,
+        mtime,
+        link,
+        (number(block[329:337]), number(block[337:345])) if is_device else (0, 0),
+        xattrs_in(pax) if pax else (),
     )
+    if why := fault(entry):
+        raise IntegrityError(why, where=printable(name))
+    return entry
 
 
 def xattrs_in(pax: Pax) -> Xattrs:
@@ -226,6 +286,19 @@ def xattrs_in(pax: Pax) -> Xattrs:
 
 
 # %% The reader
+class Tape:
+    """Hear a tar as it is read, in order and every byte; this one keeps nothing."""
+
+    def frame(self, data: bytes) -> None:
+        """Hear bytes that are not a file's contents."""
+
+    def piece(self, data: memoryview) -> None:
+        """Hear contents of the entry whose header came last."""
+
+    def entry(self, entry: Entry, path: bytes) -> None:
+        """Hear that this entry is done; it is now ``path`` below the root."""
+
+
 class TarReader:
     """Iterate over the entries of a tar; between two, ``pieces`` is the contents.
 
@@ -234,31 +307,48 @@ class TarReader:
     covers all of it. Raises IntegrityError for whatever is not a whole, proper tar.
     """
 
-    def __init__(self, read: Read, *, limit: int | None = None) -> None:
-        self._stream = Stream(read)
-        self._room = limit
+    def __init__(
+        self, read: Read | Stream, *, limit: int | None = None, tape: Tape | None = None
+    ) -> None:
+        self._stream = read if isinstance(read, Stream) else Stream(read)
+        self._room, self._tape = limit, tape
         self._left = self._pad = 0
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
             yield entry
 
-    def _charge(self, size: int, where: str | None = None) -> None:
+    def _charge(self, size: int, name: bytes = b"") -> None:
         """Take ``size`` bytes off the limit."""
         if self._room is not None:
             self._room -= size
             if self._room < 0:
                 what = "the archive's contents exceed the size limit"
-                raise IntegrityError(what, where=where)
+                raise IntegrityError(what, where=printable(name) or None)
+
+    def _take(self, size: int) -> bytes:
+        """Return the next bytes, which are not contents."""
+        data = self._stream.take(size)
+        if self._tape:
+            self._tape.frame(data)
+        return data
+
+    def _pass(self) -> None:
+        """Pass over what is left of an entry, in pieces."""
+        for _ in self.pieces():
+            pass
+        if self._pad:
+            self._take(self._pad)
+            self._pad = 0
 
     def _next(self) -> Entry | None:
         """Return the next entry, its long names and pax records taken in."""
         pax: Pax = {}
         while True:
-            self._stream.skip(self._left + self._pad)
-            self._left = self._pad = 0
-            block = self._stream.take(BLOCK)
-            if not any(block):
+            if self._left or self._pad:
+                self._pass()
+            block = self._take(BLOCK)
+            if not block[0] and not any(block):
                 self._end(pax)
                 return None
             flag = verified(block)[156:157]
@@ -272,15 +362,13 @@ class TarReader:
         size = number(block[124:136])
         if not 0 <= size <= PAX_LIMIT:
             raise IntegrityError(f"an extended header is over {PAX_LIMIT} bytes")
-        data = self._stream.take(size)
-        self._stream.skip(-size % BLOCK)
-        return data
+        return self._take(size + -size % BLOCK)[:size]
 
     def _opened(self, block: bytes, pax: Pax) -> Entry:
         """Return the entry of a header; its contents come next in the stream."""
         entry = decode(block, pax)
         self._left, self._pad = entry.size, -entry.size % BLOCK
-        self._charge(entry.size, printable(entry.name))
+        self._charge(entry.size, entry.name)
         return entry
 
     def _end(self, pax: Pax) -> None:
@@ -289,13 +377,15 @@ class TarReader:
             raise IntegrityError("the archive ends after an extended header")
         while data := self._stream.available():
             self._charge(len(data))
-            self._stream.skip(len(data))
+            self._take(len(data))
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield the contents of the current entry that have not been read yet."""
         while self._left:
             data = self._stream.some(self._left)
             self._left -= len(data)
+            if self._tape:
+                self._tape.piece(data)
             yield data
 
 

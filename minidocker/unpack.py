@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from minidocker.archive import Entry, Kind
 from minidocker.errors import IntegrityError, MinidockerError
 from minidocker.linux import Resolve, openat2
-from minidocker.reading import Read, TarReader
+from minidocker.reading import Read, Tape, TarReader
 from minidocker.records import Record
 from minidocker.trees import (
     DIRECTORY,
@@ -339,17 +339,19 @@ ADDERS: dict[Kind, Callable[[Unpacker, Place, bytes, Entry], None]] = {
 
 
 # %% Adding an entry
-def add(to: Unpacker, entry: Entry, parts: list[bytes]) -> None:
-    """Bring one entry into the view."""
+def add(to: Unpacker, entry: Entry, parts: list[bytes]) -> bytes:
+    """Bring one entry into the view; return its real path."""
     parent = to.place(parts[:-1])
     base = parts[-1] if parts else b""
-    to.claim(parent.child(base) if base else parent.path)
-    if not base:
-        if entry.kind is not Kind.DIRECTORY:
-            raise IntegrityError("the root can be nothing but a directory")
+    path = parent.child(base) if base else parent.path
+    to.claim(path)
+    if base:
+        ADDERS[entry.kind](to, parent, base, entry)
+    elif entry.kind is Kind.DIRECTORY:
         to.dress(parent, b"", entry)
-        return
-    ADDERS[entry.kind](to, parent, base, entry)
+    else:
+        raise IntegrityError("the root can be nothing but a directory")
+    return path
 
 
 # %% Whiteouts, in any order
@@ -406,27 +408,23 @@ NAMES_AT_FAULT = (
 )
 
 
-@contextmanager
-def placed(entry: Entry) -> Iterator[None]:
-    """Say which entry an error is about."""
-    try:
-        yield
-    except MinidockerError as why:
-        why.where = why.where or printable(entry.name)
-        raise
-    except OSError as why:
-        if why.errno not in NAMES_AT_FAULT:
-            raise
-        what = os.strerror(why.errno).lower()
-        raise IntegrityError(what, where=printable(entry.name)) from why
+def placed(entry: Entry, why: MinidockerError | OSError) -> Exception:
+    """Return the error that says which entry it is about."""
+    where = printable(entry.name)
+    if isinstance(why, MinidockerError):
+        why.where = why.where or where
+        return why
+    if why.errno not in NAMES_AT_FAULT:
+        return why
+    return IntegrityError(os.strerror(why.errno).lower(), where=where)
 
 
 @contextmanager
 def unpacking(
-    read: Read, root: str, at: str, limit: int | None, ignore_owner: bool
+    reader: TarReader, root: str, at: str, ignore_owner: bool
 ) -> Iterator[Unpacker]:
     """Yield an unpacker; set the directories' times when all went well."""
-    to = Unpacker(TarReader(read, limit=limit), root, ignore_owner=ignore_owner)
+    to = Unpacker(reader, root, ignore_owner=ignore_owner)
     to.at = names_in(os.fsencode(at))
     before = os.umask(0)
     try:
@@ -438,26 +436,41 @@ def unpacking(
 
 
 def apply_layer(
-    read: Read, root: str, *, limit: int | None = None, ignore_owner: bool = False
+    read: Read,
+    root: str,
+    *,
+    limit: int | None = None,
+    ignore_owner: bool = False,
+    tape: Tape | None = None,
 ) -> int:
     """Apply a layer's tar to the view at ``root``; return the bytes of its files.
 
     ``limit`` bounds those bytes. ``ignore_owner`` is for a user namespace that does
-    not know every owner: chown(2) may fail, and devices become empty files.
-    Raises IntegrityError; the view is then half done, and its maker removes it.
+    not know every owner: chown(2) may fail, and devices become empty files. ``tape``
+    hears every byte. Raises IntegrityError; the view is then half done, and its
+    maker removes it.
     """
-    size = 0
-    with unpacking(read, root, "/", limit, ignore_owner) as to:
-        for entry in to.reader:
-            with placed(entry):
-                parts = names_in(entry.name)
-                hidden = marker_of(entry, parts)
-                if hidden is None:
-                    add(to, entry, parts)
-                else:
-                    hide(to, parts, hidden)
+    size, reader = 0, TarReader(read, limit=limit, tape=tape)
+    with unpacking(reader, root, "/", ignore_owner) as to:
+        for entry in reader:
+            try:
+                path = apply_entry(to, entry)
+            except (MinidockerError, OSError) as why:
+                raise placed(entry, why) from why.__cause__
+            if tape:
+                tape.entry(entry, path)
             size += entry.size
     return size
+
+
+def apply_entry(to: Unpacker, entry: Entry) -> bytes:
+    """Bring in an entry, or delete what a whiteout says; return the real path."""
+    parts = names_in(entry.name)
+    hidden = marker_of(entry, parts)
+    if hidden is None:
+        return add(to, entry, parts)
+    hide(to, parts, hidden)
+    return b""
 
 
 def extract(
@@ -472,11 +485,13 @@ def extract(
 
     As ``apply_layer``, but ``.wh.`` names have no meaning. ``at`` is made if missing.
     """
-    size = 0
-    with unpacking(read, root, at, limit, ignore_owner) as to:
+    size, reader = 0, TarReader(read, limit=limit)
+    with unpacking(reader, root, at, ignore_owner) as to:
         to.place(to.at)
-        for entry in to.reader:
-            with placed(entry):
+        for entry in reader:
+            try:
                 add(to, entry, to.at + names_in(entry.name))
+            except (MinidockerError, OSError) as why:
+                raise placed(entry, why) from why.__cause__
             size += entry.size
     return size
