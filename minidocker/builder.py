@@ -1,71 +1,191 @@
-# From book/38-builder.md. Edit there and tangle, or here and tangle --back.
+# From book/39-builder.md. Edit there and tangle, or here and tangle --back.
 
 # %% Builder: `docker build`, from the first line to the tag
 """Build an image from a Dockerfile and a context, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from minidocker.context import SourceTree
-from minidocker.dispatch import DISPATCH, begin_stage, declare_before_from, refusal
-from minidocker.dockerfile import Dockerfile, Instruction, Word
+from minidocker.dispatch import DISPATCH, declare
+from minidocker.dockerfile import Dockerfile, Instruction, Word, parse
 from minidocker.errors import (
     BuildError,
+    DockerfileError,
     MinidockerError,
     UnsupportedError,
     did_you_mean,
 )
+from minidocker.expansion import expand
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.oci import parse_reference
+from minidocker.oci import ContainerConfig, ImageConfig, parse_reference
+from minidocker.outside import replaced_image
+from minidocker.records import Record
+from minidocker.running import split_options
 from minidocker.stage import (
     UNDECLARED,
     BuildOptions,
     Runner,
     Stage,
     Workshop,
+    platform_arguments,
+    seconds_of,
     source_date_epoch,
+    this_platform,
 )
 
 
-# %% The steps that are needed
-def stage_names(dockerfile: Dockerfile) -> list[str]:
-    """Return the name of each stage, "" for one without."""
-    heads = (it for it in dockerfile.instructions if it.word is Word.FROM)
-    return [it.args[2].lower() if len(it.args) > 2 else "" for it in heads]
+# %% The stages that are needed
+class Part(Record):
+    """The text of one stage: its number, its name or "", and its steps, FROM first."""
+
+    number: int
+    name: str
+    steps: tuple[Instruction, ...]
+
+    def is_called(self, name: str, *, by_number: bool = True) -> bool:
+        """Say whether ``name`` means this stage."""
+        number = by_number and name == str(self.number)
+        return bool(name) and (name.lower() == self.name or number)
 
 
-def steps_to(dockerfile: Dockerfile, target: str | None) -> list[Instruction]:
-    """Return the instructions up to the end of the stage ``target``.
-
-    Raises BuildError when there is no such stage.
-    """
-    names = stage_names(dockerfile)
-    if target is None:
-        wanted = len(names) - 1
-    elif target.lower() in names:
-        wanted = names.index(target.lower())
-    elif target.isdecimal() and int(target) < len(names):
-        wanted = int(target)
-    else:
-        hint = did_you_mean(target, [name for name in names if name])
-        raise BuildError(f'stage "{target}" does not exist', hint=hint)
-    steps: list[Instruction] = []
+def parts_of(dockerfile: Dockerfile) -> tuple[list[Instruction], list[Part]]:
+    """Return the instructions before the first FROM, and the stages."""
+    before: list[Instruction] = []
+    parts: list[Part] = []
     for it in dockerfile.instructions:
-        wanted -= it.word is Word.FROM
-        if wanted < -1:
-            break
-        steps.append(it)
-    return steps
+        if it.word is Word.FROM:
+            name = it.args[2].lower() if len(it.args) > 2 else ""
+            parts.append(Part(len(parts), name, (it,)))
+        elif parts:
+            last = parts.pop()
+            parts.append(last.replace(steps=(*last.steps, it)))
+        else:
+            before.append(it)
+    return before, parts
 
 
-def refuse_early(steps: list[Instruction]) -> None:
-    """Refuse what a later step would be refused for, before the first has run."""
-    for it in steps:
-        if what := refusal(it):
-            raise UnsupportedError(f"{what} is not supported", where=it.where)
+def find_target(parts: list[Part], target: str | None) -> Part:
+    """Return the stage that is wanted. Raises BuildError when there is none such."""
+    if target is None:
+        return parts[-1]
+    for part in parts:
+        if part.is_called(target):
+            return part
+    hint = did_you_mean(target, [part.name for part in parts if part.name])
+    raise BuildError(f'stage "{target}" does not exist', hint=hint)
+
+
+# %% The stages that are needed
+def taken_from(it: Instruction) -> list[str]:
+    """Return the names that an instruction, or its trigger, takes files from."""
+    names = [name for name in [it.flag("from")] if name]
+    if it.word is Word.RUN:
+        options = (split_options(text) for text in it.flag_all("mount"))
+        names += [given["from"] for given in options if given.get("from")]
+    return names + (taken_from(it.trigger) if it.trigger else [])
+
+
+def needed(
+    parts: list[Part], target: Part, base_of: Callable[[Part], str]
+) -> list[Part]:
+    """Return the stages that ``target`` needs, and itself, in order.
+
+    ``base_of`` gives what a stage's FROM names, its variables expanded.
+    """
+    wanted: set[int] = set()
+    todo = [target]
+    while todo:
+        part = todo.pop()
+        if part.number in wanted:
+            continue
+        wanted.add(part.number)
+        names = [(base_of(part), False)]
+        names += [(name, True) for it in part.steps[1:] for name in taken_from(it)]
+        for name, by_number in names:
+            earlier = reversed(parts[: part.number])
+            known = (p for p in earlier if p.is_called(name, by_number=by_number))
+            todo += [one for one in [next(known, None)] if one]
+    return [part for part in parts if part.number in wanted]
+
+
+# %% Where a stage comes from
+def declare_before_from(it: Instruction, shop: Workshop) -> None:
+    """ARG name[=default] ..., before the first FROM"""
+    declare(it, shop.meta_args, lambda text: expand(text, shop.globals(), shop.escape))
+
+
+def base_name(it: Instruction, shop: Workshop) -> str:
+    """Return what a FROM names. Raises DockerfileError for nothing."""
+    base = expand(it.args[0], shop.globals(), shop.escape)
+    if not base:
+        hint = "give it a --build-arg"
+        raise DockerfileError(f'"{it.args[0]}" is empty', hint=hint)
+    return base
+
+
+def check_platform(text: str, image: ImageConfig | None, base: str) -> None:
+    """Refuse a platform that an image is not for. Raises UnsupportedError."""
+    ours = this_platform()
+    is_for = (image.os, image.architecture) if image else ours[:2]
+    parts = text.lower().split("/")
+    if parts == [""] or len(parts) > 3:
+        hint = "os/architecture, such as linux/amd64"
+        raise DockerfileError(f'bad platform "{text}"', hint=hint)
+    wanted = (parts[0], parts[1]) if len(parts) > 1 else (ours[0], parts[0])
+    if parts == [ours[0]]:
+        wanted = ours[:2]
+    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+    wanted = (wanted[0], aliases.get(wanted[1], wanted[1]))
+    if wanted != is_for:
+        raise UnsupportedError(
+            f'"{base}" is for {"/".join(is_for)}, not for {"/".join(wanted)}',
+            hint=f"this machine builds and runs {'/'.join(ours[:2])}",
+        )
+
+
+def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
+    """FROM [--platform=os/architecture] image|stage|scratch [AS name]"""
+    base = base_name(it, shop)
+    image = replaced_image(shop, base)
+    if image is None:
+        named = (s for s in reversed(shop.stages) if s.name == base.lower())
+        earlier = next(named, None)
+        if earlier:
+            image = earlier.image
+        else:
+            image = "" if base == "scratch" else shop.find_image(base)
+    whole = shop.images.get(image) if image else None
+    if platform := it.flag("platform"):
+        check_platform(expand(platform, shop.globals(), shop.escape), whole, base)
+    config = (whole.config if whole else None) or ContainerConfig()
+    name = it.args[2].lower() if len(it.args) > 2 else ""
+    stage = Stage(name, image, config.replace(on_build=None), number)
+    if config.on_build:
+        fire_triggers(stage, shop, config.on_build)
+    return stage
+
+
+# %% Triggers
+def triggered(text: str) -> Instruction:
+    """Return the instruction of a trigger."""
+    return parse(f"FROM scratch\n{text}", "ONBUILD").instructions[1]
+
+
+def fire_triggers(stage: Stage, shop: Workshop, triggers: tuple[str, ...]) -> None:
+    """Do what an image's ONBUILD lines say, in order."""
+    count = f"{len(triggers)} build trigger{'s' if len(triggers) > 1 else ''}"
+    shop.progress(f"# Executing {count}")
+    for text in triggers:
+        try:
+            it = triggered(text)
+            DISPATCH[it.word](it, stage, shop)
+        except MinidockerError as why:
+            why.what = f"{why.what} (from ONBUILD {text.splitlines()[0]})"
+            raise
 
 
 # %% Where it went wrong
@@ -81,10 +201,70 @@ def at_line(it: Instruction) -> Iterator[None]:
 
 
 # %% The walk
-def take_step(it: Instruction, shop: Workshop) -> None:
-    """Do one instruction, on the newest stage."""
+def label_step(labels: Mapping[str, str]) -> Instruction:
+    """Return the LABEL that the command line's labels are."""
+    words = [word for pair in sorted(labels.items()) for word in pair]
+    quoted = tuple("'" + word.replace("'", "'\"'\"'") + "'" for word in words)
+    shown = " ".join(f"{n}={v}" for n, v in sorted(labels.items()))
+    [_, it] = parse("FROM scratch\nLABEL a=b", "--label").instructions
+    return it.replace(args=quoted, text=f"LABEL {shown}", where="--label")
+
+
+def plan(
+    dockerfile: Dockerfile, shop: Workshop
+) -> tuple[list[Instruction], list[Part]]:
+    """Return the steps before the first FROM, and the stages to build.
+
+    Raises BuildError for an unknown target.
+    """
+    before, parts = parts_of(dockerfile)
+    target = find_target(parts, shop.options.target)
+    preview = Workshop(
+        images=shop.images, layers=shop.layers, runner=shop.runner,
+        progress=shop.progress, context=shop.context, options=shop.options,
+    )  # fmt: skip
+    preview.escape = shop.escape
+    for it in before:
+        with at_line(it):
+            declare_before_from(it, preview)
+
+    def base_of(part: Part) -> str:
+        with at_line(part.steps[0]):
+            return base_name(part.steps[0], preview)
+
+    whole = with_triggers(parts, base_of, shop)
+    found = needed(whole, whole[target.number], base_of)
+    wanted = {part.number for part in found}
+    chosen = [part for part in parts if part.number in wanted]
+    if shop.options.labels:
+        last = chosen.pop()
+        more = label_step(shop.options.labels)
+        chosen.append(last.replace(steps=(*last.steps, more)))
+    return before, chosen
+
+
+def with_triggers(
+    parts: list[Part], base_of: Callable[[Part], str], shop: Workshop
+) -> list[Part]:
+    """Return the stages with the steps that triggers of their images will add."""
+    found: list[Part] = []
+    for part in parts:
+        triggers: tuple[str, ...] = ()
+        try:
+            image = shop.images.get(shop.images.resolve(base_of(part)))
+            triggers = (image.config or ContainerConfig()).on_build or ()
+        except MinidockerError:
+            pass  # a stage, scratch, or an image that is not here
+        steps = (*part.steps, *map(triggered, triggers))
+        found.append(part.replace(steps=steps))
+    return found
+
+
+# %% The walk
+def take_step(it: Instruction, shop: Workshop, number: int) -> None:
+    """Do one instruction, on the newest stage; ``number`` is that of the stage."""
     if it.word is Word.FROM:
-        shop.stages.append(begin_stage(it, shop))
+        shop.stages.append(begin_stage(it, shop, number))
     elif not shop.stages:
         declare_before_from(it, shop)
         return
@@ -101,8 +281,11 @@ def short(image: str) -> str:
 def unused_arguments(steps: list[Instruction], options: BuildOptions) -> list[str]:
     """Return the --build-arg names that no ARG asks for."""
     words = [word for it in steps if it.word is Word.ARG for word in it.args]
-    known = {word.partition("=")[0] for word in words}
-    return sorted(set(options.build_args) - known - UNDECLARED)
+    known = {word.partition("=")[0] for word in words} | set(platform_arguments())
+    return sorted(set(options.build_args) - known - UNDECLARED - {EPOCH})
+
+
+EPOCH = "SOURCE_DATE_EPOCH"
 
 
 class Builder:
@@ -134,17 +317,24 @@ class Builder:
         A step that fails leaves the images of the steps before it, which the next
         build finds, and nothing of its own.
         """
-        options = options or BuildOptions()
-        if options.epoch is None:
-            options = options.replace(epoch=source_date_epoch())
+        options = dated(options or BuildOptions())
+        self.layers.epoch = options.epoch
         tags = [parse_reference(tag) for tag in options.tags]
-        steps = steps_to(dockerfile, options.target)
-        refuse_early(steps)
-        stage = self.walk(steps, dockerfile.escape, context, options)
-        if unused := " ".join(unused_arguments(steps, options)):
-            self.progress(
-                f"[Warning] One or more build-args [{unused}] were not consumed"
-            )
+        shop = Workshop(
+            images=self.images,
+            layers=self.layers,
+            runner=self.runner,
+            progress=self.progress,
+            context=context,
+            options=options,
+        )
+        shop.escape = dockerfile.escape
+        before, parts = plan(dockerfile, shop)
+        try:
+            stage = self.walk(before, parts, shop)
+        finally:
+            for index in shop.indexes.values():
+                index.save()
         if not stage.image:
             raise BuildError("no image was made", hint="scratch alone is no image")
         self.progress(f"Successfully built {short(stage.image)}")
@@ -154,24 +344,28 @@ class Builder:
         return stage.image
 
     def walk(
-        self,
-        steps: list[Instruction],
-        escape: str,
-        context: SourceTree,
-        options: BuildOptions,
+        self, before: list[Instruction], parts: list[Part], shop: Workshop
     ) -> Stage:
         """Take the steps one after another; return the last stage."""
-        shop = Workshop(
-            images=self.images,
-            layers=self.layers,
-            runner=self.runner,
-            progress=self.progress,
-            context=context,
-            options=options,
-        )
-        shop.escape = escape
-        for number, it in enumerate(steps, 1):
+        steps = [(it, 0) for it in before]
+        steps += [(it, part.number) for part in parts for it in part.steps]
+        for number, (it, stage) in enumerate(steps, 1):
             self.progress(f"Step {number}/{len(steps)} : {it.text}")
             with at_line(it):
-                take_step(it, shop)
+                take_step(it, shop, stage)
+            if number == shop.options.until and shop.stages:
+                break
+        if unused := " ".join(unused_arguments([it for it, _ in steps], shop.options)):
+            self.progress(
+                f"[Warning] One or more build-args [{unused}] were not consumed"
+            )
         return shop.stages[-1]
+
+
+def dated(options: BuildOptions) -> BuildOptions:
+    """Return the options with an epoch, where an argument or a variable has one."""
+    if options.epoch is not None:
+        return options
+    given = options.build_args.get(EPOCH, "")
+    epoch = seconds_of(given) if given else source_date_epoch()
+    return options.replace(epoch=epoch)

@@ -1,7 +1,7 @@
-# From book/33-context.md. Edit there and tangle, or here and tangle --back.
+# From book/27-context.md. Edit there and tangle, or here and tangle --back.
 
 # %% Context: what COPY may read
-"""The build context: .dockerignore, sources of COPY and ADD, their digests."""
+"""The build context: .dockerignore, and what COPY and ADD find in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 from minidocker.errors import BuildError, DockerfileError, NotFoundError, did_you_mean
 from minidocker.linux import Resolve, openat2
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 # %% The nouns
 class Pattern(Record):
-    """A line of .dockerignore: what it matches, and whether it takes back in."""
+    """A line of .dockerignore: what it matches, and whether it takes back in.
+
+    ``where`` is its ``file:line``.
+    """
 
     text: str
     keeps: bool
     regex: re.Pattern[str]
+    where: str = ""
 
 
 class Item(Record):
@@ -38,11 +43,18 @@ class Item(Record):
 
 
 class Source(Record):
-    """One thing that COPY copies: its path, and its digest as the history shows it."""
+    """One thing that COPY copies, and all that belongs to it, found in one walk.
+
+    ``path`` is as it was named, ``real`` has no links. ``items`` are the file, or what
+    is below the directory, parents first. ``kept`` is the path that it keeps below the
+    destination (``--parents``), "" without.
+    """
 
     path: str
+    real: str
     is_directory: bool
-    digest: str
+    items: tuple[Item, ...]
+    kept: str = ""
 
 
 # %% Wildcards
@@ -94,7 +106,7 @@ def read_patterns(text: str, where: str = ".dockerignore") -> tuple[Pattern, ...
             regex = glob_regex(glob, deep=True)
         except DockerfileError as why:
             raise DockerfileError(why.what, where=f"{where}:{number}") from why
-        patterns.append(Pattern(glob, keeps, regex))
+        patterns.append(Pattern(glob, keeps, regex, f"{where}:{number}"))
     return tuple(patterns)
 
 
@@ -120,6 +132,7 @@ def is_ignored(path: str, patterns: tuple[Pattern, ...]) -> bool:
 
 
 # %% A tree that one cannot climb out of
+IGNORE_FILE = ".dockerignore"
 IN_ROOT = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 LOOK = os.O_PATH | os.O_CLOEXEC
@@ -128,15 +141,23 @@ LOOK = os.O_PATH | os.O_CLOEXEC
 class SourceTree:
     """A directory to copy from, entered through one descriptor; use it with ``with``.
 
-    ``owned`` says that owners are part of it (an image), not all 0:0 (a context).
+    ``owned`` says that owners are part of it (an image), not all 0:0 (a context);
+    ``lasting`` that it will still be there for the next build.
     """
 
-    __slots__ = ("fd", "owned", "patterns", "root")
+    __slots__ = ("at", "fd", "lasting", "near", "owned", "patterns", "root")
 
     def __init__(
-        self, root: str, patterns: tuple[Pattern, ...] = (), *, owned: bool = False
+        self,
+        root: str,
+        patterns: tuple[Pattern, ...] = (),
+        *,
+        owned: bool = False,
+        lasting: bool = True,
     ) -> None:
-        self.root, self.patterns, self.owned = root, patterns, owned
+        self.root, self.patterns = root, patterns
+        self.owned, self.lasting = owned, lasting
+        self.at, self.near = "\0", -1
         try:
             self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as why:
@@ -147,6 +168,26 @@ class SourceTree:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self.fd)
+        if self.near >= 0:
+            os.close(self.near)
+
+    def beside(self, path: str) -> tuple[int, str]:
+        """Return a descriptor of the directory of ``path``, and the name in it.
+
+        The last directory stays open: of a thousand files in one, it is opened once.
+        """
+        above, _, name = path.rpartition("/")
+        if above != self.at:
+            fd = self.open(above, LOOK | os.O_DIRECTORY)
+            if self.near >= 0:
+                os.close(self.near)
+            self.at, self.near = above, fd
+        return self.near, name
+
+    def open_item(self, path: str) -> int:
+        """Open what ``walk`` has found, and nothing that a link leads to."""
+        fd, name = self.beside(path)
+        return os.open(name, READ | os.O_NOFOLLOW, dir_fd=fd)
 
     def open(self, path: str, flags: int = READ) -> int:
         """Open ``path`` inside the tree; links are resolved inside the tree.
@@ -174,11 +215,8 @@ class SourceTree:
 
     def link_target(self, path: str) -> str:
         """Return the text of a symbolic link."""
-        fd = self.open(path, LOOK | os.O_NOFOLLOW)
-        try:
-            return os.readlink("", dir_fd=fd)
-        finally:
-            os.close(fd)
+        fd, name = self.beside(path)
+        return os.readlink(name, dir_fd=fd)
 
     def read(self, path: str, limit: int = 4 << 20) -> bytes:
         """Return the bytes of a regular file, or raise NotFoundError."""
@@ -195,91 +233,40 @@ class SourceTree:
         """Say whether a pattern keeps ``path`` out."""
         return bool(self.patterns) and path != "." and is_ignored(path, self.patterns)
 
-    def walk(self, path: str) -> Iterator[Item]:
+    def walk(self, path: str, exclude: tuple[Pattern, ...] = ()) -> Iterator[Item]:
         """Yield what is below the directory ``path``, sorted, parents first.
 
         Links are not followed. An ignored directory is left out, and looked into
-        only where a pattern might take something back in.
+        only where a pattern might take something back in. ``exclude`` matches paths
+        relative to ``path``.
         """
+        skip = 0 if path == "." else len(path) + 1
+        keeps = any(pattern.keeps for pattern in (*self.patterns, *exclude))
+        todo = [(path, self.inside(path))]
+        while todo:
+            above, items = todo[-1]
+            if not items:
+                todo.pop()
+                continue
+            name, info = items.pop()
+            here = name if above == "." else f"{above}/{name}"
+            out = self.ignores(here) or bool(
+                exclude and is_ignored(here[skip:], exclude)
+            )
+            if not out:
+                yield Item(here, info)
+            if stat.S_ISDIR(info.st_mode) and (keeps or not out):
+                todo.append((here, self.inside(here)))
+
+    def inside(self, path: str) -> list[tuple[str, os.stat_result]]:
+        """Return name and stat of what is in a directory, the last name first."""
         fd = self.open(path, READ | os.O_DIRECTORY)
         try:
             with os.scandir(fd) as found:
                 items = [(e.name, e.stat(follow_symlinks=False)) for e in found]
         finally:
             os.close(fd)
-        keeps = any(pattern.keeps for pattern in self.patterns)
-        for name, info in sorted(items, key=lambda item: item[0]):
-            below = name if path == "." else f"{path}/{name}"
-            ignored = self.ignores(below)
-            if not ignored:
-                yield Item(below, info)
-            if stat.S_ISDIR(info.st_mode) and (keeps or not ignored):
-                yield from self.walk(below)
-
-
-# %% Digests
-TYPE_FLAGS = {stat.S_IFREG: "0", stat.S_IFLNK: "2", stat.S_IFDIR: "5"}
-
-
-def tarsum_header(tree: SourceTree, item: Item) -> bytes:
-    """Return the fields of a tar header that count for the digest, as one text."""
-    kind = stat.S_IFMT(item.info.st_mode)
-    if kind not in TYPE_FLAGS:
-        what = "neither a file, a directory nor a link"
-        raise BuildError(f'cannot copy "{item.path}": {what}')
-    link = tree.link_target(item.path) if kind == stat.S_IFLNK else ""
-    size = item.info.st_size if kind == stat.S_IFREG else 0
-    owner = (item.info.st_uid, item.info.st_gid) if tree.owned else (0, 0)
-    text = (
-        f"name{item.path}{'/' * (kind == stat.S_IFDIR)}"
-        f"mode{stat.S_IMODE(item.info.st_mode)}uid{owner[0]}gid{owner[1]}"
-        f"size{size}typeflag{TYPE_FLAGS[kind]}linkname{link}"
-        "unamegnamedevmajor0devminor0"
-    )
-    return text.encode("utf-8", "surrogateescape")
-
-
-def digest_of(tree: SourceTree, item: Item) -> str:
-    """Return Docker's hex digest of one file, link, or directory without content."""
-    import hashlib
-
-    total = hashlib.sha256(tarsum_header(tree, item))
-    if stat.S_ISREG(item.info.st_mode):
-        fd = tree.open(item.path, READ | os.O_NOFOLLOW)
-        try:
-            while block := os.read(fd, 1 << 20):
-                total.update(block)
-        finally:
-            os.close(fd)
-    return total.hexdigest()
-
-
-def digest_of_list(kind: str, digests: list[str]) -> str:
-    """Return ``kind:HEX`` over several digests, in the order given."""
-    import hashlib
-
-    return f"{kind}:{hashlib.sha256(','.join(digests).encode()).hexdigest()}"
-
-
-def digest_of_directory(tree: SourceTree, path: str) -> str:
-    """Return ``dir:HEX`` of a directory and all that is below it."""
-    items = list(tree.walk(path))
-    if path != "." and not tree.ignores(path):
-        items.append(Item(path, tree.look(path, follow=False)))
-    unsent = directories_of(items, path) - {item.path for item in items}
-    digests = [digest_of(tree, item) for item in items]
-    return digest_of_list("dir", sorted([*digests, *unsent]))
-
-
-def directories_of(items: list[Item], top: str) -> set[str]:
-    """Return the directories that hold the items, from ``top`` downwards."""
-    found = set()
-    for item in items:
-        above = posixpath.dirname(item.path)
-        while above and len(above) >= len(top):
-            found.add(above)
-            above = posixpath.dirname(above)
-    return found
+        return sorted(items, key=lambda item: item[0], reverse=True)
 
 
 # %% Sources
@@ -309,53 +296,101 @@ def clean_source(path: str) -> str:
     return clean
 
 
-def one_source(tree: SourceTree, path: str) -> Source:
-    """Return the file or directory at ``path``; a link counts as what it leads to."""
+def one_source(
+    tree: SourceTree, path: str, exclude: tuple[Pattern, ...] = ()
+) -> Source:
+    """Return the file or directory at ``path``; a link counts as what it leads to.
+
+    ``exclude`` leaves out what it matches below a directory.
+    """
     try:
         real = tree.real_path(path)
         info = tree.look(real, follow=False)
     except OSError as why:
         raise missing(tree, path) from why
     if stat.S_ISDIR(info.st_mode):
-        if tree.ignores(path) and not any(tree.walk(real)):
+        items = tuple(tree.walk(real, exclude))
+        if tree.ignores(path) and not items:
             raise missing(tree, path)
-        return Source(path, True, digest_of_directory(tree, real))
+        return Source(path, real, True, items)
     if tree.ignores(path) or tree.ignores(real):
         raise missing(tree, path)
-    return Source(path, False, f"file:{digest_of(tree, Item(real, info))}")
+    return Source(path, real, False, (Item(real, info),))
 
 
-def find_sources(tree: SourceTree, patterns: tuple[str, ...]) -> list[Source]:
+def kept_path(pattern: str, path: str) -> str:
+    """Return what ``--parents`` keeps of a path; ``/./`` marks where that begins.
+
+    >>> kept_path("./src/a.c", "src/a.c"), kept_path("src/./lib/*.c", "src/lib/b.c")
+    ('src/a.c', 'lib/b.c')
+    """
+    head, pivot, _ = pattern.partition("/./")
+    skipped = len(clean_source(head).split("/")) if pivot and head.strip("./") else 0
+    return "/".join(path.split("/")[skipped:])
+
+
+def find_sources(
+    tree: SourceTree,
+    patterns: tuple[str, ...],
+    exclude: tuple[Pattern, ...] = (),
+    *,
+    parents: bool = False,
+) -> list[Source]:
     """Return what the sources of a COPY name, in order; wildcards are expanded.
 
     Raises BuildError for one that is not there or lies outside.
     """
     found: list[Source] = []
     for pattern in patterns:
-        if not has_wildcards(pattern):
-            found.append(one_source(tree, clean_source(pattern)))
-            continue
-        regex = glob_regex(clean_source(pattern), deep=False)
-        paths = [item.path for item in tree.walk(".") if regex.match(item.path)]
-        found += [one_source(tree, path) for path in paths]
+        clean = clean_source(pattern)
+        paths = [clean]
+        if wild := has_wildcards(pattern):
+            regex = glob_regex(clean, deep=parents)
+            paths = [item.path for item in tree.walk(".") if regex.match(item.path)]
+        for path in paths:
+            if wild and is_ignored(posixpath.basename(path), exclude):
+                continue
+            source = one_source(tree, path, exclude)
+            kept = kept_path(pattern, path) if parents else ""
+            found.append(source.replace(kept=kept))
     if not found:
         raise BuildError("no source files were specified", hint="no file matches")
     return found
 
 
-def digest_of_sources(sources: list[Source]) -> str:
-    """Return the digest that the history shows: one's own, or ``multi:HEX``."""
-    if len(sources) == 1:
-        return sources[0].digest
-    return digest_of_list("multi", [source.digest for source in sources])
-
-
 # %% The context itself
-def open_context(root: str) -> SourceTree:
+def ignore_file(tree: SourceTree, dockerfile: str = "") -> tuple[str, bytes]:
+    """Return name and bytes of the file that says what to ignore; ("", b"") if none.
+
+    ``dockerfile`` is the Dockerfile's path in the context: ``NAME.dockerignore``
+    beside it counts before the context's own.
+    """
+    for name in ([f"{dockerfile}.dockerignore"] if dockerfile else []) + [IGNORE_FILE]:
+        with suppress(NotFoundError):
+            return name, tree.read(name)
+    return "", b""
+
+
+def open_context(root: str, dockerfile: str = "") -> SourceTree:
     """Open the build context at ``root``; the caller uses it with ``with``."""
     with SourceTree(root) as tree:
-        try:
-            raw = tree.read(".dockerignore")
-        except NotFoundError:
-            return SourceTree(root)
-    return SourceTree(root, read_patterns(raw.decode("utf-8", "surrogateescape")))
+        name, raw = ignore_file(tree, dockerfile)
+    return SourceTree(root, read_patterns(os.fsdecode(raw), name))
+
+
+def verdicts(tree: SourceTree) -> Iterator[tuple[str, bool, Pattern | None]]:
+    """Yield each path, whether it is in the context, and the pattern that decided.
+
+    An ignored directory that no pattern could take back from is not looked into.
+    """
+    with SourceTree(tree.root) as everything:
+        keeps = any(pattern.keeps for pattern in tree.patterns)
+        closed = "\0"
+        for item in everything.walk("."):
+            if item.path.startswith(closed):
+                continue
+            pattern = deciding_pattern(item.path, tree.patterns)
+            kept = pattern is None or pattern.keeps
+            if stat.S_ISDIR(item.info.st_mode) and not (kept or keeps):
+                closed = f"{item.path}/"
+            yield item.path, kept, pattern

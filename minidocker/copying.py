@@ -1,4 +1,4 @@
-# From book/34-copying.md. Edit there and tangle, or here and tangle --back.
+# From book/28-copying.md. Edit there and tangle, or here and tangle --back.
 
 # %% Copying: files into a root file system
 """Copy sources into a root file system without ever leaving it; ADD's archives."""
@@ -8,35 +8,82 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.context import IN_ROOT, READ, Item, Source, SourceTree
-from minidocker.errors import BuildError
+from minidocker.errors import BuildError, DockerfileError
 from minidocker.linux import openat2
 from minidocker.records import Record
+from minidocker.trees import copy_data
 from minidocker.unpack import extract
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 
 # %% The nouns
 class Manner(Record):
     """How files arrive: with which owner and mode, and what ADD unpacks.
 
-    ``owner`` is (uid, gid), or None to keep each file's own. ``mode`` is an octal
-    mode for all files and directories, or None to keep. ``ignore_owner`` gives an
-    archive's files to us, where there are no other users.
+    ``owner`` is (uid, gid), or None to keep each file's own. ``mode`` is a mode for
+    all files and directories, as a number or in chmod(1)'s words, or None to keep.
+    ``ignore_owner`` gives an archive's files to us, where there are no other users.
+    ``link`` says that nothing in the image may decide where a file goes.
     """
 
     owner: tuple[int, int] | None = (0, 0)
-    mode: int | None = None
+    mode: int | str | None = None
     unpacks: bool = False
     ignore_owner: bool = False
+    link: bool = False
+
+    def new_mode(self, mode: int, *, is_directory: bool = False) -> int:
+        """Return the mode that a file of ``mode`` arrives with."""
+        if self.mode is None:
+            return mode
+        if isinstance(self.mode, int):
+            return self.mode
+        return symbolic_mode(self.mode, mode, is_directory=is_directory)
 
 
 MOST_LINKS = 40  # the kernel's own limit, path_resolution(7)
 DIRECTORY = READ | os.O_DIRECTORY
+
+
+# %% The nouns
+CLAUSE = re.compile(r"([ugoa]*)([-+=])([rwxXst]*)")
+WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
+BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "s": 0o6000, "t": 0o1000}
+
+
+def symbolic_mode(text: str, mode: int, *, is_directory: bool = False) -> int:
+    """Apply the words of chmod(1) to a mode. Raises DockerfileError.
+
+    >>> oct(symbolic_mode("u=rwX,go=rX", 0o600)), oct(symbolic_mode("+x", 0o644))
+    ('0o644', '0o755')
+    """
+    for clause in text.split(","):
+        found = CLAUSE.fullmatch(clause)
+        if not found:
+            raise DockerfileError(
+                f'bad mode "{text}"', hint="such as 0755 or u=rwX,go=rX"
+            )
+        who, how, what = found.groups()
+        reach = sum(WHO[one] for one in set(who.replace("a", "ugo") or "ugo"))
+        execute = is_directory or mode & 0o111
+        letters = what.replace("X", "x" if execute else "")
+        bits = sum(BITS[one] for one in set(letters)) & reach
+        if how == "=":
+            mode = (mode & ~reach) | bits
+        else:
+            mode = mode | bits if how == "+" else mode & ~bits
+    return mode
 
 
 # %% Reaching a directory
@@ -46,17 +93,41 @@ class Target:
     ``when`` is the modification time, in nanoseconds, of directories made.
     """
 
-    __slots__ = ("fd", "owner", "when")
+    __slots__ = ("at", "before", "fd", "link", "near", "owner", "when")
 
-    def __init__(self, root: str, when: int, owner: tuple[int, int]) -> None:
+    def __init__(
+        self, root: str, when: int, owner: tuple[int, int], *, link: bool = False
+    ) -> None:
         self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.when, self.owner = when, owner
+        self.when, self.owner, self.link = when, owner, link
+        self.at, self.near, self.before = "", -1, (0, 0)
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.leave()
         os.close(self.fd)
+
+    def beside(self, path: str) -> tuple[int, str]:
+        """Return a descriptor of the directory of ``path``, and the name in it.
+
+        The directory stays open until another is asked for, or ``leave``.
+        """
+        above, name = posixpath.split(path)
+        if above != self.at or self.near < 0:
+            self.leave()
+            self.near = self.directory(above)
+            info = os.fstat(self.near)
+            self.at, self.before = above, (info.st_atime_ns, info.st_mtime_ns)
+        return self.near, name
+
+    def leave(self) -> None:
+        """Put the time of the directory that is open back, and close it."""
+        if self.near >= 0:
+            os.utime(self.near, ns=self.before)
+            os.close(self.near)
+            self.near = -1
 
     def open(self, path: str, flags: int) -> int:
         """Open ``path`` inside the root; the caller closes."""
@@ -73,6 +144,8 @@ class Target:
     def directory(self, path: str, links: int = MOST_LINKS) -> int:
         """Open the directory ``path``, made with its parents where it is missing."""
         path = posixpath.normpath("/" + path.lstrip("/"))
+        if self.link:
+            return self.plain_directory(path)
         try:
             return self.open(path, DIRECTORY)
         except OSError as why:
@@ -90,6 +163,29 @@ class Target:
             made = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
         finish(made, Manner(self.owner, 0o755), 0o755, self.owner, self.when)
         return made
+
+    def plain_directory(self, path: str) -> int:
+        """Open ``path`` where no component may be a link: each is replaced."""
+        here = os.open(".", DIRECTORY, dir_fd=self.fd)
+        for name in filter(None, path.split("/")):
+            before = os.fstat(here)
+            try:
+                if not stat.S_ISDIR(os.lstat(name, dir_fd=here).st_mode):
+                    os.unlink(name, dir_fd=here)
+            except FileNotFoundError:
+                pass
+            made = False
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=here)
+                made = True
+            below = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            if made:
+                dress = Manner(self.owner, 0o755)
+                finish(below, dress, 0o755, self.owner, self.when)
+                os.utime(here, ns=(before.st_atime_ns, before.st_mtime_ns))
+            os.close(here)
+            here = below
+        return here
 
     @contextmanager
     def inside(self, path: str, links: int = MOST_LINKS) -> Iterator[int]:
@@ -119,7 +215,7 @@ def finish(
     chown(2) clears the set-user-ID bit, so the mode comes after it.
     """
     set_owner(fd, manner.owner or owner)
-    os.fchmod(fd, mode if manner.mode is None else manner.mode)
+    os.fchmod(fd, mode)
     os.utime(fd, ns=(when, when))
 
 
@@ -153,31 +249,49 @@ def make_room(fd: int, name: str, *, for_directory: bool) -> None:
         shutil.rmtree(name, dir_fd=fd)
 
 
-def pour(source: int, target: int) -> None:
-    """Copy the content of one open file to another, in the kernel if it can."""
+NO_FILE = "neither a file, a directory nor a link"
+SMALL = 1 << 18  # bytes that are read and written at once
+
+
+def pour(source: int, target: int, size: int) -> None:
+    """Copy the content of one open file to another; a hole stays a hole."""
+    if size > SMALL:
+        copy_data(source, target, size)
+        return
+    data = os.read(source, SMALL + 1)
+    while data:
+        data = data[os.write(target, data) :]
+
+
+def new_file(fd: int, name: str) -> int:
+    """Open a new file ``name`` in the directory ``fd``; what had the name is gone."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        while os.copy_file_range(source, target, 1 << 30):
-            pass
-    except OSError as why:
-        if why.errno not in {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
-            raise
-        while block := os.read(source, 1 << 18):
-            while block:
-                block = block[os.write(target, block) :]
+        return os.open(name, flags, 0o600, dir_fd=fd)
+    except FileExistsError:
+        make_room(fd, name, for_directory=False)
+        return os.open(name, flags, 0o600, dir_fd=fd)
 
 
 def put_file(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -> None:
-    """Copy a regular file to ``name`` in the directory ``fd``."""
-    make_room(fd, name, for_directory=False)
-    source = tree.open(item.path, READ | os.O_NOFOLLOW)
+    """Copy a regular file to ``name`` in the directory ``fd``.
+
+    Raises BuildError when it is not, or not any more, the file that was found.
+    """
+    info, source = item.info, tree.open_item(item.path)
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        target = os.open(name, flags, 0o600, dir_fd=fd)
+        target = new_file(fd, name)
         try:
-            pour(source, target)
-            owner = (item.info.st_uid, item.info.st_gid)
-            mode = stat.S_IMODE(item.info.st_mode)
-            finish(target, manner, mode, owner, item.info.st_mtime_ns)
+            pour(source, target, info.st_size)
+            now = os.fstat(source)
+            if (now.st_size, now.st_mtime_ns, now.st_ino) != (
+                info.st_size,
+                info.st_mtime_ns,
+                info.st_ino,
+            ):
+                raise BuildError(f'"{item.path}" was changed while it was copied')
+            mode = manner.new_mode(info.st_mode & 0o7777)
+            finish(target, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
         finally:
             os.close(target)
     finally:
@@ -186,8 +300,12 @@ def put_file(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -
 
 def put_link(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -> None:
     """Make the same symbolic link as ``name`` in the directory ``fd``."""
-    make_room(fd, name, for_directory=False)
-    os.symlink(tree.link_target(item.path), name, dir_fd=fd)
+    text = tree.link_target(item.path)
+    try:
+        os.symlink(text, name, dir_fd=fd)
+    except FileExistsError:
+        make_room(fd, name, for_directory=False)
+        os.symlink(text, name, dir_fd=fd)
     set_owner(fd, manner.owner or (item.info.st_uid, item.info.st_gid), name)
     when = item.info.st_mtime_ns
     os.utime(name, ns=(when, when), dir_fd=fd, follow_symlinks=False)
@@ -195,31 +313,57 @@ def put_link(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -
 
 # %% A directory and what is in it
 def put_directory(
-    tree: SourceTree, source: str, target: Target, to: str, manner: Manner
+    tree: SourceTree, source: Source, target: Target, to: str, manner: Manner
 ) -> None:
-    """Copy what is below the directory ``source`` to below ``to``."""
+    """Copy what is below a directory to below ``to``."""
     os.close(target.directory(to))
+    skip = 0 if source.real == "." else len(source.real) + 1
     arrived: list[tuple[str, Item]] = []
-    for item in tree.walk(source):
-        path = posixpath.join(to, posixpath.relpath(item.path, source))
-        above, name = posixpath.split(path)
-        with target.inside(above) as fd:
-            if stat.S_ISDIR(item.info.st_mode):
-                make_room(fd, name, for_directory=True)
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=fd)
-                arrived.append((path, item))
-            elif stat.S_ISLNK(item.info.st_mode):
-                put_link(tree, item, fd, name, manner)
-            else:
-                put_file(tree, item, fd, name, manner)
+    for item in source.items:
+        path = posixpath.join(to, item.path[skip:])
+        fd, name = target.beside(path)
+        mode = item.info.st_mode
+        if stat.S_ISREG(mode):
+            put_file(tree, item, fd, name, manner)
+        elif stat.S_ISLNK(mode):
+            put_link(tree, item, fd, name, manner)
+        elif not stat.S_ISDIR(mode):
+            raise BuildError(f'cannot copy "{item.path}": {NO_FILE}')
+        else:
+            make_room(fd, name, for_directory=True)
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=fd)
+            arrived.append((path, item))
+    target.leave()
     for path, item in reversed(arrived):
-        fd = target.open(path, DIRECTORY | os.O_NOFOLLOW)
-        owner, info = (item.info.st_uid, item.info.st_gid), item.info
-        try:
-            finish(fd, manner, stat.S_IMODE(info.st_mode), owner, info.st_mtime_ns)
-        finally:
-            os.close(fd)
+        finish_directory(target, path, item.info, manner)
+
+
+def finish_directory(
+    target: Target, path: str, info: os.stat_result, manner: Manner
+) -> None:
+    """Give a directory that has arrived its owner, mode and time."""
+    fd = target.open(path, DIRECTORY | os.O_NOFOLLOW)
+    mode = manner.new_mode(info.st_mode & 0o7777, is_directory=True)
+    try:
+        finish(fd, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
+    finally:
+        os.close(fd)
+
+
+def put_parents(
+    tree: SourceTree, source: Source, target: Target, to: str, manner: Manner
+) -> None:
+    """Make the directories above a source that ``--parents`` keeps, like their own."""
+    kept, above = posixpath.dirname(source.kept), posixpath.dirname(source.path)
+    missing: list[tuple[str, str]] = []
+    while kept and not target.is_directory(path := posixpath.join(to, kept)):
+        missing.append((path, above))
+        kept, above = posixpath.dirname(kept), posixpath.dirname(above)
+    if missing:
+        os.close(target.directory(missing[0][0]))
+    for path, above in missing:
+        finish_directory(target, path, tree.look(above, follow=True), manner)
 
 
 # %% Where does a source go?
@@ -239,20 +383,29 @@ def copy_source(
     tree: SourceTree, source: Source, target: Target, to: str, manner: Manner
 ) -> None:
     """Copy one source to the destination ``to`` (absolute, in the container)."""
+    if source.kept:
+        put_parents(tree, source, target, to, manner)
+        head = source.kept if source.is_directory else posixpath.dirname(source.kept)
+        to = posixpath.join(to, head, "")
     if source.is_directory:
-        put_directory(tree, tree.real_path(source.path), target, to, manner)
-        return
-    real = tree.real_path(source.path)
-    if manner.unpacks and is_archive(tree, real):
-        unpack_archive(tree, real, target, to, manner)
-        return
-    if to.endswith("/") or target.is_directory(to):
-        above, name = to, posixpath.basename(source.path)
+        put_directory(tree, source, target, to, manner)
+    elif manner.unpacks and is_archive(tree, source.real):
+        unpack_archive(tree, source.real, target, to, manner)
     else:
-        above, name = posixpath.split(final_path(target, to))
-    item = Item(real, tree.look(real, follow=False))
-    with target.inside(above) as fd:
-        put_file(tree, item, fd, name, manner)
+        put_one(tree, source, target, to, manner)
+
+
+def put_one(
+    tree: SourceTree, source: Source, target: Target, to: str, manner: Manner
+) -> None:
+    """Copy one file to ``to``, or into it where that is a directory."""
+    if to.endswith("/") or (not manner.link and target.is_directory(to)):
+        path = posixpath.join(to, posixpath.basename(source.path))
+    else:
+        path = to if manner.link else final_path(target, to)
+    fd, name = target.beside(path)
+    put_file(tree, source.items[0], fd, name, manner)
+    target.leave()
 
 
 # %% ADD's archives
@@ -276,21 +429,35 @@ def opened_archive(tree: SourceTree, path: str) -> Iterator[Callable[[int], byte
 
             with lzma.LZMAFile(file) as unpacked:
                 yield unpacked.read
+        elif start.startswith(b"\x28\xb5\x2f\xfd"):
+            from zstandard import ZstdDecompressor
+
+            with ZstdDecompressor().stream_reader(file, read_across_frames=True) as one:
+                yield one.read
         else:
             yield file.read
 
 
-def is_archive(tree: SourceTree, path: str) -> bool:
-    """Say whether the content is a tar archive, perhaps gzip, bzip2 or xz."""
+def damages() -> tuple[type[Exception], ...]:
+    """Return the classes of what reading a damaged archive raises."""
     import lzma
-    import tarfile
     import zlib
 
-    damaged = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
+    import zstandard
+
+    return (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+
+
+def is_archive(tree: SourceTree, path: str) -> bool:
+    """Say whether the content is a tar archive, perhaps gzip, bzip2, xz or zstd."""
+    import tarfile
+
     try:
         with opened_archive(tree, path) as read:
             tarfile.TarInfo.frombuf(read(512), "utf-8", "surrogateescape")
-    except (*damaged, tarfile.HeaderError):
+    except (OSError, ValueError, tarfile.HeaderError):
+        return False
+    except damages():
         return False
     return True
 
@@ -299,14 +466,11 @@ def unpack_archive(
     tree: SourceTree, path: str, target: Target, to: str, manner: Manner
 ) -> None:
     """Unpack the archive ``path`` into the directory ``to``; owners are its own."""
-    import lzma
-    import zlib
-
     try:
         with opened_archive(tree, path) as read, target.inside(to) as place:
             root = f"/proc/self/fd/{place}"
             extract(read, root, ignore_owner=manner.ignore_owner)
-    except (EOFError, zlib.error, lzma.LZMAError) as why:
+    except damages() as why:
         raise BuildError(f'the archive "{path}" is damaged: {why}') from why
 
 
@@ -325,6 +489,7 @@ def copy_sources(
             hint=f'write "{to}/"',
         )
     when = min(tree.look(s.path, follow=True).st_mtime_ns for s in sources)
-    with Target(root, when, manner.owner or (0, 0)) as target:
+    owner = manner.owner or (0, 0)
+    with Target(root, when, owner, link=manner.link) as target:
         for source in sources:
             copy_source(tree, source, target, to, manner)

@@ -1,4 +1,4 @@
-# From book/37-dispatch.md. Edit there and tangle, or here and tangle --back.
+# From book/38-dispatch.md. Edit there and tangle, or here and tangle --back.
 
 # %% Dispatch: one function for each instruction
 """What each instruction of a Dockerfile does: the dispatchers and their table."""
@@ -9,30 +9,31 @@ import posixpath
 import re
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
-from minidocker.context import SourceTree
-from minidocker.copying import Manner
-from minidocker.dockerfile import Instruction, Word
-from minidocker.errors import (
-    BuildError,
-    DockerfileError,
-    NotFoundError,
-    UnsupportedError,
-)
-from minidocker.expansion import expand, expand_words
-from minidocker.oci import ContainerConfig
-from minidocker.stage import (
+from minidocker.context import SourceTree, read_patterns
+from minidocker.copying import Manner, symbolic_mode
+from minidocker.dockerfile import Instruction, Word, duration
+from minidocker.errors import BuildError, DockerfileError, NotFoundError
+from minidocker.expansion import expand_words
+from minidocker.moves import (
     Copying,
-    Stage,
-    Workshop,
+    Origin,
     clean_path,
     copy_step,
     directory_step,
     metadata_step,
-    run_step,
     writable_layer,
 )
+from minidocker.outside import (
+    FOREIGN,
+    SCHEMES,
+    tree_from,
+    tree_of_address,
+    tree_of_texts,
+)
+from minidocker.running import run
+from minidocker.stage import Stage, Workshop
 
 
 # %% Words that Go prints
@@ -70,34 +71,7 @@ def bare_list(words: tuple[str, ...]) -> str:
     return "[" + " ".join(words) + "]"
 
 
-# %% Where a stage comes from
-STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
-
-
-def begin_stage(it: Instruction, shop: Workshop) -> Stage:
-    """FROM image|stage|scratch [AS name]"""
-    if it.flag("platform"):
-        raise UnsupportedError("FROM --platform is not supported")
-    base = expand(it.args[0], shop.globals(), shop.escape)
-    if not base:
-        raise DockerfileError(f'"{it.args[0]}" is empty', hint="give it a --build-arg")
-    name = it.args[2].lower() if len(it.args) > 2 else ""
-    if name and not STAGE_NAME.fullmatch(name):
-        raise DockerfileError(f'bad name for a stage: "{name}"')
-    earlier = next((s for s in reversed(shop.stages) if s.name == base.lower()), None)
-    if earlier:
-        image = earlier.image
-    else:
-        image = "" if base == "scratch" else shop.images.resolve(base)
-    config = shop.images.get(image).config if image else None
-    config = config or ContainerConfig()
-    if config.on_build:
-        raise UnsupportedError(
-            f'"{base}" has ONBUILD triggers, which are not supported'
-        )
-    return Stage(name, image, config)
-
-
+# %% Arguments
 def declare(
     it: Instruction, args: dict[str, str | None], value_of: Callable[[str], str]
 ) -> str:
@@ -111,11 +85,6 @@ def declare(
         found[name] = value_of(default) if equals else None
     args.update(found)
     return " ".join(n if v is None else f"{n}={v}" for n, v in found.items())
-
-
-def declare_before_from(it: Instruction, shop: Workshop) -> None:
-    """ARG name[=default] ..., before the first FROM"""
-    declare(it, shop.meta_args, lambda text: expand(text, shop.globals(), shop.escape))
 
 
 def arg(it: Instruction, stage: Stage, shop: Workshop) -> None:
@@ -167,7 +136,9 @@ def label(it: Instruction, stage: Stage, shop: Workshop) -> None:
 
 
 def maintainer(it: Instruction, stage: Stage, shop: Workshop) -> None:
-    """MAINTAINER name <address>"""
+    """MAINTAINER name <address>, which a LABEL says better"""
+    better = "LABEL org.opencontainers.image.authors"
+    shop.progress(f"[Warning] MAINTAINER is deprecated: write {better}")
     stage.author = it.args[0]
     metadata_step(shop, stage, f"MAINTAINER {it.args[0]}")
 
@@ -233,8 +204,6 @@ def stopsignal(it: Instruction, stage: Stage, shop: Workshop) -> None:
 
 def shell(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """SHELL ["program", "argument", ...]"""
-    if not it.json or not it.args:
-        raise DockerfileError("SHELL needs a JSON list", hint='["/bin/bash", "-c"]')
     stage.config = stage.config.replace(shell=it.args)
     metadata_step(shop, stage, f"SHELL {bare_list(it.args)}")
 
@@ -259,14 +228,6 @@ def entrypoint(it: Instruction, stage: Stage, shop: Workshop) -> None:
     kept = stage.config.cmd if stage.cmd_set else None
     stage.config = stage.config.replace(entrypoint=argv, cmd=kept)
     metadata_step(shop, stage, f"ENTRYPOINT {quoted_list(argv or ())}")
-
-
-def run(it: Instruction, stage: Stage, shop: Workshop) -> None:
-    """RUN text for the shell, or RUN ["program", "argument", ...]"""
-    if not stage.image:
-        hint = "COPY or ADD something first: scratch has no programs"
-        raise BuildError("nothing to run in", hint=hint)
-    run_step(shop, stage, command_line(it, stage))
 
 
 def workdir(it: Instruction, stage: Stage, shop: Workshop) -> None:
@@ -323,73 +284,154 @@ def owner_of(text: str, stage: Stage, shop: Workshop) -> tuple[int, int]:
         )
 
 
-def copying(it: Instruction, stage: Stage, shop: Workshop) -> Copying:
-    """Expand a COPY or ADD and read its flags."""
-    *sources, to = (shop.expand(stage, word) for word in it.args)
+def manner_of(it: Instruction, stage: Stage, shop: Workshop) -> tuple[Manner, str]:
+    """Return how files arrive, and the flags as the history shows them."""
     chown = shop.expand(stage, it.flag("chown") or "")
-    chmod = it.flag("chmod") or ""
-    if chmod and not re.fullmatch("[0-7]{3,4}", chmod):
-        raise DockerfileError(f'bad mode "{chmod}"', hint="octal, such as 0755")
+    chmod = shop.expand(stage, it.flag("chmod") or "")
+    octal = re.fullmatch("[0-7]{3,4}", chmod)
+    if chmod and not octal:
+        symbolic_mode(chmod, 0)  # raises for what is no mode
     own = None if it.flag("from") else (0, 0)
-    notes = f"--chown={chown}" if chown else ""
     manner = Manner(
         owner=owner_of(chown, stage, shop) if chown else own,
-        mode=int(chmod, 8) if chmod else None,
-        unpacks=it.word is Word.ADD,
+        mode=int(chmod, 8) if octal else chmod or None,
         ignore_owner=shop.layers.driver.rootless,
+        link=it.is_on("link"),
     )
+    notes = f"--chown={chown}" if chown else ""
     notes += f"--chmod={chmod}" if chmod else ""
-    return Copying(it.word.value, tuple(sources), to, notes, manner)
+    switches = ("link", "parents", "unpack")
+    return manner, notes + "".join(f"--{n}" for n in switches if it.is_on(n))
+
+
+def copying(
+    it: Instruction, stage: Stage, shop: Workshop, origins: tuple[Origin, ...]
+) -> Copying:
+    """Return what a COPY or ADD does with its sources."""
+    manner, notes = manner_of(it, stage, shop)
+    exclude = (shop.expand(stage, word) for word in it.flag_all("exclude"))
+    return Copying(
+        it.word.value,
+        origins,
+        shop.expand(stage, it.args[-1]),
+        notes,
+        manner,
+        read_patterns("\n".join(exclude), "--exclude"),
+        it.is_on("parents"),
+    )
+
+
+# %% Files
+def origins_of(
+    it: Instruction, stage: Stage, shop: Workshop, tree: SourceTree, stack: ExitStack
+) -> tuple[Origin, ...]:
+    """Return the sources, in order; paths are in ``tree``."""
+    unpacks = it.word is Word.ADD and it.flag("unpack") != "false"
+    found: list[Origin] = []
+    for word in it.args[:-1]:
+        if document := it.heredoc(word):
+            made = stack.enter_context(tree_of_texts(shop, stage, (document,)))
+            found.append(Origin(made, (document.name,)))
+            continue
+        path = shop.expand(stage, word)
+        if it.word is Word.ADD and path.startswith((*SCHEMES, *FOREIGN)):
+            found.append(address_origin(it, path, shop, stack))
+        else:
+            found.append(Origin(tree, (path,), unpacks))
+    if it.flag("checksum") and (len(found) > 1 or found[0].tree is tree):
+        raise DockerfileError("--checksum is for one address", word="--checksum")
+    return tuple(found)
+
+
+def address_origin(
+    it: Instruction, url: str, shop: Workshop, stack: ExitStack
+) -> Origin:
+    """Fetch what an ADD names; it is unpacked only where ``--unpack`` says so."""
+    to, checksum = it.args[-1], it.flag("checksum") or ""
+    tree, name = stack.enter_context(tree_of_address(shop, url, to, checksum))
+    return Origin(tree, (name,), it.is_on("unpack"))
 
 
 def copy(it: Instruction, stage: Stage, shop: Workshop) -> None:
-    """COPY [--from=stage|image] [--chown=user[:group]] [--chmod=mode] source ... to"""
-    what = copying(it, stage, shop)
-    origin = it.flag("from")
-    if not origin:
-        copy_step(shop, stage, shop.context, what)
-        return
-    other = shop.find_stage(origin)
-    image = other.image if other else shop.images.resolve(origin)
-    with (
-        writable_layer(shop, image) as rw,
-        shop.layers.rw_mounted(rw) as root,
-        SourceTree(root, owned=True) as tree,
-    ):
-        copy_step(shop, stage, tree, what)
+    """COPY [--from=stage|image] [--chown=user[:group]] [--chmod=mode] [--link]
+    [--parents] [--exclude=pattern ...] source|<<text ... to
+    """
+    with ExitStack() as stack:
+        tree = shop.context
+        if origin := it.flag("from"):
+            tree = stack.enter_context(tree_from(shop, origin))
+        origins = origins_of(it, stage, shop, tree, stack)
+        copy_step(shop, stage, copying(it, stage, shop, origins))
 
 
 def add(it: Instruction, stage: Stage, shop: Workshop) -> None:
-    """ADD [--chown=user[:group]] [--chmod=mode] source ... to; unpacks local tars"""
-    for source in it.args[:-1]:
-        if re.match(r"(https?|ftp|git)://|git@", source):
-            hint = "fetch it beforehand, or in a RUN"
-            raise UnsupportedError(
-                f'ADD of a URL is not supported: "{source}"', hint=hint
-            )
-    copy_step(shop, stage, shop.context, copying(it, stage, shop))
+    """ADD [--checksum=digest] [--unpack=true|false] and the flags of COPY
+    source|address|<<text ... to; unpacks local tars
+    """
+    with ExitStack() as stack:
+        origins = origins_of(it, stage, shop, shop.context, stack)
+        copy_step(shop, stage, copying(it, stage, shop, origins))
 
 
-# %% What is refused
-NOT_YET = frozenset({
-    "mount", "network", "security", "link", "parents", "exclude", "checksum",
-    "keep-git-dir", "unpack", "platform",
-})  # fmt: skip
+# %% For later
+PARTS = (("h", 3600 * 10**9), ("m", 60 * 10**9))
+HEALTH = {
+    "Interval": "interval", "Timeout": "timeout", "StartPeriod": "start-period",
+    "StartInterval": "start-interval",
+}  # fmt: skip
 
 
-def refusal(it: Instruction) -> str:
-    """Say what of an instruction is not supported; "" for nothing."""
-    if DISPATCH.get(it.word) is refuse:
-        return it.word.value
-    flags = (name for name, _ in it.flags if name in NOT_YET)
-    if flag := next(flags, ""):
-        return f"{it.word.value} --{flag}"
-    return f"a here-document of {it.word.value}" if it.heredocs else ""
+def go_duration(nanoseconds: int) -> str:
+    """Write a duration as Go does.
+
+    >>> go_duration(90 * 10**9), go_duration(1_500_000), go_duration(0)
+    ('1m30s', '1.5ms', '0s')
+    """
+    if 0 < nanoseconds < 10**9:
+        unit, size = ("ms", 10**6) if nanoseconds >= 10**6 else ("µs", 10**3)
+        return f"{nanoseconds / size:f}".rstrip("0").rstrip(".") + unit
+    text, rest = "", nanoseconds
+    for unit, size in PARTS:
+        if rest >= size or text:
+            text += f"{rest // size}{unit}"
+            rest %= size
+    return f"{text}{rest / 10**9:f}".rstrip("0").rstrip(".") + "s"
 
 
-def refuse(it: Instruction, stage: Stage, shop: Workshop) -> None:
-    """HEALTHCHECK and ONBUILD, which would be promises that nobody here keeps"""
-    raise UnsupportedError(f"{it.word.value} is not supported", hint="leave it out")
+def go_rune(number: int) -> str:
+    """Write a number as Go's %q does, as the character that it is the code of.
+
+    >>> go_rune(3), go_rune(65)
+    ("'\\\\x03'", "'A'")
+    """
+    return "'" + go_quote(chr(number))[1:-1].replace('\\"', '"') + "'"
+
+
+def healthcheck(it: Instruction, stage: Stage, shop: Workshop) -> None:
+    """HEALTHCHECK [--interval=... --timeout=... --retries=N] CMD command, or NONE"""
+    old = (stage.config.healthcheck or {}).get("Test")
+    if old and old[0] != "NONE":
+        note = f"Note: overriding previous HEALTHCHECK: {bare_list(tuple(old))}"
+        shop.progress(note)
+    kind, *command = it.args
+    shown = "CMD" if it.json else "CMD-SHELL"
+    test = (shown, *command) if kind == "CMD" else ("NONE",)
+    times = {key: duration(it.flag(name) or "0") for key, name in HEALTH.items()}
+    retries = int(it.flag("retries") or 0)
+    health = {"Test": list(test), **{k: n for k, n in times.items() if n}}
+    health |= {"Retries": retries} if retries else {}
+    stage.config = stage.config.replace(healthcheck=health)
+    told = (go_quote(go_duration(times[key])) for key in list(HEALTH)[:3])
+    text = " ".join([quoted_list(test), *told, go_rune(retries)])
+    metadata_step(shop, stage, f"HEALTHCHECK &{{{text}}}")
+
+
+def onbuild(it: Instruction, stage: Stage, shop: Workshop) -> None:
+    """ONBUILD instruction"""
+    text = it.args[0] + "".join(f"\n{h.content}{h.name}" for h in it.heredocs)
+    triggers = (*(stage.config.on_build or ()), text)
+    stage.config = stage.config.replace(on_build=triggers)
+    metadata_step(shop, stage, f"ONBUILD {text}")
 
 
 # %% The table
@@ -411,6 +453,6 @@ DISPATCH: dict[Word, Dispatcher] = {
     Word.VOLUME: volume,
     Word.EXPOSE: expose,
     Word.STOPSIGNAL: stopsignal,
-    Word.HEALTHCHECK: refuse,
-    Word.ONBUILD: refuse,
+    Word.HEALTHCHECK: healthcheck,
+    Word.ONBUILD: onbuild,
 }

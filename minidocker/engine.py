@@ -240,13 +240,9 @@ class Engine:
         """Build an image; return its id. ``progress`` gets Docker's lines."""
         from minidocker.builder import Builder
         from minidocker.dockerfile import parse
-        from minidocker.stage import source_date_epoch
         from minidocker.steps import ContainerRunner
 
-        if options.epoch is None:
-            options = options.replace(epoch=source_date_epoch())
         parsed = parse(dockerfile, name)
-        self.layers.epoch = options.epoch
         self.make_base_if_needed(parsed.instructions)
         with self.changing():
             runner = ContainerRunner(self.batch.tmp)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from minidocker.durable import Batch, replace_file
 from minidocker.errors import (
@@ -58,6 +59,7 @@ class HistoryRow(Record):
 
 
 Repositories = dict[str, dict[str, str]]
+BARE: Mapping[str, bytes] = MappingProxyType({})
 
 
 # %% The names
@@ -133,13 +135,25 @@ class ImageStore:
 
     # the JSON
 
-    def add(self, image: ImageConfig, parent: str | None) -> str:
-        """Keep an image and return its id; the same image twice is one image."""
-        return self.keep(image.to_json(), parent)
+    def add(
+        self, image: ImageConfig, parent: str | None, notes: Mapping[str, bytes] = BARE
+    ) -> str:
+        """Keep an image and return its id; the same image twice is one image.
 
-    def keep(self, text: bytes, parent: str | None = None) -> str:
+        ``notes`` are further files of its metadata.
+        """
+        return self.keep(image.to_json(), parent, notes)
+
+    def keep(
+        self,
+        text: bytes,
+        parent: str | None = None,
+        notes: Mapping[str, bytes] = BARE,
+    ) -> str:
         """Keep an image JSON, byte for byte as it came, and return its id."""
         id = sha256_text(text)
+        for name, data in notes.items():
+            self.batch.stage(f"{self.metadata}/{hex_of(id)}/{name}", data)
         if parent:
             hex_of(parent)
             place = f"{self.metadata}/{hex_of(id)}/parent"
@@ -183,6 +197,15 @@ class ImageStore:
     def parent(self, id: str) -> str | None:
         """Return the image that this one was built from, if it was built here."""
         return read_text(self.batch.place(f"{self.metadata}/{hex_of(id)}/parent"))
+
+    def note(self, id: str, name: str) -> bytes:
+        """Return a file of an image's metadata; b"" when there is none."""
+        try:
+            place = self.batch.place(f"{self.metadata}/{hex_of(id)}/{name}")
+            with open(place, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return b""
 
     def children(self, id: str | None) -> list[str]:
         """Return the images that were built from this one; for None, from nothing."""

@@ -81,12 +81,17 @@ def is_blank(path: str) -> bool:
     return stat.S_ISDIR(st.st_mode) or (stat.S_ISREG(st.st_mode) and not st.st_size)
 
 
-def mount_points(driver: StorageDriver, layer: str) -> list[str]:
-    """Return the paths of a layer that only mounts need, deepest first."""
+def mount_points(
+    driver: StorageDriver, layer: str, stubs: tuple[str, ...] = ()
+) -> list[str]:
+    """Return the paths of a layer that only mounts need, deepest first.
+
+    ``stubs`` are further paths that something was mounted on.
+    """
     from minidocker.changes import ChangeKind
 
     with driver.opened(layer) as tree:
-        blank = {path for path in MOUNT_POINTS if is_blank(tree + path)}
+        blank = {path for path in (*MOUNT_POINTS, *stubs) if is_blank(tree + path)}
     if not blank:
         return []
     added, needed = set(), set()
@@ -98,9 +103,11 @@ def mount_points(driver: StorageDriver, layer: str) -> list[str]:
     return sorted(added - needed, reverse=True)
 
 
-def remove_mount_points(driver: StorageDriver, layer: str) -> None:
+def remove_mount_points(
+    driver: StorageDriver, layer: str, stubs: tuple[str, ...] = ()
+) -> None:
     """Remove the files that were made to be mounted on; times stay as they are."""
-    paths = mount_points(driver, layer)
+    paths = mount_points(driver, layer, stubs)
     with driver.opened(layer, writable=True) as tree:
         for path in paths:
             above = os.path.dirname(tree + path)
@@ -327,13 +334,14 @@ class LayerStore:
         """Return the chain id below a container's layer."""
         return read_text(f"{self.mounts}/{name}/parent")
 
-    def commit_rw(self, name: str) -> Layer | None:
+    def commit_rw(self, name: str, stubs: tuple[str, ...] = ()) -> Layer | None:
         """Turn a container's read-write layer into a read-only one, uncopied.
 
-        The container has no layer any more. None when nothing was changed.
+        The container has no layer any more. None when nothing was changed. ``stubs``
+        are paths that something was mounted on; they go if nothing else is there.
         """
         mount_id, parent = self.mount_id(name), self.rw_parent(name)
-        remove_mount_points(self.driver, mount_id)
+        remove_mount_points(self.driver, mount_id, stubs)
         layer = self.seal(mount_id, parent)
         remove_path(f"{self.mounts}/{name}")
         return layer

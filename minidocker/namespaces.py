@@ -356,6 +356,32 @@ class Device(Record):
         return f"/dev/{self.name}", "device", f"{self.major}:{self.minor}"
 
 
+class Content(Record):
+    """Show a file that exists in memory only: made in /dev, bound, and unlinked."""
+
+    target: str
+    data: bytes
+    mode: int = 0o400
+    owner: tuple[int, int] = (0, 0)
+
+    def apply(self, root: int) -> None:
+        """Write the file and show it, read-only; the target is made when missing."""
+        dev = directory_in_root(root, "/dev", links=False)
+        name, new = ".content", os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(name, new, 0o600, dir_fd=dev), "wb") as file:
+            file.write(self.data)
+            os.fchown(file.fileno(), *self.owner)
+            os.fchmod(file.fileno(), self.mode)
+        tree = open_tree(dev, name, OPEN_TREE_CLONE)
+        attach_copy(tree, file_in_root(root, self.target), readonly=True)
+        os.unlink(name, dir_fd=dev)
+        os.close(dev)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return self.target, "content", f"{len(self.data)} bytes"
+
+
 class Link(Record):
     """Make a symbolic link in /dev."""
 
@@ -375,7 +401,7 @@ class Link(Record):
         return f"/dev/{self.name}", "link", f"-> {self.target}"
 
 
-MountStep = Filesystem | Bind | Device | Link | Mask | ReadOnly
+MountStep = Content | Filesystem | Bind | Device | Link | Mask | ReadOnly
 
 
 # %% What Docker mounts

@@ -259,7 +259,7 @@ def to_dict(record: Record, fields: Iterable[Field]) -> dict[str, Any]:
         value = getattr(record, field.attribute)
         if field.omit_empty and not value:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and field.key != "Healthcheck":  # a Go struct
             value = dict(sorted(value.items()))
         found[field.key] = value
     return found

@@ -7,23 +7,48 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 
 from minidocker.context import open_context
 from minidocker.dispatch import DISPATCH
 from minidocker.dockerfile import Word, parse
 from minidocker.drivers import RootView
 from minidocker.errors import UsageError
+from minidocker.images import BARE as NO_NOTES
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
+from minidocker.mounts import MountFlags
+from minidocker.namespaces import Bind, Content, Filesystem, MountStep
 from minidocker.oci import ContainerConfig, ImageConfig
-from minidocker.program import ProcessSpec
+from minidocker.program import Network, ProcessSpec
 from minidocker.pump import Client
 from minidocker.runtime import start
-from minidocker.stage import BuildOptions, Runner, Stage, Workshop
+from minidocker.stage import (
+    BARE,
+    Around,
+    BuildOptions,
+    Fresh,
+    Runner,
+    Shown,
+    Stage,
+    Workshop,
+    Written,
+)
 from minidocker.supervisor import attend
 
 
 # %% A container for each RUN
+def mount_step(what: Shown | Fresh | Written) -> MountStep:
+    """Return the step of a mount plan that shows something to a RUN."""
+    if isinstance(what, Shown):
+        return Bind(what.path, what.target, what.readonly)
+    if isinstance(what, Written):
+        return Content(what.target, what.data, what.mode, what.owner)
+    size = f",size={what.size}" if what.size else ""
+    flags = MountFlags.NOSUID | MountFlags.NODEV
+    return Filesystem(what.target, "tmpfs", flags, f"mode=1777{size}")
+
+
 class ContainerRunner(Runner):
     """Run each RUN in a container of its own; ``tmp`` is for empty directories."""
 
@@ -37,6 +62,7 @@ class ContainerRunner(Runner):
         argv: tuple[str, ...],
         *,
         hostname: str,
+        around: Around = BARE,
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> int:
@@ -52,6 +78,8 @@ class ContainerRunner(Runner):
                 hostname=hostname,
                 view=view,
                 rootfs=rootfs,
+                mounts=tuple(map(mount_step, around.mounts)),
+                network=Network.HOST if around.host_network else Network.NONE,
             )
             return attend(spec, start, Client(-1, out, err))
 
@@ -60,7 +88,12 @@ class ContainerRunner(Runner):
 class Nowhere(ImageStore):
     """An image store that forgets what it is given."""
 
-    def add(self, image: ImageConfig, parent: str | None) -> str:
+    def add(
+        self,
+        image: ImageConfig,
+        parent: str | None,
+        notes: Mapping[str, bytes] = NO_NOTES,
+    ) -> str:
         """Forget the image; the next step starts from none again."""
         return ""
 

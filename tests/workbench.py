@@ -22,7 +22,7 @@ from minidocker.oci import (
     chain_id,
     parse_reference,
 )
-from minidocker.stage import BuildOptions, Runner
+from minidocker.stage import BARE, Around, BuildOptions, Runner
 
 
 class Recorder(Runner):
@@ -34,6 +34,7 @@ class Recorder(Runner):
     def __init__(self, act: Callable[[Path], int] = lambda root: 0) -> None:
         self.act = act
         self.asked: list[tuple[tuple[str, ...], ContainerConfig]] = []
+        self.around = BARE
 
     def run(
         self,
@@ -42,10 +43,12 @@ class Recorder(Runner):
         argv: tuple[str, ...],
         *,
         hostname: str,
+        around: Around = BARE,
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> int:
         self.asked.append((argv, config))
+        self.around = around
         target = os.path.dirname(view.work) + "/merged" if hasattr(view, "work") else ""
         with shown(view, target) as root:
             return self.act(Path(root))
@@ -61,6 +64,7 @@ class Chroot(Recorder):
         argv: tuple[str, ...],
         *,
         hostname: str,
+        around: Around = BARE,
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> int:
@@ -75,7 +79,7 @@ class Chroot(Recorder):
             ).returncode
 
         self.act = act
-        return super().run(view, config, argv, hostname=hostname)
+        return super().run(view, config, argv, hostname=hostname, around=around)
 
 
 class Workbench:

@@ -93,7 +93,7 @@ def test_a_stage_begins_where_an_earlier_one_ended(bench: Workbench):
 def test_a_target_ends_the_build_early(bench: Workbench, target: str, want: str):
     text = "FROM base AS one\nENV S=1\nFROM base\nENV S=2\nFROM base\nENV S=3"
     assert want in (bench.config(bench.build(text, target=target)).env or ())
-    assert bench.said[0].startswith(f"Step 1/{2 if want == 'S=1' else 4} ")
+    assert bench.said[0].startswith("Step 1/2 ")
 
 
 def test_an_unknown_target_is_refused_before_the_first_step(bench: Workbench):
@@ -117,7 +117,8 @@ def test_build_arguments_that_nobody_asks_for_are_told_in_one_line(bench: Workbe
         ("FROM Base", UsageError, 1, "must be lowercase"),
         ("FROM $GONE", DockerfileError, 1, '"$GONE" is empty'),
         ("FROM base AS 9x", DockerfileError, 1, 'bad name for a stage: "9x"'),
-        ("FROM --platform=x base", UnsupportedError, 1, "--platform is not supported"),
+        ("FROM --platform=vax base", UnsupportedError, 1, "not for linux/vax"),
+        ("FROM --platform=a/b/c/d base", DockerfileError, 1, "bad platform"),
         ("FROM base\n\nENV A=${B", DockerfileError, 3, 'no closing "}"'),
         ("FROM base\nENV A='b", DockerfileError, 2, "no closing '"),
         ("FROM base\nENV ${X:-}=b", DockerfileError, 2, "ENV names can not be blank"),
@@ -129,14 +130,22 @@ def test_build_arguments_that_nobody_asks_for_are_told_in_one_line(bench: Workbe
         ("FROM base\nEXPOSE 80/http", DockerfileError, 2, 'invalid port "80/http"'),
         ("FROM base\nSTOPSIGNAL SIGGONE", DockerfileError, 2, "invalid signal"),
         ("FROM base\nSHELL sh -c", DockerfileError, 2, "SHELL needs a JSON list"),
-        ("FROM base\nADD http://x/y /z", UnsupportedError, 2, "ADD of a URL"),
+        ("FROM base\nADD git://x/y /z", UnsupportedError, 2, "ADD of a repository"),
+        ("FROM base\nADD --checksum=x a b", DockerfileError, 2, "one address"),
         ("FROM base\nCOPY --chmod=rwx a b", DockerfileError, 2, 'bad mode "rwx"'),
         ("FROM base\nCOPY --from=gone a b", NotFoundError, 2, 'no such image: "gone"'),
         ("FROM base\nCOPY gone b", BuildError, 2, "stat gone: file does not exist"),
         ("FROM base\nCOPY ../up b", BuildError, 2, "outside the build context"),
         ("FROM scratch\nRUN true", BuildError, 2, "nothing to run in"),
-        ("FROM base\nUSER 1\nHEALTHCHECK NONE", UnsupportedError, 3, "HEALTHCHECK"),
-        ("FROM base\nUSER 1\nONBUILD USER 2", UnsupportedError, 3, "ONBUILD"),
+        ("FROM base\nUSER 1\nRUN --mount=type=ssh x", UnsupportedError, 3, "=ssh"),
+        ("FROM base\nRUN --mount=type=cache x", DockerfileError, 2, "needs a target"),
+        (
+            "FROM base\nRUN --mount=type=tmpfs,target=/x,id=y x",
+            DockerfileError,
+            2,
+            '"id"',
+        ),
+        ("FROM base\nRUN --mount=type=bnd,target=/x x", DockerfileError, 2, '"bind"'),
     ],
 )
 def test_an_error_has_the_line_of_its_instruction(
@@ -147,12 +156,6 @@ def test_an_error_has_the_line_of_its_instruction(
     assert caught.value.where == f"Dockerfile:{where}"
     assert what in str(caught.value)
     assert bench.driver.ids() == []
-
-
-def test_what_is_never_supported_is_refused_before_the_first_step(bench: Workbench):
-    with pytest.raises(UnsupportedError):
-        bench.build("FROM base\nUSER 1\nONBUILD USER 2")
-    assert bench.said == []
 
 
 def test_scratch_alone_is_no_image(bench: Workbench):

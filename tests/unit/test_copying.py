@@ -269,7 +269,7 @@ def test_a_great_file_is_copied_whole(tmp_path: Path):
     data = os.urandom(1 << 20) * 3
     (tmp_path / "from").write_bytes(data)
     with open(tmp_path / "from", "rb") as source, open(tmp_path / "to", "wb") as target:
-        pour(source.fileno(), target.fileno())
+        pour(source.fileno(), target.fileno(), len(data))
     assert (tmp_path / "to").read_bytes() == data
 
 

@@ -1,0 +1,223 @@
+# From book/36-outside.md. Edit there and tangle, or here and tangle --back.
+
+# %% Outside: sources that are not in the context
+"""Trees to copy from that are not the context: stages, images, texts, addresses."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from minidocker.context import SourceTree, open_context
+from minidocker.errors import (
+    BuildError,
+    DockerfileError,
+    IntegrityError,
+    UnsupportedError,
+)
+from minidocker.expansion import Reader
+from minidocker.lines import Heredoc
+from minidocker.moves import writable_layer
+from minidocker.oci import is_digest
+from minidocker.records import Record
+from minidocker.stage import Stage, Workshop
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# %% A stage, an image, a named context
+IMAGE_SCHEME = "docker-image://"
+
+
+def replaced_image(shop: Workshop, name: str) -> str | None:
+    """Return the image that the command line puts in the place of ``name``."""
+    given = shop.options.contexts.get(name.lower(), "")
+    if not given.startswith(IMAGE_SCHEME):
+        return None
+    return shop.find_image(given.removeprefix(IMAGE_SCHEME))
+
+
+@contextmanager
+def tree_from(shop: Workshop, name: str) -> Iterator[SourceTree]:
+    """Give the tree that ``--from=name`` means, for a ``with`` block."""
+    given = shop.options.contexts.get(name.lower())
+    if given and not given.startswith(IMAGE_SCHEME):
+        if "://" in given:
+            raise UnsupportedError(f'the context "{given}" is not a directory')
+        with open_context(given) as tree:
+            yield tree
+        return
+    stage = None if given else shop.find_stage(name)
+    image = stage.image if stage else replaced_image(shop, name)
+    if image is None:
+        image = shop.find_image(name)
+    with (
+        writable_layer(shop, image) as layer,
+        shop.layers.rw_mounted(layer) as root,
+        SourceTree(root, owned=True) as tree,
+    ):
+        yield tree
+
+
+# %% Texts
+@contextmanager
+def emptied(shop: Workshop) -> Iterator[str]:
+    """Give an empty directory in the store; it is gone after the ``with`` block."""
+    import shutil
+
+    path = shop.layers.batch.new_path()
+    os.mkdir(path, 0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def text_of(document: Heredoc, shop: Workshop, stage: Stage) -> str:
+    """Return a here-document's text with its variables; quotes and escapes stay."""
+    if not document.expands:
+        return document.content
+    return expand_text(document.content, shop.variables(stage), shop.escape)
+
+
+def expand_text(text: str, variables: Mapping[str, str], escape: str) -> str:
+    """Expand the variables of a whole text, in which a quote is only a quote.
+
+    >>> expand_text("it's $A \\\\$A", {"A": "x"}, "\\\\")
+    "it's x \\\\$A"
+    """
+    reader, found = Reader(text, variables, escape), ""
+    while one := reader.take():
+        if one == escape:
+            found += one + reader.take()
+        else:
+            found += reader.dollar() if one == "$" else one
+    return found
+
+
+@contextmanager
+def tree_of_texts(
+    shop: Workshop, stage: Stage, documents: tuple[Heredoc, ...]
+) -> Iterator[SourceTree]:
+    """Give a tree with one file for each here-document."""
+    with emptied(shop) as place:
+        for document in documents:
+            path = f"{place}/{document.name}"
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                file.write(text_of(document, shop, stage))
+            os.chmod(path, 0o644)
+            os.utime(path, (shop.options.epoch or 0,) * 2)
+        with SourceTree(place, lasting=False) as tree:
+            yield tree
+
+
+# %% Addresses
+SCHEMES = ("http://", "https://")
+FOREIGN = ("git://", "ssh://", "ftp://", "git@")
+IDLE = 30.0  # seconds
+MOST_REDIRECTS = 10
+LONGEST_BODY = 16 << 30
+PIECE = 1 << 18
+
+
+class Fetched(Record):
+    """A file that came from an address: where it is, and its time in seconds."""
+
+    path: str
+    when: int
+
+
+def name_in(url: str) -> str:
+    """Return the file name that an address ends with; "" for none.
+
+    >>> name_in("https://example.org/a/b.tar.gz?x=/1"), name_in("http://example.org/")
+    ('b.tar.gz', '')
+    """
+    return posixpath.basename(url.partition("://")[2].partition("/")[2].split("?")[0])
+
+
+def check_checksum(text: str) -> str:
+    """Return a ``--checksum`` that can be checked. Raises DockerfileError."""
+    if text and not is_digest(text):
+        hint = "sha256: and 64 hexadecimal digits"
+        raise DockerfileError(f'bad checksum "{text}"', hint=hint)
+    return text
+
+
+def fetch(url: str, path: str, checksum: str = "") -> int:
+    """Write what is at ``url`` to ``path``; return its time in seconds, or 0.
+
+    Raises BuildError, and IntegrityError for another digest than ``checksum``.
+    """
+    import urllib3
+
+    client = urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=IDLE, read=IDLE),
+        retries=urllib3.Retry(total=MOST_REDIRECTS, connect=2, read=0, other=0),
+    )
+    try:
+        answer = client.request("GET", url, preload_content=False)
+        if answer.status != 200:
+            raise BuildError(f'GET "{url}" answers {answer.status}')
+        found = pour_body(answer, path, url)
+    except urllib3.exceptions.HTTPError as why:
+        raise BuildError(f'GET "{url}" failed: {why}') from why
+    finally:
+        client.clear()
+    if checksum and found != checksum:
+        raise IntegrityError(f"it is {found}, not {checksum}", where=url)
+    return time_of(answer.headers.get("Last-Modified", ""))
+
+
+def pour_body(answer: Any, path: str, url: str) -> str:
+    """Write the body of an answer to ``path``; return its digest."""
+    from hashlib import sha256
+
+    total, size = sha256(), 0
+    with open(path, "wb") as file:
+        for data in answer.stream(PIECE, decode_content=False):
+            size += len(data)
+            if size > LONGEST_BODY:
+                raise BuildError(f'"{url}" has no end: {LONGEST_BODY >> 30} GiB came')
+            total.update(data)
+            file.write(data)
+    return f"sha256:{total.hexdigest()}"
+
+
+def time_of(header: str) -> int:
+    """Return the seconds that a date of HTTP says; 0 when it says none."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return max(0, int(parsedate_to_datetime(header).timestamp()))
+    except (ValueError, TypeError, IndexError):
+        return 0
+
+
+# %% Addresses
+@contextmanager
+def tree_of_address(
+    shop: Workshop, url: str, to: str, checksum: str = ""
+) -> Iterator[tuple[SourceTree, str]]:
+    """Give a tree with what an address has, and its name there."""
+    if url.startswith(FOREIGN) or url.partition("?")[0].endswith(".git"):
+        hint = "clone it beforehand, or in a RUN"
+        raise UnsupportedError(
+            f'ADD of a repository is not supported: "{url}"', hint=hint
+        )
+    name = name_in(url)
+    if not name and to.endswith("/"):
+        raise BuildError(f'"{url}" has no file name', hint=f"name the file: {to}NAME")
+    name = name or "download"
+    shop.progress(f"Downloading {url}")
+    with emptied(shop) as place:
+        when = fetch(url, f"{place}/{name}", check_checksum(checksum))
+        os.chmod(f"{place}/{name}", 0o600)
+        os.utime(f"{place}/{name}", (when, when))
+        with SourceTree(place, lasting=False) as tree:
+            yield tree, name
