@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from minidocker.containers import Container, HostConfig, State, Status
+from minidocker.containers import Container, State, Status
 from minidocker.durable import is_marked
 from minidocker.engine import Engine
 from minidocker.errors import (
@@ -31,7 +31,7 @@ from minidocker.flags import (
     Given,
 )
 from minidocker.oci import ContainerConfig
-from minidocker.program import Network
+from minidocker.program import HostConfig, Network
 
 
 # %% Rights, and the store

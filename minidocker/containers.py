@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 
+from minidocker.cgroups import remove_group
 from minidocker.errors import (
     ConflictError,
     MinidockerError,
@@ -26,10 +27,11 @@ from minidocker.errors import (
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.linux import SysError, pidfd_open, pidfd_send_signal
+from minidocker.namespaces import Bind
 from minidocker.oci import ContainerConfig, chain_id, config_from
-from minidocker.program import Network
+from minidocker.program import PLAIN_HOST, HostConfig, Network, host_config
 from minidocker.records import Record
-from minidocker.runtime import start_time, write_network_files
+from minidocker.runtime import start_time
 from minidocker.trees import remove_path
 
 
@@ -39,41 +41,6 @@ if TYPE_CHECKING:
 
 
 # %% The nouns
-class HostConfig(Record):
-    """What holds for a container on this host only.
-
-    ``binds`` are ``SOURCE:TARGET[:ro]``, absolute paths.
-    """
-
-    auto_remove: bool = False
-    network: Network = Network.NONE
-    readonly: bool = False
-    binds: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return Docker's names for the fields, as in hostconfig.json."""
-        return {
-            "Binds": list(self.binds) or None,
-            "NetworkMode": self.network.value,
-            "AutoRemove": self.auto_remove,
-            "ReadonlyRootfs": self.readonly,
-        }
-
-
-def host_config(found: dict[str, Any]) -> HostConfig:
-    """Read what ``HostConfig.to_dict`` wrote."""
-    binds = found.get("Binds")
-    return HostConfig(
-        auto_remove=found.get("AutoRemove") is True,
-        network=Network(found.get("NetworkMode", "none")),
-        readonly=found.get("ReadonlyRootfs") is True,
-        binds=tuple(binds) if isinstance(binds, list) else (),
-    )
-
-
-PLAIN_HOST = HostConfig()
-
-
 class Container(Record):
     """A container: 64 hexadecimal digits, a name, and what it was made with.
 
@@ -106,6 +73,7 @@ class State(Record):
     """The state of a container as its supervisor last wrote it.
 
     ``pid`` and ``start_time`` (clock ticks since boot) name the first process.
+    ``paused`` is not written: a file ``paused`` says so as long as it is there.
     """
 
     status: Status = Status.CREATED
@@ -115,6 +83,8 @@ class State(Record):
     started: str = ""
     finished: str = ""
     error: str = ""
+    oom_killed: bool = False
+    paused: bool = False
 
 
 # %% The nouns
@@ -184,6 +154,42 @@ def read_json(path: str) -> dict[str, Any]:
     return found
 
 
+# %% Three files from outside
+HOSTS = """\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::0\tip6-localnet
+ff00::0\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+INSIDE = ("resolv.conf", "hostname", "hosts")
+
+
+def network_files(hostname: str, network: Network) -> dict[str, str]:
+    """Return the text of the three files under /etc that a container is given."""
+    found = {"hostname": f"{hostname}\n", "hosts": HOSTS, "resolv.conf": ""}
+    from_host = (
+        ("hosts", "resolv.conf") if network is Network.HOST else ("resolv.conf",)
+    )
+    for name in from_host:
+        with suppress(OSError), open(f"/etc/{name}", encoding="utf-8") as file:
+            found[name] = file.read()
+    return found
+
+
+def write_network_files(place: str, hostname: str, network: Network) -> None:
+    """Write the three files into the directory ``place`` on the host."""
+    for name, text in network_files(hostname, network).items():
+        with open(f"{place}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def network_binds(place: str) -> tuple[Bind, ...]:
+    """Return the steps that show the three files of ``place`` in a container."""
+    return tuple(Bind(f"{place}/{name}", f"/etc/{name}") for name in INSIDE)
+
+
 # %% Is it running? Ask for the lock
 def lock_exclusive(path: str, what: str) -> int:
     """Lock a file for as long as the returned descriptor is open.
@@ -234,7 +240,7 @@ def read_state(path: str) -> State:
 
 def write_state(path: str, state: State) -> None:
     """Write a state file whole."""
-    fields = {name: getattr(state, name) for name in State.__match_args__}
+    fields = {n: getattr(state, n) for n in State.__match_args__ if n != "paused"}
     write_whole(path, json.dumps(fields | {"status": state.status.value}))
 
 
@@ -335,8 +341,10 @@ class ContainerStore:
         with looking(self.path(id, "lock")) as taken:
             found = read_state(file)
             if taken or found.status is not Status.RUNNING:
-                return found
+                paused = taken and os.path.exists(self.path(id, "paused"))
+                return found.replace(paused=True) if paused else found
             signal_process(found, signal.SIGKILL)
+            remove_group(id)
             dead = found.replace(
                 status=Status.EXITED, exit_code=137, pid=0, finished=timestamp()
             )

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from minidocker.containers import Container, ContainerStore, HostConfig
+from minidocker.containers import Container, ContainerStore
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
 from minidocker.durable import Batch, marked, replace_file, store_lock, unmark
 from minidocker.errors import ConflictError, UsageError, did_you_mean
@@ -28,6 +28,7 @@ from minidocker.oci import (
     chain_id,
     parse_reference,
 )
+from minidocker.program import HostConfig
 
 
 TYPE_CHECKING = False

@@ -10,9 +10,19 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+from minidocker.cgroups import (
+    NO_LIMITS,
+    Group,
+    find_group,
+    make_group,
+    move_into,
+    processes_of,
+    read,
+    write,
+)
 from minidocker.containers import (
     Container,
     ContainerStore,
@@ -20,15 +30,23 @@ from minidocker.containers import (
     Status,
     discard,
     looking,
+    network_binds,
     no_such,
     signal_process,
 )
-from minidocker.errors import ConflictError, NotFoundError, UsageError, did_you_mean
+from minidocker.errors import (
+    ConflictError,
+    NotFoundError,
+    RuntimeFault,
+    UsageError,
+    did_you_mean,
+)
 from minidocker.linux import pidfd_open
-from minidocker.namespaces import Bind
+from minidocker.mounts import MountFlags
+from minidocker.namespaces import QUIET, Bind, Filesystem, Sysctl
 from minidocker.oci import ContainerConfig
-from minidocker.program import ProcessSpec
-from minidocker.runtime import network_binds, start_time
+from minidocker.program import HostConfig, Network, ProcessSpec
+from minidocker.runtime import start_time
 
 
 TYPE_CHECKING = False
@@ -85,6 +103,20 @@ def either(
 
 
 # %% To the runtime
+TMPFS_FLAGS = {
+    "rw": (False, MountFlags.RDONLY), "ro": (True, MountFlags.RDONLY),
+    "exec": (False, MountFlags.NOEXEC), "noexec": (True, MountFlags.NOEXEC),
+    "suid": (False, MountFlags.NOSUID), "nosuid": (True, MountFlags.NOSUID),
+    "dev": (False, MountFlags(0)), "nodev": (True, MountFlags.NODEV),
+    "noatime": (True, MountFlags.NOATIME),
+}  # fmt: skip
+# getrlimit(2): a resource's number is its place here
+ULIMITS = """
+cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice
+rtprio rttime
+"""
+
+
 def bind_step(text: str) -> Bind:
     """Return the step that ``-v SOURCE:TARGET[:ro]`` asks for.
 
@@ -100,6 +132,74 @@ def bind_step(text: str) -> Bind:
     return Bind(source, os.path.normpath(target), mode == "ro")
 
 
+def tmpfs_step(text: str) -> Filesystem:
+    """Return the step that ``--tmpfs PATH[:OPTIONS]`` asks for.
+
+    >>> tmpfs_step("/run:size=1m,exec").describe()
+    ('/run', 'tmpfs', 'nosuid,nodev,size=1m')
+    """
+    path, _, options = text.partition(":")
+    if not path.startswith("/") or os.path.normpath(path) == "/":
+        raise UsageError(f'invalid tmpfs "{text}"', hint="--tmpfs /PATH[:OPTIONS]")
+    flags, data = QUIET, []
+    for option in filter(None, options.split(",")):
+        name = option.partition("=")[0]
+        if option in TMPFS_FLAGS:
+            on, flag = TMPFS_FLAGS[option]
+            flags = flags | flag if on else flags & ~flag
+        elif name in ("size", "mode", "nr_inodes", "uid", "gid"):
+            data.append(option)
+        else:
+            raise UsageError(f'invalid tmpfs option "{option}"')
+    return Filesystem(
+        os.path.normpath(path), "tmpfs", flags, ",".join(data), links=True
+    )
+
+
+def device_step(text: str) -> Bind:
+    """Return the step for ``HOST:CONTAINER:rwm`` of ``--device``."""
+    host, inside, _ = text.split(":")
+    return Bind(host, inside, devices=True)
+
+
+def ulimits_of(texts: Iterable[str]) -> tuple[tuple[int, int, int], ...]:
+    """Return limits of ``NAME=SOFT:HARD`` as the kernel numbers them.
+
+    >>> ulimits_of(["nofile=10:20"])
+    ((7, 10, 20),)
+    """
+    found = []
+    for text in texts:
+        name, _, values = text.partition("=")
+        soft, _, hard = values.partition(":")
+        found.append((ULIMITS.split().index(name), int(soft), int(hard)))
+    return tuple(found)
+
+
+def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int], ...]:
+    """Return the kinds of namespaces that a container shares, and whose they are.
+
+    Raises ConflictError when the other container does not run.
+    """
+    modes = {
+        "pid": host.pid_mode, "ipc": host.ipc_mode, "uts": host.uts_mode,
+        "cgroup": host.cgroupns_mode,
+        "net": f"container:{host.network_of}" if host.network_of else "",
+    }  # fmt: skip
+    found = [("net", 0)] if host.network is Network.HOST else []
+    for kind, mode in modes.items():
+        if mode == "host":
+            found.append((kind, 0))
+        elif mode.startswith("container:"):
+            other = store.get(mode.partition(":")[2])
+            state = store.state(other.id)
+            if state.status is not Status.RUNNING:
+                what = f"cannot join {kind} of a container that does not run"
+                raise ConflictError(f"{what}: {other.name}")
+            found.append((kind, state.pid))
+    return tuple(found)
+
+
 def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
     """Return how a container's first process is started; descriptors are 0, 1, 2."""
     config, host, place = container.config, container.host, store.path(container.id)
@@ -112,9 +212,21 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
         hostname=config.hostname,
         view=store.layers.rw_view(container.id, volatile=host.auto_remove),
         rootfs=f"{place}/rootfs",
-        mounts=network_binds(place) + tuple(map(bind_step, host.binds)),
+        mounts=(
+            *network_binds(place),
+            *map(tmpfs_step, host.tmpfs),
+            *map(device_step, host.devices),
+            *map(bind_step, host.binds),
+        ),
         network=host.network,
         readonly=host.readonly,
+        security=host.security,
+        shares=shares_of(store, host),
+        sysctls=tuple(Sysctl(*text.split("=", 1)) for text in host.sysctls),
+        shm_size=host.shm_size,
+        ulimits=ulimits_of(host.ulimits),
+        oom_score_adj=host.oom_score_adj,
+        init=host.init,
     )
 
 
@@ -139,6 +251,8 @@ def kill(store: ContainerStore, container: Container, number: int) -> None:
     state = store.state(container.id)
     if state.status is not Status.RUNNING:
         raise ConflictError(f"container {container.name} is not running")
+    if number == signal.SIGKILL:
+        thaw(store, container)
     signal_process(state, number)
 
 
@@ -183,11 +297,83 @@ def stop(store: ContainerStore, container: Container, seconds: float = 10) -> No
     state = store.state(container.id)
     if state.status is not Status.RUNNING:
         return
+    thaw(store, container)
     signal_process(state, signal_number(container.config.stop_signal or "TERM"))
     if not wait_until_gone(state, seconds):
         signal_process(state, signal.SIGKILL)
     with suppress(NotFoundError):  # --rm: it may be gone altogether
         wait(store, container)
+
+
+# %% Pause
+def freezer_group(id: str, pid: int) -> Group:
+    """Return a container's groups with a freezer among them that holds everybody."""
+    group = find_group(id)
+    if group.version == 2 and group.places:
+        return group
+    group = make_group(id, NO_LIMITS, "freezer")
+    only = group.replace(places=(("freezer", group.place("freezer")),))
+    inside: set[int] = set()
+    while others := set(processes_of(pid)) - inside:
+        move_into(only, others)
+        inside |= others
+    return group
+
+
+def freeze(id: str, pid: int, *, frozen: bool) -> None:
+    """Stop the processes of a container, or let them go on; return when it is so.
+
+    ``pid`` is the first process. Raises UnsupportedError without a freezer.
+    """
+    group = freezer_group(id, pid)
+    if group.version == 2:
+        place, name, text = group.place(""), "cgroup.freeze", "1" if frozen else "0"
+    else:
+        place, name = group.place("freezer"), "freezer.state"
+        text = "FROZEN" if frozen else "THAWED"
+    write(f"{place}/{name}", text)
+    for _ in range(500):
+        if is_frozen(place) == frozen:
+            return
+        time.sleep(0.002)
+    raise RuntimeFault("the processes do not stop", where=place)
+
+
+def is_frozen(place: str) -> bool:
+    """Say whether every process of a group has stopped."""
+    if state := read(f"{place}/freezer.state"):
+        return state.strip() == "FROZEN"
+    return "frozen 1" in read(f"{place}/cgroup.events").splitlines()
+
+
+# %% Pause
+def pause(store: ContainerStore, container: Container) -> None:
+    """Stop all processes of a container where they are."""
+    state = store.state(container.id)
+    if state.status is not Status.RUNNING:
+        raise ConflictError(f"container {container.name} is not running")
+    if state.paused:
+        raise ConflictError(f"container {container.name} is already paused")
+    for name in ("grouped", "paused"):
+        with open(store.path(container.id, name), "wb"):
+            pass
+    freeze(container.id, state.pid, frozen=True)
+
+
+def unpause(store: ContainerStore, container: Container) -> None:
+    """Let all processes of a container go on."""
+    state = store.state(container.id)
+    if not state.paused:
+        raise ConflictError(f"container {container.name} is not paused")
+    freeze(container.id, state.pid, frozen=False)
+    with suppress(FileNotFoundError):
+        os.unlink(store.path(container.id, "paused"))
+
+
+def thaw(store: ContainerStore, container: Container) -> None:
+    """Let a paused container go on, so that a signal reaches it; else do nothing."""
+    with suppress(ConflictError):
+        unpause(store, container)
 
 
 # %% Remove, and what a crash left

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from minidocker.errors import RuntimeFault, UnsupportedError
@@ -62,19 +62,23 @@ NAMESPACES = (
 )
 
 
-def container_flags(*, network: bool = True) -> CloneFlags:
-    """Return the flags of a container: all kinds but user and time.
+def flags_of(names: Iterable[str]) -> CloneFlags:
+    """Return the flags of kinds that are named as in /proc/PID/ns."""
+    by_name = {kind.name: kind.flag for kind in NAMESPACES}
+    flags = CloneFlags(0)
+    for name in names:
+        flags |= by_name[name]
+    return flags
 
-    ``network`` false leaves the container in its caller's network namespace. The
-    user namespace is not made here: a process that is not root entered its own
+
+def container_flags(*, shared: Iterable[str] = ()) -> CloneFlags:
+    """Return the flags of a container: all kinds but user, time, and ``shared``.
+
+    The user namespace is not made here: a process that is not root entered its own
     before it touched the store, and Docker gives root's containers none.
     """
-    left_out = {"user", "time"} if network else {"user", "time", "net"}
-    flags = CloneFlags(0)
-    for kind in NAMESPACES:
-        if kind.name not in left_out:
-            flags |= kind.flag
-    return flags
+    left_out = {"user", "time", *shared}
+    return flags_of(k.name for k in NAMESPACES if k.name not in left_out)
 
 
 # %% Without root: a user namespace
@@ -217,18 +221,25 @@ def file_in_root(root: int, path: str, hops: int = 8) -> int:
 
 
 # %% The plan is data
+QUIET = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
+
+
 class Filesystem(Record):
-    """Mount a new file system at a directory; a link in its way is refused."""
+    """Mount a new file system at a directory; a link in its way is refused.
+
+    With ``links`` one is followed, inside the root.
+    """
 
     target: str
     fstype: str
     flags: MountFlags
     data: str = ""
+    links: bool = False
 
     def apply(self, root: int) -> None:
         """Mount it; the directory is made when it is missing."""
         try:
-            place = directory_in_root(root, self.target, links=False)
+            place = directory_in_root(root, self.target, links=self.links)
         except OSError as why:
             raise RuntimeFault(
                 f"the image has no directory to mount {self.fstype} on: {why}",
@@ -254,12 +265,12 @@ def str_of(flags: MountFlags) -> str:
 CLONE_TREE = OPEN_TREE_CLONE | AT_RECURSIVE
 
 
-def attach_copy(tree: int, place: int, *, readonly: bool) -> None:
+def attach_copy(tree: int, place: int, attributes: MountAttr) -> None:
     """Attach the detached copy ``tree`` at ``place``; both are closed."""
     try:
-        if readonly:
+        if attributes:
             flags = AT_EMPTY_PATH | AT_RECURSIVE
-            mount_setattr(tree, "", MountAttr.RDONLY, flags=flags)
+            mount_setattr(tree, "", attributes, flags=flags)
         move_mount(tree, "", place)
     finally:
         os.close(tree)
@@ -267,11 +278,15 @@ def attach_copy(tree: int, place: int, *, readonly: bool) -> None:
 
 
 class Bind(Record):
-    """Show a path of the host at ``target``, with what is mounted below it."""
+    """Show a path of the host at ``target``, with what is mounted below it.
+
+    Device nodes in it can be opened only with ``devices``.
+    """
 
     source: str
     target: str
     readonly: bool = False
+    devices: bool = False
 
     def apply(self, root: int) -> None:
         """Attach a copy of the source's mounts; the target is made when missing."""
@@ -283,7 +298,10 @@ class Bind(Record):
             raise RuntimeFault("no such path on the host", where=self.source) from why
         is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         find = directory_in_root if is_directory else file_in_root
-        attach_copy(tree, find(root, self.target), readonly=self.readonly)
+        attributes = MountAttr.RDONLY if self.readonly else MountAttr(0)
+        if not self.devices:
+            attributes |= MountAttr.NODEV
+        attach_copy(tree, find(root, self.target), attributes)
 
     def describe(self) -> tuple[str, str, str]:
         """Return destination, what, how."""
@@ -302,7 +320,7 @@ class ReadOnly(Record):
         if place is None:
             return
         tree = open_tree(place, "", CLONE_TREE | AT_EMPTY_PATH)
-        attach_copy(tree, place, readonly=True)
+        attach_copy(tree, place, MountAttr.RDONLY)
 
     def describe(self) -> tuple[str, str, str]:
         """Return destination, what, how."""
@@ -333,27 +351,9 @@ class Mask(Record):
 
 
 # %% The plan is data
-class Device(Record):
-    """Make a character device in /dev, or bind the host's where mknod is refused."""
-
-    name: str
-    major: int
-    minor: int
-
-    def apply(self, root: int) -> None:
-        """Make the node with mode 0666."""
-        device = os.makedev(self.major, self.minor)
-        dev = open_in_root(root, "/dev", links=False)
-        try:
-            os.mknod(self.name, stat.S_IFCHR | 0o666, device, dir_fd=dev)
-        except PermissionError:
-            Bind(f"/dev/{self.name}", f"/dev/{self.name}").apply(root)
-        finally:
-            os.close(dev)
-
-    def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
-        return f"/dev/{self.name}", "device", f"{self.major}:{self.minor}"
+def device(name: str) -> Bind:
+    """Return the step that shows a device of the host in /dev."""
+    return Bind(f"/dev/{name}", f"/dev/{name}", devices=True)
 
 
 class Content(Record):
@@ -373,7 +373,7 @@ class Content(Record):
             os.fchown(file.fileno(), *self.owner)
             os.fchmod(file.fileno(), self.mode)
         tree = open_tree(dev, name, OPEN_TREE_CLONE)
-        attach_copy(tree, file_in_root(root, self.target), readonly=True)
+        attach_copy(tree, file_in_root(root, self.target), MountAttr.RDONLY)
         os.unlink(name, dir_fd=dev)
         os.close(dev)
 
@@ -401,58 +401,36 @@ class Link(Record):
         return f"/dev/{self.name}", "link", f"-> {self.target}"
 
 
-MountStep = Content | Filesystem | Bind | Device | Link | Mask | ReadOnly
+# %% The plan is data
+class Sysctl(Record):
+    """Write a value to /proc/sys; ``name`` has points, as for sysctl(8)."""
+
+    name: str
+    value: str
+
+    def apply(self, root: int) -> None:
+        """Write it in one call. Raises RuntimeFault with the kernel's answer."""
+        proc = open_in_root(root, "/proc", PLACE | os.O_DIRECTORY, links=False)
+        path = f"sys/{self.name.replace('.', '/')}"
+        only_here = Resolve.BENEATH | Resolve.NO_XDEV | Resolve.NO_SYMLINKS
+        try:
+            place = openat2(proc, path, os.O_WRONLY, resolve=only_here)
+            try:
+                os.write(place, self.value.encode())
+            finally:
+                os.close(place)
+        except OSError as why:
+            what = f"cannot set sysctl {self.name} to {self.value}: {why.strerror}"
+            raise RuntimeFault(what) from why
+        finally:
+            os.close(proc)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return f"/proc/sys/{self.name.replace('.', '/')}", "sysctl", self.value
 
 
-# %% What Docker mounts
-MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
-    "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
-)  # fmt: skip
-READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-DEVICES = (
-    Device("null", 1, 3), Device("zero", 1, 5), Device("full", 1, 7),
-    Device("random", 1, 8), Device("urandom", 1, 9), Device("tty", 5, 0),
-)  # fmt: skip
-LINKS = (
-    Link("fd", "/proc/self/fd"), Link("stdin", "/proc/self/fd/0"),
-    Link("stdout", "/proc/self/fd/1"), Link("stderr", "/proc/self/fd/2"),
-    Link("core", "/proc/kcore"), Link("ptmx", "pts/ptmx"),
-)  # fmt: skip
-QUIET = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
-
-
-# %% What Docker mounts
-def docker_mounts(
-    *, rootless: bool = False, network: bool = True
-) -> tuple[MountStep, ...]:
-    """Return what Docker mounts in every container, in order.
-
-    ``network`` says that the container has a network namespace of its own.
-    """
-    gid = "" if rootless else ",gid=5"
-    pts = f"newinstance,ptmxmode=0666,mode=0620{gid}"
-    sysfs = Filesystem("/sys", "sysfs", QUIET | MountFlags.RDONLY)
-    return (
-        Filesystem("/proc", "proc", QUIET),
-        Filesystem("/dev", "tmpfs", MountFlags.NOSUID, "mode=755,size=65536k"),
-        Filesystem("/dev/pts", "devpts", MountFlags.NOSUID | MountFlags.NOEXEC, pts),
-        Filesystem("/dev/mqueue", "mqueue", QUIET),
-        Filesystem("/dev/shm", "tmpfs", QUIET, "mode=1777,size=65536k"),  # noqa: S108
-        Bind("/sys", "/sys", readonly=True) if rootless and not network else sysfs,
-        *DEVICES,
-        *LINKS,
-        *hidden_paths(),
-    )
-
-
-def hidden_paths() -> tuple[MountStep, ...]:
-    """Return the steps that mask or write-protect the kernel's own windows."""
-    cpus = range(os.cpu_count() or 0)
-    throttles = (f"/sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in cpus)
-    masks = (Mask(path) for path in (*MASKED, *throttles))
-    return (*masks, *(ReadOnly(path) for path in READONLY))
+MountStep = Bind | Content | Filesystem | Link | Mask | ReadOnly | Sysctl
 
 
 # %% The old root goes

@@ -8,12 +8,15 @@ Everything here happens inside: in a process whose root is the container's.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import stat
+from collections.abc import Iterable
 from enum import Enum
 
+from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.drivers import RootView
 from minidocker.errors import (
     CommandNotFoundError,
@@ -21,6 +24,7 @@ from minidocker.errors import (
     RuntimeFault,
 )
 from minidocker.linux import (
+    LIBC,
     CloneFlags,
     Prctl,
     capget,
@@ -30,18 +34,26 @@ from minidocker.linux import (
 )
 from minidocker.namespaces import (
     MountStep,
+    Sysctl,
     directory_in_root,
     first_line,
     open_in_root,
     put,
 )
 from minidocker.records import Record
-from minidocker.security import DOCKER_SECURITY, Security, confine, drop_capabilities
+from minidocker.security import (
+    DOCKER_SECURITY,
+    SHM_SIZE,
+    Security,
+    confine,
+    drop_capabilities,
+    make_security,
+)
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 
 # %% The nouns: what to run
@@ -50,6 +62,7 @@ class Network(Enum):
 
     NONE = "none"  # a namespace of its own with the loopback only
     HOST = "host"  # the namespace of whoever starts it
+    CONTAINER = "container"  # that of another container
 
 
 class ProcessSpec(Record):
@@ -58,7 +71,10 @@ class ProcessSpec(Record):
     ``env`` holds ``NAME=value``. ``user`` is ``name``, ``uid``, ``uid:gid`` or
     ``name:group``, empty for root. ``cwd`` is made when it is missing. ``view`` is
     mounted at ``rootfs``, an empty directory on the host; exec needs neither.
-    ``mounts`` come after Docker's own. The three descriptors stay the caller's.
+    ``mounts`` come after Docker's own, ``docker_mounts`` is told ``sysctls`` and
+    ``shm_size``. ``shares`` pairs a kind of namespace with the process whose it is, 0
+    for the host's. ``group`` is there already. ``ulimits`` are (number, soft, hard).
+    The three descriptors stay the caller's.
     """
 
     argv: tuple[str, ...]
@@ -73,9 +89,130 @@ class ProcessSpec(Record):
     network: Network = Network.NONE
     readonly: bool = False
     security: Security = DOCKER_SECURITY
+    shares: tuple[tuple[str, int], ...] = ()
+    group: Group | None = None
+    sysctls: tuple[Sysctl, ...] = ()
+    shm_size: int = SHM_SIZE
+    ulimits: tuple[tuple[int, int, int], ...] = ()
+    oom_score_adj: int = 0
+    init: bool = False
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
+
+
+# %% The nouns: what to run
+class HostConfig(Record):
+    """What holds for a container on this host only, as the command line has it.
+
+    ``binds`` are ``SOURCE:TARGET[:ro]``, absolute; ``devices`` ``HOST:CONTAINER:rwm``;
+    ``tmpfs`` ``PATH:OPTIONS``; ``ulimits`` ``NAME=SOFT:HARD``; ``sysctls``
+    ``NAME=VALUE``. The modes are "", ``host`` or ``container:ID``.
+    """
+
+    auto_remove: bool = False
+    network: Network = Network.NONE
+    readonly: bool = False
+    binds: tuple[str, ...] = ()
+    network_of: str = ""
+    limits: Limits = NO_LIMITS
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[str, ...] = ()
+    privileged: bool = False
+    devices: tuple[str, ...] = ()
+    tmpfs: tuple[str, ...] = ()
+    ulimits: tuple[str, ...] = ()
+    sysctls: tuple[str, ...] = ()
+    shm_size: int = SHM_SIZE
+    oom_score_adj: int = 0
+    pid_mode: str = ""
+    ipc_mode: str = ""
+    uts_mode: str = ""
+    userns_mode: str = ""
+    cgroupns_mode: str = ""
+    init: bool = False
+
+    @property
+    def security(self) -> Security:
+        """What the processes may do."""
+        return make_security(
+            self.cap_add, self.cap_drop, self.security_opt, privileged=self.privileged
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return Docker's names for the fields, as in hostconfig.json."""
+        found = {name: getattr(self, key) for key, name in HOST_NAMES.items()}
+        found |= {n: list(getattr(self, k)) or None for k, n in LIST_NAMES.items()}
+        found |= {name: getattr(self.limits, key) for key, name in LIMIT_NAMES.items()}
+        mode = self.network.value
+        found["NetworkMode"] = f"{mode}:{self.network_of}" if self.network_of else mode
+        found["Devices"] = [device_json(text) for text in self.devices]
+        found["Ulimits"] = [ulimit_json(text) for text in self.ulimits] or None
+        for key, texts, mark in (
+            ("Tmpfs", self.tmpfs, ":"),
+            ("Sysctls", self.sysctls, "="),
+        ):
+            if texts:
+                pairs = (text.partition(mark) for text in texts)
+                found[key] = {name: value for name, _, value in pairs}
+        return found
+
+
+# %% The nouns: what to run
+HOST_NAMES = {
+    "auto_remove": "AutoRemove", "readonly": "ReadonlyRootfs",
+    "privileged": "Privileged", "shm_size": "ShmSize", "oom_score_adj": "OomScoreAdj",
+    "pid_mode": "PidMode", "ipc_mode": "IpcMode", "uts_mode": "UTSMode",
+    "userns_mode": "UsernsMode", "cgroupns_mode": "CgroupnsMode", "init": "Init",
+}  # fmt: skip
+LIST_NAMES = {
+    "binds": "Binds", "cap_add": "CapAdd", "cap_drop": "CapDrop",
+    "security_opt": "SecurityOpt",
+}  # fmt: skip
+LIMIT_NAMES = {
+    "memory": "Memory", "memory_swap": "MemorySwap",
+    "memory_reservation": "MemoryReservation", "nano_cpus": "NanoCpus",
+    "cpu_shares": "CpuShares", "cpuset_cpus": "CpusetCpus",
+    "cpuset_mems": "CpusetMems", "pids": "PidsLimit", "blkio_weight": "BlkioWeight",
+}  # fmt: skip
+
+
+def device_json(text: str) -> dict[str, str]:
+    """Return Docker's fields for a device."""
+    host, inside, mode = text.split(":")
+    names = ("PathOnHost", "PathInContainer", "CgroupPermissions")
+    return dict(zip(names, (host, inside, mode), strict=True))
+
+
+def ulimit_json(text: str) -> dict[str, Any]:
+    """Return Docker's fields for a limit of a process."""
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    return {"Name": name, "Hard": int(hard), "Soft": int(soft)}
+
+
+def host_config(found: dict[str, Any]) -> HostConfig:
+    """Read what ``HostConfig.to_dict`` wrote."""
+    given: dict[str, Any] = {k: found[n] for k, n in HOST_NAMES.items() if n in found}
+    given |= {k: tuple(found.get(n) or ()) for k, n in LIST_NAMES.items()}
+    limits = {k: found[n] for k, n in LIMIT_NAMES.items() if found.get(n)}
+    mode, _, of = str(found.get("NetworkMode", "none")).partition(":")
+    devices = (":".join(each.values()) for each in found.get("Devices") or ())
+    ulimits = found.get("Ulimits") or ()
+    return HostConfig(
+        network=Network(mode),
+        network_of=of,
+        limits=Limits(**limits) if limits else NO_LIMITS,
+        devices=tuple(devices),
+        ulimits=tuple(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in ulimits),
+        tmpfs=tuple(f"{k}:{v}" for k, v in (found.get("Tmpfs") or {}).items()),
+        sysctls=tuple(f"{k}={v}" for k, v in (found.get("Sysctls") or {}).items()),
+        **given,
+    )
+
+
+PLAIN_HOST = HostConfig()
 
 
 # %% Who: the user
@@ -292,6 +429,21 @@ def refusal(program: str, path: str, number: int, missing: bool) -> RuntimeFault
 
 
 # %% Where, and with which signals
+ULONG_MAX = (1 << 64) - 1
+
+
+def set_ulimits(limits: Iterable[tuple[int, int, int]]) -> None:
+    """Set limits of this process: (number, soft, hard), -1 for none.
+
+    Raises RuntimeFault where one would be higher than our own and we may not.
+    """
+    for number, soft, hard in limits:
+        pair = (ctypes.c_ulong * 2)(soft & ULONG_MAX, hard & ULONG_MAX)
+        if LIBC.setrlimit(number, ctypes.byref(pair)):
+            why = os.strerror(ctypes.get_errno()).lower()
+            raise RuntimeFault(f"cannot set ulimit {number} to {soft}:{hard}: {why}")
+
+
 def reset_signals() -> None:
     """Give every signal its default: Python ignores SIGPIPE, `nohup` SIGHUP."""
     for number in range(1, signal.NSIG):

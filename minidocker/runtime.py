@@ -9,9 +9,10 @@ import fcntl
 import os
 import signal
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
+from minidocker.cgroups import join
 from minidocker.drivers import RootView, mount_root
 from minidocker.errors import (
     CommandNotFoundError,
@@ -30,19 +31,31 @@ from minidocker.linux import (
     prctl,
     sethostname,
     setns,
+    unshare,
 )
-from minidocker.mounts import AT_EMPTY_PATH, MountAttr, mount_setattr
+from minidocker.mounts import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    MountAttr,
+    mount_setattr,
+    open_tree,
+)
 from minidocker.namespaces import (
+    CLONE_TREE,
     NAMESPACES,
     PLACE,
     Bind,
+    MountStep,
     apply_mounts,
+    attach_copy,
     container_flags,
-    docker_mounts,
+    directory_in_root,
+    flags_of,
     keep_mounts_private,
     magic,
     open_in_root,
     pivot,
+    put,
     raise_loopback,
     why_no_user_namespace,
 )
@@ -57,8 +70,10 @@ from minidocker.program import (
     go_to,
     program_env,
     reset_signals,
+    set_ulimits,
 )
 from minidocker.records import Record
+from minidocker.security import docker_mounts
 
 
 TYPE_CHECKING = False
@@ -130,6 +145,7 @@ def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
     root = os.open("/", PLACE)
     user = find_user(root, spec.user)
     go_to(root, spec.cwd)
+    set_ulimits(spec.ulimits)
     os.setsid()
     take_stdio(spec, slave)
     if slave >= 0:
@@ -222,40 +238,68 @@ def listen(channel: socket) -> int:
     return terminal
 
 
-# %% Three files from outside
-HOSTS = """\
-127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::0\tip6-localnet
-ff00::0\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
-INSIDE = ("resolv.conf", "hostname", "hosts")
+# %% What is shared
+def shared_kinds(spec: ProcessSpec) -> tuple[str, ...]:
+    """Return the kinds of namespaces that are not made for a container."""
+    kinds = [kind for kind, _ in spec.shares]
+    return (*kinds, "net") if spec.network is Network.HOST else tuple(kinds)
 
 
-def network_files(hostname: str, network: Network) -> dict[str, str]:
-    """Return the text of the three files under /etc that a container is given."""
-    found = {"hostname": f"{hostname}\n", "hosts": HOSTS, "resolv.conf": ""}
-    from_host = (
-        ("hosts", "resolv.conf") if network is Network.HOST else ("resolv.conf",)
-    )
-    for name in from_host:
-        with suppress(OSError), open(f"/etc/{name}", encoding="utf-8") as file:
-            found[name] = file.read()
-    return found
+@contextmanager
+def joined_processes(spec: ProcessSpec) -> Iterator[dict[str, int]]:
+    """Yield pidfds by kind, of the processes whose namespaces are shared."""
+    found: dict[str, int] = {}
+    try:
+        for kind, pid in spec.shares:
+            if pid:
+                found[kind] = pidfd_open(pid)
+        yield found
+    finally:
+        for pidfd in found.values():
+            os.close(pidfd)
 
 
-def write_network_files(place: str, hostname: str, network: Network) -> None:
-    """Write the three files into the directory ``place`` on the host."""
-    for name, text in network_files(hostname, network).items():
-        with open(f"{place}/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
+def clone_into(
+    spec: ProcessSpec, flags: CloneFlags, joined: dict[str, int]
+) -> tuple[int, int]:
+    """Clone, in another's pid namespace and in a group of version 2 if so said."""
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    unified = spec.group.unified if spec.group else ""
+    group = os.open(unified, os.O_RDONLY | os.O_DIRECTORY) if unified else -1
+    try:
+        if "pid" in joined:
+            setns(joined["pid"], CloneFlags.NEWPID)
+        return clone3(flags, cgroup=group)
+    finally:
+        if "pid" in joined:
+            setns(home, CloneFlags.NEWPID)
+        for fd in (home, group):
+            if fd >= 0:
+                os.close(fd)
 
 
-def network_binds(place: str) -> tuple[Bind, ...]:
-    """Return the steps that show the three files of ``place`` in a container."""
-    return tuple(Bind(f"{place}/{name}", f"/etc/{name}") for name in INSIDE)
+def join_namespaces(joined: dict[str, int]) -> int:
+    """Enter others' namespaces; return a copy of their /dev/shm with ``ipc``, or -1."""
+    for kind, pidfd in joined.items():
+        if kind != "pid":
+            setns(pidfd, flags_of([kind]))
+    return borrowed_shm(joined["ipc"]) if "ipc" in joined else -1
+
+
+def borrowed_shm(pidfd: int) -> int:
+    """Return a detached copy of the mount at another container's /dev/shm.
+
+    It must be copied from inside its mount namespace, and may then be carried out.
+    """
+    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(pidfd, CloneFlags.NEWNS)
+        try:
+            return open_tree(AT_FDCWD, "/dev/shm", CLONE_TREE)  # noqa: S108
+        finally:
+            setns(home, CloneFlags.NEWNS)
+    finally:
+        os.close(home)
 
 
 # %% A new container
@@ -265,33 +309,51 @@ def mount_view(view: RootView, rootfs: str) -> int:
     return os.open(rootfs, PLACE | os.O_DIRECTORY)
 
 
-def enter_container(spec: ProcessSpec, channel: socket) -> int:
+def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     """Build the container around this process; return the terminal's slave, or -1.
 
-    The process was cloned into new namespaces. What it mounts goes with it.
+    The process was cloned into new namespaces. What it mounts goes with it. ``shm`` is
+    a copy of another container's /dev/shm, or -1; it is closed.
     """
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-    own_network = spec.network is Network.NONE
+    shared = shared_kinds(spec)
     keep_mounts_private()
     if spec.view is None:
         raise RuntimeFault("no root file system was given")
     root = mount_view(spec.view, spec.rootfs)
-    apply_mounts(
-        docker_mounts(rootless=not is_first_user_namespace(), network=own_network), root
-    )
+    apply_mounts(default_mounts(spec), root)
+    if shm >= 0:
+        attach_copy(shm, directory_in_root(root, "/dev/shm"), MountAttr.NODEV)  # noqa: S108
     apply_mounts(spec.mounts, root)
+    if spec.oom_score_adj:
+        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
     slave = -1
     if spec.tty:
         slave = new_terminal(root, spec, channel)
-        Bind(magic(slave), "/dev/console").apply(root)
+        Bind(magic(slave), "/dev/console", devices=True).apply(root)
+    attributes = MountAttr(0) if spec.security.privileged else MountAttr.NODEV
     if spec.readonly:
-        mount_setattr(root, "", MountAttr.RDONLY, flags=AT_EMPTY_PATH)
+        attributes |= MountAttr.RDONLY
+    mount_setattr(root, "", attributes, flags=AT_EMPTY_PATH)
     pivot(root)
-    if spec.hostname:
+    if spec.hostname and "uts" not in shared:
         sethostname(spec.hostname)
-    if own_network:
+    if "net" not in shared:
         raise_loopback()
     return slave
+
+
+def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
+    """Return Docker's mounts as this container has them."""
+    security = spec.security
+    return docker_mounts(
+        rootless=not is_first_user_namespace(),
+        shared=[kind for kind in shared_kinds(spec) if (kind, 0) in spec.shares],
+        shm_size=spec.shm_size,
+        sysctls=spec.sysctls,
+        masked=security.masked,
+        privileged=security.privileged,
+    )
 
 
 # %% A new container
@@ -313,19 +375,39 @@ def start(spec: ProcessSpec) -> Process:
     UnsupportedError where namespaces are forbidden; then nothing is left.
     """
     ours, theirs = new_channel()
-    flags = container_flags(network=spec.network is Network.NONE)
-    try:
-        pid, pidfd = clone3(flags)
-    except SysError as why:
-        hint = (
-            why_no_user_namespace() if os.geteuid() else "is this root in a container?"
-        )
-        raise UnsupportedError(f"no new namespaces: {why}", hint=hint) from why
-    if pid == 0:
-        ours.close()
-        in_child(theirs, lambda: run_program(spec, enter_container(spec, theirs)))
+    late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
+    flags = container_flags(shared=shared_kinds(spec))
+    with joined_processes(spec) as joined:
+        try:
+            pid, pidfd = clone_into(spec, flags & ~late, joined)
+        except SysError as why:
+            ours.close()
+            theirs.close()
+            raise no_namespaces(why) from why
+        if pid == 0:
+            ours.close()
+            in_child(theirs, lambda: live(spec, theirs, joined, flags & late))
     theirs.close()
     return watch_start(pid, pidfd, ours)
+
+
+def no_namespaces(why: SysError) -> UnsupportedError:
+    """Phrase that this kernel or this user has no namespaces."""
+    hint = why_no_user_namespace() if os.geteuid() else "is this root in a container?"
+    return UnsupportedError(f"no new namespaces: {why}", hint=hint)
+
+
+def live(
+    spec: ProcessSpec, channel: socket, joined: dict[str, int], late: CloneFlags
+) -> NoReturn:
+    """Be the container's first process: take its groups, build it, run the program."""
+    if spec.group:
+        join(spec.group.joined)
+    if late:
+        unshare(late)
+    shm = join_namespaces(joined)
+    slave = enter_container(spec, channel, shm)
+    run_program(spec, slave)
 
 
 def watch_start(pid: int, pidfd: int, ours: socket) -> Process:
@@ -369,8 +451,12 @@ def join_container(
     pidfd: int, owner: int, flags: CloneFlags, spec: ProcessSpec, channel: socket
 ) -> NoReturn:
     """Enter the namespaces, and run the program in a child there."""
-    prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    if spec.group:
+        join(spec.group.joined)
+    if spec.oom_score_adj:
+        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
+    prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
     if flags & CloneFlags.NEWUSER:
         setns(owner, CloneFlags.NEWUSER)
     setns(pidfd, flags & ~CloneFlags.NEWUSER)
@@ -396,7 +482,7 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     try:
         flags = namespaces_to_join(pid)
         ours, theirs = new_channel()
-        child, pidfd = clone3(CloneFlags(0))
+        child, pidfd = clone_into(spec, CloneFlags(0), {})
         if child == 0:
             ours.close()
             in_child(theirs, lambda: join_container(target, owner, flags, spec, theirs))

@@ -1,16 +1,29 @@
 # From book/43-security.md. Edit there and tangle, or here and tangle --back.
 
 # %% Security: root, but not quite
-"""What a container's processes may do: capabilities, system calls, new privileges."""
+"""What a container's processes may do and see: capabilities, calls, hidden paths."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import stat
 
 from minidocker.errors import RuntimeFault, UsageError, did_you_mean
 from minidocker.linux import Capability, Prctl, SysError, capget, prctl
+from minidocker.mounts import MountFlags
+from minidocker.namespaces import (
+    QUIET,
+    Bind,
+    Filesystem,
+    Link,
+    Mask,
+    MountStep,
+    ReadOnly,
+    Sysctl,
+    device,
+)
 from minidocker.records import Record
 from minidocker.seccomp import (
     ALLOW,
@@ -271,7 +284,8 @@ class Security(Record):
 
     ``capabilities`` is a mask. ``seccomp`` is empty for Docker's profile,
     ``unconfined``, or a profile's JSON. ``masked`` false shows all of /proc and /sys.
-    ``privileged`` gives the host's devices, and /sys for writing.
+    ``privileged`` gives the host's devices, and /sys for writing. ``filter_for`` is the
+    mask that the filter is made for, where that is another one.
     """
 
     capabilities: int = DOCKER_CAPABILITIES
@@ -279,6 +293,7 @@ class Security(Record):
     no_new_privileges: bool = False
     masked: bool = True
     privileged: bool = False
+    filter_for: int | None = None
 
 
 DOCKER_SECURITY = Security()
@@ -321,6 +336,83 @@ def make_security(
     for text in options:
         security = security_option(security, text)
     return security
+
+
+# %% What is hidden
+MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+    "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+)  # fmt: skip
+READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+LINKS = (
+    Link("fd", "/proc/self/fd"), Link("stdin", "/proc/self/fd/0"),
+    Link("stdout", "/proc/self/fd/1"), Link("stderr", "/proc/self/fd/2"),
+    Link("core", "/proc/kcore"), Link("ptmx", "pts/ptmx"),
+)  # fmt: skip
+
+
+# %% What is hidden
+SHM_SIZE = 64 << 20  # bytes
+
+
+def docker_mounts(
+    *,
+    rootless: bool = False,
+    shared: Iterable[str] = (),
+    shm_size: int = SHM_SIZE,
+    sysctls: tuple[Sysctl, ...] = (),
+    masked: bool = True,
+    privileged: bool = False,
+) -> tuple[MountStep, ...]:
+    """Return what Docker mounts in every container, in order.
+
+    ``shared`` names the namespaces that are not the container's own.
+    """
+    gid = "" if rootless else ",gid=5"
+    pts = f"newinstance,ptmxmode=0666,mode=0620{gid}"
+    readonly = MountFlags(0) if privileged else MountFlags.RDONLY
+    sysfs = Filesystem("/sys", "sysfs", QUIET | readonly)
+    no_devices = MountFlags.NOSUID | (MountFlags(0) if privileged else MountFlags.NODEV)
+    return (
+        Filesystem("/proc", "proc", QUIET),
+        Filesystem("/dev", "tmpfs", no_devices, "mode=755,size=65536k"),
+        Filesystem("/dev/pts", "devpts", MountFlags.NOSUID | MountFlags.NOEXEC, pts),
+        *ipc_mounts("ipc" in shared, shm_size),
+        Bind("/sys", "/sys", readonly=True) if rootless and "net" in shared else sysfs,
+        *map(device, host_devices() if privileged else DEVICES),
+        *LINKS,
+        *sysctls,
+        *(hidden_paths() if masked else ()),
+    )
+
+
+def ipc_mounts(shared: bool, shm_size: int) -> tuple[MountStep, ...]:
+    """Return the mounts of the IPC namespace: queues and shared memory."""
+    if shared:
+        return Bind("/dev/mqueue", "/dev/mqueue"), Bind("/dev/shm", "/dev/shm")  # noqa: S108
+    size = f"mode=1777,size={shm_size >> 10}k"
+    return (
+        Filesystem("/dev/mqueue", "mqueue", QUIET),
+        Filesystem("/dev/shm", "tmpfs", QUIET, size),  # noqa: S108
+    )
+
+
+def host_devices() -> list[str]:
+    """Return the names of all devices of the host but terminals, for --privileged."""
+    with os.scandir("/dev") as entries:
+        kinds = {e.name: e.stat(follow_symlinks=False).st_mode for e in entries}
+    nodes = (n for n, m in kinds.items() if stat.S_ISCHR(m) or stat.S_ISBLK(m))
+    return sorted(n for n in nodes if n not in ("ptmx", "console"))
+
+
+def hidden_paths() -> tuple[MountStep, ...]:
+    """Return the steps that mask or write-protect the kernel's own windows."""
+    cpus = range(os.cpu_count() or 0)
+    throttles = (f"/sys/devices/system/cpu/cpu{n}/thermal_throttle" for n in cpus)
+    masks = (Mask(path) for path in (*MASKED, *throttles))
+    return (*masks, *(ReadOnly(path) for path in READONLY))
 
 
 # %% The promise, and the locks
@@ -367,5 +459,7 @@ def confine(security: Security) -> None:
     """
     if security.no_new_privileges:
         prctl(Prctl.SET_NO_NEW_PRIVS, 1)
-    if program := filter_program(security.seccomp, security.capabilities):
+    mask = security.filter_for
+    mask = security.capabilities if mask is None else mask
+    if program := filter_program(security.seccomp, mask):
         load_filter(program)

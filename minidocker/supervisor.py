@@ -8,7 +8,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
+from minidocker.cgroups import (
+    NO_LIMITS,
+    Group,
+    find_group,
+    is_version_2,
+    make_group,
+    remove_group,
+    was_killed_for_memory,
+)
 from minidocker.containers import (
     Container,
     ContainerStore,
@@ -20,7 +30,7 @@ from minidocker.containers import (
     write_state,
 )
 from minidocker.errors import ConflictError, RuntimeFault
-from minidocker.lifecycle import process_spec
+from minidocker.lifecycle import process_spec, ulimits_of
 from minidocker.program import ProcessSpec
 from minidocker.pump import (
     Client,
@@ -39,6 +49,7 @@ from minidocker.runtime import (
     new_channel,
     start,
 )
+from minidocker.security import ALL_CAPABILITIES, Security
 
 
 TYPE_CHECKING = False
@@ -112,6 +123,7 @@ def supervise(
     os.ftruncate(lock, 0)
     file = store.path(container.id, "state.json")
     state = State(Status.RUNNING, started=timestamp())
+    group: Group | None = None
 
     def note(process: Process) -> None:
         nonlocal state
@@ -122,7 +134,8 @@ def supervise(
     code, error = 125, ""
     try:
         log = JsonLog(store.path(container.id, f"{container.id}-json.log"))
-        spec = process_spec(store, container)
+        group = container_group(container)
+        spec = process_spec(store, container).replace(group=group)
         wants_input = container.config.open_stdin
         code = attend(spec, start, client, log, note, stdin=wants_input)
     except RuntimeFault as why:
@@ -130,15 +143,47 @@ def supervise(
         raise
     finally:
         os.write(lock, b"%d" % code)
+        killed = leave_group(store, container, group)
         if container.host.auto_remove:
             discard(store, container.id, container.name)
         else:
-            ended = {"pid": 0, "exit_code": code, "error": error}
+            ended = {"pid": 0, "exit_code": code, "error": error, "oom_killed": killed}
             status = Status.CREATED if error else Status.EXITED
             ended_state = state.replace(status=status, finished=timestamp(), **ended)
             write_state(file, ended_state)
         os.close(lock)
     return code
+
+
+def container_group(container: Container) -> Group:
+    """Make the groups of a container that is about to start.
+
+    A container in somebody else's pid namespace leaves processes behind when its first
+    one ends; its group is how they are found.
+    """
+    also = ("freezer",) if container.host.pid_mode else ()
+    return make_group(container.id, container.host.limits, *also)
+
+
+def has_group(store: ContainerStore, container: Container) -> bool:
+    """Say whether a container can have groups: by its limits, or made later on."""
+    host = container.host
+    later = os.path.exists(store.path(container.id, "grouped"))
+    return host.limits != NO_LIMITS or bool(host.pid_mode) or later or is_version_2()
+
+
+def leave_group(
+    store: ContainerStore, container: Container, group: Group | None
+) -> bool:
+    """Remove a container's groups; say whether it was killed for want of memory."""
+    if group is None or not has_group(store, container):
+        return False
+    killed = was_killed_for_memory(find_group(container.id))
+    remove_group(container.id)
+    for name in ("grouped", "paused"):
+        with suppress(FileNotFoundError):
+            os.unlink(store.path(container.id, name))
+    return killed
 
 
 def run_foreground(
@@ -185,6 +230,18 @@ def be_supervisor(store: ContainerStore, container: Container, channel: socket) 
 
 
 # %% exec
+def exec_security(container: Container, asked: Security) -> Security:
+    """Return what one more process may do: what the container may.
+
+    With ``asked`` privileged it has all capabilities, and the container's filter.
+    """
+    security = container.host.security
+    if asked.privileged:
+        filtered = security.replace(filter_for=security.capabilities)
+        return filtered.replace(capabilities=ALL_CAPABILITIES)
+    return security
+
+
 def exec_foreground(
     store: ContainerStore,
     container: Container,
@@ -195,18 +252,27 @@ def exec_foreground(
 ) -> int:
     """Run one more process in a running container; return its exit status.
 
-    Of ``spec`` its argv, env, cwd, user and tty are used; the container's own come
-    first for env, and fill in for an empty cwd and user.
+    Of ``spec`` its argv, env, cwd, user, tty and security are used; the container's
+    own come first for env, and fill in for an empty cwd and user.
     """
     state = store.state(container.id)
     if state.status is not Status.RUNNING:
         raise ConflictError(f"container {container.name} is not running")
+    if state.paused:
+        what = (
+            f"container {container.name} is paused, unpause the container before exec"
+        )
+        raise ConflictError(what)
     config = container.config
     spec = spec.replace(
         env=(config.env or ()) + spec.env,
         cwd=spec.cwd or config.working_dir or "/",
         user=spec.user or config.user,
         hostname=config.hostname,
+        group=find_group(container.id) if has_group(store, container) else None,
+        security=exec_security(container, spec.security),
+        ulimits=ulimits_of(container.host.ulimits),
+        oom_score_adj=container.host.oom_score_adj,
     )
 
     def launch(piped: ProcessSpec) -> Process:

@@ -304,7 +304,8 @@ def status_words(state: State, now: float | None = None) -> str:
     """
     now = time.time() if now is None else now
     if state.status is Status.RUNNING:
-        return f"Up {human_span(now - seconds_of(state.started))}"
+        paused = " (Paused)" if state.paused else ""
+        return f"Up {human_span(now - seconds_of(state.started))}{paused}"
     if state.status is Status.EXITED:
         return f"Exited ({state.exit_code}) {ago(state.finished, now)}"
     return "Created"
@@ -344,7 +345,7 @@ def container_row(
         "Ports": ports_words(container.config),
         "RunningFor": ago(container.created),
         "Size": "0B",
-        "State": state.status.value,
+        "State": "paused" if state.paused else state.status.value,
         "Status": status_words(state),
     }
     if size:
@@ -419,11 +420,11 @@ NEVER = "0001-01-01T00:00:00Z"
 def state_fields(state: State) -> dict[str, Any]:
     """Return Docker's fields for a container's state."""
     return {
-        "Status": state.status.value,
+        "Status": "paused" if state.paused else state.status.value,
         "Running": state.status is Status.RUNNING,
-        "Paused": False,
+        "Paused": state.paused,
         "Restarting": False,
-        "OOMKilled": False,
+        "OOMKilled": state.oom_killed,
         "Dead": False,
         "Pid": state.pid,
         "ExitCode": state.exit_code,

@@ -8,7 +8,7 @@ from cli.store import Store
 
 
 OURS = {
-    "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
+    "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
     "flags", "images", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
     "overlayfs", "program", "pump", "records", "runtime", "seccomp", "security",
     "supervisor", "trees",

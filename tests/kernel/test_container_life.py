@@ -19,7 +19,7 @@ from test_namespaces import Failed, apart, forked
 from test_running import busybox  # noqa: F401
 
 from minidocker.archive import pack
-from minidocker.containers import Container, ContainerStore, HostConfig, Status
+from minidocker.containers import Container, ContainerStore, Status
 from minidocker.drivers import DRIVERS
 from minidocker.durable import Batch
 from minidocker.errors import ConflictError, MinidockerError, NotFoundError
@@ -34,7 +34,7 @@ from minidocker.lifecycle import (
     wait,
 )
 from minidocker.oci import ContainerConfig, ImageConfig
-from minidocker.program import Network, ProcessSpec
+from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import Client
 from minidocker.runtime import start_time
 from minidocker.supervisor import (

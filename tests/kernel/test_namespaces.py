@@ -15,20 +15,20 @@ from minidocker.linux import CloneFlags, Prctl, prctl, unshare
 from minidocker.mounts import mountinfo
 from minidocker.namespaces import (
     Bind,
-    Device,
     Filesystem,
     Link,
     Mask,
     ReadOnly,
     apply_mounts,
+    device,
     directory_in_root,
-    docker_mounts,
     enter_user_namespace,
     file_in_root,
     keep_mounts_private,
     pivot,
 )
 from minidocker.overlayfs import is_first_user_namespace
+from minidocker.security import docker_mounts
 
 
 def forked(body: Callable[[], Any]) -> Any:
@@ -165,7 +165,7 @@ def test_device_nodes_are_made_or_bound(tmp_path: Path):
         root = os.open(tmp_path, os.O_PATH)
         plan = (
             Filesystem("/dev", "tmpfs", namespaces.MountFlags.NOSUID, "mode=755"),
-            Device("zero", 1, 5),
+            device("zero"),
             Link("core", "/proc/kcore"),
         )
         apply_mounts(plan, root)

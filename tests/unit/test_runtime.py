@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from minidocker import runtime
+from minidocker.containers import network_files
 from minidocker.errors import CommandNotFoundError, RuntimeFault
 from minidocker.program import Network, ProcessSpec, find_user, program_env
-from minidocker.runtime import listen, network_files, new_channel, send_error
+from minidocker.runtime import listen, new_channel, send_error
 
 
 def test_doctests_hold():
