@@ -197,6 +197,8 @@ def at_line(it: Instruction) -> Iterator[None]:
     except MinidockerError as why:
         why.what = f"{why.where}: {why.what}" if why.where else why.what
         why.where = it.where
+        if not isinstance(why, BuildError):
+            why.status = 1  # 126 and 127 are for `run`
         raise
 
 

@@ -110,6 +110,9 @@ def env_lines(given: Given) -> tuple[str, ...]:
             raise UsageError(f"cannot be read: {why.strerror}", where=path) from why
     found = [line for line in lines if line and not line.startswith("#")]
     found += given.list("env")
+    for line in found:
+        if line.startswith("="):
+            raise UsageError(f'invalid environment variable: "{line}"')
     own = ((e, os.environ.get(e)) for e in found if "=" not in e)
     extra = {name: f"{name}={value}" for name, value in own if value is not None}
     return tuple(extra.get(e, e) for e in found if "=" in e or e in extra)
@@ -154,7 +157,7 @@ def network_of(text: str) -> Network:
 def absolute_bind(text: str) -> str:
     """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
     source, colon, rest = text.partition(":")
-    if not colon or not source.startswith(("/", ".")):
+    if not colon or not source.startswith(("/", ".")) or not rest.startswith("/"):
         raise UsageError(f'invalid volume "{text}"', hint="-v /host/path:/path[:ro]")
     source = os.path.abspath(source)
     if not os.path.lexists(source):

@@ -158,6 +158,18 @@ def store_lock(root: str, *, exclusive: bool = False) -> Iterator[bool]:
 
 # %% The lock
 @contextmanager
+def turn(path: str) -> Iterator[None]:
+    """Wait until nobody else holds the file ``path``; hold it for a ``with`` block."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+# %% The lock
+@contextmanager
 def marked(root: str) -> Iterator[None]:
     """Leave a mark in the store for a ``with`` block; a crash leaves it for ever."""
     mark = f"{root}/{MARKS}/{os.urandom(8).hex()}"

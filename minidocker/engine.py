@@ -15,10 +15,22 @@ from contextlib import contextmanager
 
 from minidocker.containers import Container, ContainerStore
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
-from minidocker.durable import Batch, marked, replace_file, store_lock, unmark
-from minidocker.errors import ConflictError, UsageError, did_you_mean
+from minidocker.durable import (
+    Batch,
+    marked,
+    replace_file,
+    store_lock,
+    turn,
+    unmark,
+)
+from minidocker.errors import (
+    ConflictError,
+    IntegrityError,
+    UsageError,
+    did_you_mean,
+)
 from minidocker.images import ImageStore, chains_in_use
-from minidocker.layers import Layer, LayerStore, sweep
+from minidocker.layers import Layer, LayerStore, read_text, sweep
 from minidocker.lifecycle import complete_config, sweep_containers
 from minidocker.oci import (
     ContainerConfig,
@@ -47,24 +59,33 @@ def choose_driver(root: str, name: str = "") -> StorageDriver:
 
     Raises UsageError for an unknown one, ConflictError when the store has another.
     """
-    path = f"{root}/driver"
-    try:
-        with open(path, encoding="ascii") as file:
-            written = file.read().strip()
-    except FileNotFoundError:
-        written = ""
     if name and name not in DRIVERS:
         hint = did_you_mean(name, DRIVERS, other=f"there are {', '.join(DRIVERS)}")
         raise UsageError(f'no storage driver "{name}"', hint=hint)
-    if written and name and written != name:
+    written = driver_of(root) or first_driver(root, name)
+    if name and written != name:
         what = f'the store has the driver "{written}" and cannot have "{name}"'
         raise ConflictError(what, where=root, hint="choose another --root")
-    if written in DRIVERS:
-        return DRIVERS[written](root)
+    if written not in DRIVERS:
+        what = f'the store has the driver "{written}", which is not known'
+        raise IntegrityError(what, where=f"{root}/driver")
+    return DRIVERS[written](root)
+
+
+def driver_of(root: str) -> str:
+    """Return the driver that a store has written down, "" for a new store."""
+    return (read_text(f"{root}/driver") or "").strip()
+
+
+def first_driver(root: str, name: str) -> str:
+    """Write down the driver of a new store, whoever comes first; return its name."""
     os.makedirs(root, 0o711, exist_ok=True)
-    driver = DRIVERS[name](root) if name else best_driver(root)[0]
-    replace_file(path, f"{driver.name}\n".encode())
-    return driver
+    with turn(f"{root}/driver.lock"):
+        if found := driver_of(root):
+            return found
+        driver = name or best_driver(root)[0].name
+        replace_file(f"{root}/driver", f"{driver}\n".encode())
+        return driver
 
 
 # %% The engine
@@ -110,8 +131,11 @@ class Engine:
     def find_image(self, text: str) -> str:
         """Return an image's id; make the base image when it is asked for first."""
         if text in (BASE, f"{BASE}:latest"):
-            reference = parse_reference(text)
-            return self.images.names.find(reference) or make_base_image(self, reference)
+            reference, find = parse_reference(text), self.images.names.find
+            if found := find(reference):
+                return found
+            with turn(f"{self.root}/base.lock"):
+                return find(reference) or make_base_image(self, reference)
         return self.images.resolve(text)
 
     # containers

@@ -108,7 +108,7 @@ def export(given: Given) -> int:
 def tar_reader(source: str) -> Read:
     """Open a tar, compressed or not; ``-`` is our input. Returns its ``read``.
 
-    Raises UsageError when it cannot be opened.
+    Raises MinidockerError when it cannot be opened.
     """
     import bz2
     import gzip
@@ -123,7 +123,7 @@ def tar_reader(source: str) -> Read:
         file = io.BufferedReader(io.FileIO(number, closefd=number != 0), 1 << 18)
         head = file.peek(6)[:6]
     except OSError as why:
-        raise UsageError(f"cannot be read: {why.strerror}", where=source) from why
+        raise MinidockerError(f"cannot be read: {why.strerror}", where=source) from why
     if head.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=file).read
     if head.startswith(b"BZh"):
@@ -305,6 +305,8 @@ def inspected(engine: Engine, text: str, kind: str) -> dict[str, object]:
     """Return the document of a container or an image. Raises NotFoundError."""
     from minidocker.views import inspect_container, inspect_image
 
+    if kind not in ("", "container", "image"):
+        raise MinidockerError(f'no type "{kind}"', hint="container or image")
     if kind != "image":
         try:
             return inspect_container(engine, engine.containers.resolve(text))

@@ -76,6 +76,7 @@ def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerCo
 
     Source: moby, daemon/commit.go, merge.
     """
+    check_config(own)
     entrypoint, cmd = own.entrypoint, own.cmd
     if not entrypoint:
         entrypoint, cmd = image.entrypoint, cmd or image.cmd
@@ -93,6 +94,17 @@ def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerCo
         stop_signal=own.stop_signal or image.stop_signal,
         healthcheck=own.healthcheck or image.healthcheck,
     )
+
+
+def check_config(own: ContainerConfig) -> None:
+    """Refuse early what could only fail in the container. Raises RuntimeFault."""
+    if own.working_dir and not own.working_dir.startswith("/"):
+        what = f'the working directory "{own.working_dir}" is invalid'
+        raise RuntimeFault(what, hint="it needs to be an absolute path")
+    if len(own.hostname) > 64:
+        raise RuntimeFault("the host name is longer than 64 bytes")
+    if own.stop_signal:
+        signal_number(own.stop_signal)
 
 
 def either(

@@ -109,6 +109,8 @@ def test_the_same_epoch_gives_the_same_image(store: Store, context: Context) -> 
         ("RUN true\n", "Dockerfile:1: ", "FROM"),
         ("FROM small:v1\nRUN nope\n", "Dockerfile:2: ", ""),
         ("FROM small:v1\nRUN [\"nope\"]\n", "Dockerfile:2: ", ""),
+        ("FROM small:v1\nRUN [\"/bin/plain\"]\n", "Dockerfile:2: ", ""),
+        ("FROM small:v1\nUSER nobodyx\nRUN true\n", "Dockerfile:3: ", ""),
         ("", "Dockerfile", ""),
         ("FROM small:v1\nENV A=${\n", "Dockerfile:2: ", ""),
     ],
@@ -125,6 +127,7 @@ def test_what_cannot_be_built_names_its_line_and_leaves_nothing(
     assert len(last) == 1
     assert said in last[0]
     assert hint in done.stderr
+    assert done.returncode == (127 if dockerfile.endswith("RUN nope\n") else 1)
     assert trees(store) == before
 
 
@@ -323,7 +326,7 @@ def test_import_takes_compressed_tars_and_refuses_rubbish(
         assert (done.returncode, done.stdout) == (1, ""), rubbish[:10]
         assert done.stderr.startswith("minidocker: ")
     assert trees(store) == before
-    assert store("import", str(tmp_path / "none")).returncode == 125
+    assert store("import", str(tmp_path / "none")).returncode == 1
 
 
 def test_concurrent_builds_do_not_disturb_each_other(
