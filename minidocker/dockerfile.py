@@ -164,6 +164,8 @@ def only_json(rest: str, escape: str) -> Args:
 
 def health(rest: str, escape: str) -> Args:
     """Read ``NONE``, or ``CMD`` and what CMD takes."""
+    if not rest:
+        return (), False
     kind, *tail = SEPARATOR.split(rest, maxsplit=1)
     if kind.upper() not in {"CMD", "NONE"}:
         hint = did_you_mean(kind.upper(), ["CMD", "NONE"], other="CMD or NONE")

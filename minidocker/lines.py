@@ -96,6 +96,15 @@ def width(char: str) -> int:
     return 0 if combining(char) else 1 + (east_asian_width(char) in "WF")
 
 
+def printable(text: str) -> str:
+    """Replace what a terminal would obey.
+
+    >>> printable("a\\tb\\x1b[2J")
+    'a\\tb\ufffd[2J'
+    """
+    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+
+
 def excerpt(source: str, line: int, column: int, length: int) -> str:
     """Return a physical line with a caret under ``length`` characters of it.
 
@@ -104,8 +113,7 @@ def excerpt(source: str, line: int, column: int, length: int) -> str:
          | ^~~~
     """
     cut = max(0, column - WINDOW // 2) if len(source) > WINDOW else 0
-    window = source[cut : cut + WINDOW]
-    text = "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in window)
+    text = printable(source[cut : cut + WINDOW])
     before, word = text[: column - cut], text[column - cut :][:length]
     pad = "".join("\t" if c == "\t" else " " * width(c) for c in before)
     mark = "^" + "~" * (sum(map(width, word)) - 1)
@@ -130,7 +138,7 @@ def point(why: DockerfileError, logical: LogicalLine, name: str) -> DockerfileEr
     """Give an error its place, file and line, and the excerpt; return it."""
     at, length = word_at(logical.text, why.word)
     piece = next(p for p in reversed(logical.pieces) if p.start <= at)
-    why.where = f"{name}:{piece.line}"
+    why.where, why.what = f"{name}:{piece.line}", printable(why.what)
     why.excerpt = excerpt(piece.source, piece.line, at - piece.start, length)
     return why
 
@@ -187,10 +195,10 @@ DIRECTIVES = ("escape", "syntax", "check")
 
 
 def directive_error(
-    it: Directive, name: str, what: str, hint: str = "", word: str = ""
+    it: Directive, name: str, what: str, hint: str = ""
 ) -> DockerfileError:
-    """Return an error that points at a directive's value, or at a word of it."""
-    why = DockerfileError(what, hint=hint, word=word or it.value)
+    """Return an error that points at a directive's value."""
+    why = DockerfileError(what, hint=hint, word=it.value)
     pieces = (Piece(0, it.line, it.source),)
     return point(why, LogicalLine(it.source, it.line, it.line, pieces), name)
 
@@ -198,9 +206,7 @@ def directive_error(
 def check_directive(new: Directive, seen: list[Directive], name: str) -> None:
     """Refuse a second one of its name, and an escape character that is none."""
     if any(old.name == new.name for old in seen):
-        raise directive_error(
-            new, name, f'a second "{new.name}" directive', word=new.name
-        )
+        raise directive_error(new, name, f'a second "{new.name}" directive')
     if new.name == "escape" and new.value not in {"\\", "`"}:
         hint = "the escape character is \\ or `"
         raise directive_error(new, name, f'bad escape "{new.value}"', hint)
@@ -270,10 +276,19 @@ def json_list(text: str) -> tuple[str, ...] | None:
 
 
 # %% Words, flags, JSON
-FLAG = re.compile(
-    rf"""--(?:'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|\\.|[^{BLANKS}'"\\])*\\?""", re.S
-)
-QUOTING = re.compile(r"""\\(.)|['"]|\\\Z""", re.DOTALL)
+SINGLE, DOUBLE = r"'((?:\\.|[^'\\])*)'?", r'"((?:\\.|[^"\\])*)"?'
+PART = re.compile(rf"""{SINGLE}|{DOUBLE}|((?:\\.|[^{BLANKS}'"\\])+)""", re.DOTALL)
+FLAG = re.compile(rf"--(?:{PART.pattern})*\\?", re.DOTALL)
+
+
+def flag_text(word: str) -> str:
+    """Take the quotes and escapes off a flag.
+
+    >>> flag_text("--from='a b'")
+    '--from=a b'
+    """
+    found = ("".join(m.groups("")) for m in PART.finditer(word))
+    return "".join(re.sub(r"\\(.)|\\\Z", r"\1", part) for part in found)
 
 
 def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
@@ -285,7 +300,7 @@ def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
     flags: list[tuple[str, str | None]] = []
     while found := FLAG.match(rest):
         rest = strip(rest[found.end() :])
-        word = QUOTING.sub(lambda m: m[1] or "", found[0])
+        word = flag_text(found[0])
         if word == "--":
             break
         name, equals, value = word[2:].partition("=")
@@ -295,11 +310,11 @@ def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
 
 # %% Here-documents
 QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\."""
-LINE = re.compile(rf"""(?:{QUOTED}|[^'"\\])*+\\?""", re.DOTALL)
+LINE = re.compile(rf"""(?:{QUOTED}|[^'"\\])*\\?""", re.DOTALL)
 WORD = re.compile(
-    rf"""(?:\d*<<-?[ \t]*+(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])++""", re.DOTALL
+    rf"""(?:\d*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+""", re.DOTALL
 )
-MARK = re.compile(r"(\d*)<<(-?)[ \t]*([^<]+)", re.DOTALL)
+MARK = re.compile(r"(\d*)<<(?!-\Z)(-?)[ \t]*([^<]+)", re.DOTALL)
 ARITHMETIC = re.compile(r"\$\(\(.*?\)\)")
 ABLE = re.compile(r"(?:onbuild[\t\v\f\r ]+)?(?:run|copy|add)[\t\v\f\r ]+", re.I)
 NAME_QUOTES = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)""", re.DOTALL)

@@ -2,7 +2,6 @@ FROM base
 RUN ['single', 'quotes']
 RUN ["open"
 RUN ["trailing",]
-RUN ["after"] && more
 RUN [ -f x ] && y
 CMD {"an": "object"}
 VOLUME ["/a"

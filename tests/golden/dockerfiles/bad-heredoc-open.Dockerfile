@@ -1,0 +1,6 @@
+FROM a
+RUN b
+RUN <<EOF cat
+x
+ EOF
+COPPY never seen

@@ -1,0 +1,6 @@
+FROM a
+COPY \
+  <<A <<B /x/
+x
+A
+y

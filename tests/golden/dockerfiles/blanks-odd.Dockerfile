@@ -1,0 +1,13 @@
+
+
+   
+	
+FROM a
+ 	 RUN b
+RUN c
+RUN d
+ RUN e  
+RUNf
+RUN	g
+   # h
+RUN i

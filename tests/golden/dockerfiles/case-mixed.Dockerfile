@@ -1,0 +1,5 @@
+FrOm a As B
+rUn x
+CopY a b
+eNv A=b
+ExPoSe 1

@@ -1,0 +1,4 @@
+FROM a
+CMD ["a"] b
+VOLUME ["/a"] /b
+RUN ["after"] && more

@@ -1,0 +1,6 @@
+#syntax=docker/dockerfile:1
+# Check = skip=all;error=true
+#ESCAPE=\
+FROM a
+RUN b \
+ c

@@ -1,0 +1,2 @@
+# check=skip=StageNameCasing,FromAsCasing
+from a AS B

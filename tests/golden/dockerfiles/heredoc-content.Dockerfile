@@ -1,0 +1,15 @@
+FROM a
+RUN <<EOF
+# not a comment
+  indented \
+
+FROM b
+EOF 
+ EOF
+	EOF
+EOFEOF
+<<EOF
+EOF
+RUN <<E
+E
+RUN b

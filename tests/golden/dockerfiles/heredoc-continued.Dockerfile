@@ -1,0 +1,13 @@
+FROM a
+RUN <<EOF \
+  cat
+x
+EOF
+RUN a \
+  # comment
+  <<EOF
+x
+EOF
+RUN --mount=type=cache,target=/x <<EOF
+x
+EOF

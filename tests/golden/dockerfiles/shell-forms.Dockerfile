@@ -1,0 +1,4 @@
+FROM a
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+SHELL ["x"]
+shell [ "a" ]
