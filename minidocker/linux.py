@@ -10,6 +10,7 @@ Flags are IntFlags that print by name.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from enum import IntEnum, IntFlag
 
@@ -23,8 +24,6 @@ class SysError(OSError):
         self.call, self.args_text = call, args_text
 
     def __str__(self) -> str:
-        import errno
-
         name = errno.errorcode.get(self.errno or 0, str(self.errno))
         return f"{self.call}({self.args_text}) = -1 {name} ({self.strerror})"
 
@@ -219,8 +218,6 @@ LIBC.syscall.restype = ctypes.c_long
 # %% The door: syscall(2)
 def number(call: str) -> int:
     """Return the number of a system call on this machine; ENOSYS if it is not known."""
-    import errno
-
     found = NUMBERS.get(call) or OLD_NUMBERS.get(os.uname().machine, {}).get(call)
     if found is None:
         raise SysError(errno.ENOSYS, call, "")
@@ -380,6 +377,9 @@ def capget() -> tuple[int, int, int]:
 
 
 # %% Opening a file inside a tree that is not to be trusted
+ATTEMPTS = 128
+
+
 def openat2(
     directory: int,
     path: str | bytes,
@@ -391,13 +391,23 @@ def openat2(
     """Open ``path`` below a directory's descriptor; return a descriptor.
 
     O_CLOEXEC is added. The caller closes it. Raises ELOOP for a link that ``resolve``
-    forbids, EXDEV for a way out, EAGAIN where a rename interfered. Source: openat2(2).
+    forbids, EXDEV for a way out, EAGAIN where a rename or a mount, of whomever, kept
+    the kernel from being sure of a ``..``, ATTEMPTS times. Source: openat2(2).
     """
     raw = os.fsencode(path)
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, int(resolve))
     size = ctypes.sizeof(how)
     show = (directory, path, how_text(flags, mode, resolve), size)
-    return syscall("openat2", directory, raw, ctypes.byref(how), size, show=show)
+    for _ in range(ATTEMPTS):
+        try:
+            return syscall(
+                "openat2", directory, raw, ctypes.byref(how), size, show=show
+            )
+        except SysError as why:
+            if why.errno != errno.EAGAIN:
+                raise
+            again = why
+    raise again
 
 
 def how_text(flags: int, mode: int, resolve: Resolve) -> Raw:
