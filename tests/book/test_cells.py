@@ -95,6 +95,15 @@ def test_cells_are_plain_python_and_define_each_name_once(pair: Pair):
 
 
 @each_chapter
+def test_no_cell_scrolls_sideways(pair: Pair):
+    """The page shows 88 characters; ruff sees to the package, and this to the demos."""
+    for cell in cells(pair.chapter.read_text()):
+        if not cell.tags & {"remove-cell", "remove-input"}:
+            for line in cell.source.splitlines():
+                assert len(line) <= 88, f"{pair.chapter.name}: {line}"
+
+
+@each_chapter
 def test_a_chapter_imports_only_earlier_chapters(pair: Pair):
     me = ORDER.index(pair.name)
     for cell in cells(pair.chapter.read_text()):

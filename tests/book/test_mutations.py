@@ -92,6 +92,10 @@ MUTATIONS = {
         append(f"\n{DEMO}Record\n!ls\n```\n"),
         "test_cells_are_plain_python_and_define_each_name_once",
     ),
+    "a demo that is too wide for the page": (
+        append(f"\n{DEMO}Record, '{'x' * 90}'\n```\n"),
+        "test_no_cell_scrolls_sideways",
+    ),
     "a module without a chapter": (stray_module, "test_every_module_is_a_chapter"),
     "a chapter that the table of contents lacks": (
         unlisted_chapter,
