@@ -24,6 +24,7 @@ INPUT = re.compile(r'<div class="cell_input.*?<pre>(.*?)</pre>', re.DOTALL)
 OUTPUT = re.compile(r'<div class="output.*?<pre>(.*?)</pre>', re.DOTALL)
 PICTURE = re.compile(r'src="([^"]*_images/[^"]*\.svg)"')
 WIDTH = re.compile(r'<svg width="(\d+)pt"')
+FOR_TOOLS = re.compile(r"  # (type|noqa|fmt):? .*")
 TEMPORARY = re.compile(r"/tmp/tmp\w{8}|\bminidocker-[a-z0-9_]{8}\b|overlay-check-\d+")
 
 
@@ -37,7 +38,7 @@ def faults_of(page: Path) -> Iterator[str]:
         if 'rel="canonical"' not in found[0]:
             yield f"loads {found[1]}"
     for cell in map(text_of, INPUT.findall(html)):
-        for line in cell.splitlines():
+        for line in FOR_TOOLS.sub("", cell).splitlines():
             if len(line) > WIDEST_LINE:
                 yield f"{len(line)} characters in a line of a cell: {line.strip()}"
     for output in map(text_of, OUTPUT.findall(html)):
