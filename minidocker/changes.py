@@ -224,7 +224,7 @@ def changes_between(
     since: int = 0,
     without: frozenset[str] = frozenset(),
 ) -> Iterator[Change]:
-    """Yield what changed from one full tree to another; from nothing without ``lower``.
+    """Yield what changed from one full tree to another; from nothing if no ``lower``.
 
     ``since`` is a ctime on ``upper``'s file system, in nanoseconds, before which no
     file's contents were changed: contents of older files are not compared.

@@ -272,9 +272,9 @@ def fs_messages(context: int) -> list[str]:
 
 # %% The new calls
 class Place(Record):
-    """Where a path is: the id of its mount, as in mountinfo, and whether it is its top.
+    """Where a path is: on the mount of this id, of mountinfo.
 
-    ``is_top`` is true of ``/proc``, and false of ``/proc/self``.
+    ``is_top``: it is the directory at which that mount begins.
     """
 
     mount_id: int

@@ -152,6 +152,34 @@ def test_demos_use_the_package(pair: Pair):
         mine |= {n.name for n in ast.walk(tree) if isinstance(n, DEFINITIONS)}
 
 
+@each_chapter
+def test_a_demo_uses_only_what_stands_above_it(pair: Pair):
+    """A notebook runs from top to bottom, while the tests run demos on whole modules."""
+    found = list(cells(pair.chapter.read_text()))
+    defined: dict[str, int] = {}
+    for place, cell in enumerate(found):
+        if not cell.demo:
+            for node in ast.parse(cell.source).body:
+                mine = {node.name} if isinstance(node, DEFINITIONS) else set()
+                for name in mine or names(node, ast.Store):
+                    defined.setdefault(name, place)
+    for place, cell in enumerate(found):
+        if cell.demo:
+            tree = ast.parse(cell.source)
+            own = {n.name for n in ast.walk(tree) if isinstance(n, DEFINITIONS)}
+            own |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+            used = names(tree, ast.Load) - names(tree, ast.Store) - own
+            below = {name for name in used if defined.get(name, 0) > place}
+            assert not below, f"{pair.chapter.name}:{cell.start}: defined below"
+
+
+@each_chapter
+def test_a_chapter_ends_as_every_chapter_does(pair: Pair):
+    heads = [x[3:] for x in pair.chapter.read_text().splitlines() if x[:3] == "## "]
+    assert heads[-3].endswith("differently")
+    assert heads[-2:] == ["Exercises", "Sources"]
+
+
 def comes_from(value: object, module: str) -> bool:
     return getattr(value, "__module__", None) == module
 

@@ -92,6 +92,14 @@ MUTATIONS = {
         append(f"\n{DEMO}Record\n!ls\n```\n"),
         "test_cells_are_plain_python_and_define_each_name_once",
     ),
+    "a demo before what it uses": (
+        change(CHAPTER, "## A class body", f"{DEMO}Record\n```\n\n## A class body"),
+        "test_a_demo_uses_only_what_stands_above_it",
+    ),
+    "a chapter without sources": (
+        change(CHAPTER, "## Sources", "## Further reading"),
+        "test_a_chapter_ends_as_every_chapter_does",
+    ),
     "a demo that is too wide for the page": (
         append(f"\n{DEMO}Record, '{'x' * 90}'\n```\n"),
         "test_no_cell_scrolls_sideways",
