@@ -60,6 +60,7 @@ back: $(STAMP) ## modules -> chapters, formatted
 book: $(STAMP) ## the book as HTML in _build/html, with real mounts, warnings are errors
 	@if [ `id -u` = 0 ]; then run=; else run="unshare --user --map-root-user --mount"; fi; \
 	PATH="$(CURDIR)/$(BIN):$$PATH" MINIDOCKER_REAL=1 $$run $(BIN)/jupyter-book build . --all -W --keep-going
+	MINIDOCKER_REAL=1 $(BIN)/python tests/book/built.py _build/html
 
 serve: ## show the built book on http://127.0.0.1:8000
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000

@@ -86,6 +86,8 @@ def in_child(action: Callable[[], object]) -> str:
         text = "the child ended early"
         try:
             text = str(action())
+        except OSError as why:
+            text = f"refused here: {why.strerror if why.filename else why}"
         except Exception as why:  # noqa: BLE001
             text = f"refused here: {why}"
         finally:

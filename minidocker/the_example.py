@@ -192,13 +192,18 @@ def write_tar(tree: Path, descriptor: int) -> int:
 
 @contextmanager
 def example() -> Iterator[tuple[Session, Path]]:
-    """Make a store with the base and a build context; remove both at the end."""
+    """Make a store with the base and a build context; remove both at the end.
+
+    Raises MinidockerError with what the import said when it failed.
+    """
     with tempfile.TemporaryDirectory(prefix="minidocker-") as name:
         work = Path(name)
         session = Session(str(work / "store"))
         make_tree(work / "tree")
         write_context(work / "context")
-        import_tree(session, work / "tree", "kb-centos:v11")
+        done = import_tree(session, work / "tree", "kb-centos:v11")
+        if done.status:
+            raise MinidockerError(done.text.strip().removeprefix("minidocker: "))
         shutil.rmtree(work / "tree")
         yield session, work / "context"
 

@@ -63,6 +63,16 @@ def test_damage_is_noticed(tmp_path: Path, damage: dict, said: str) -> None:
     assert said in found
 
 
+def test_a_demo_that_fell_back_is_noticed_where_it_matters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = book(tmp_path, output="refused here: unshare(CLONE_NEWNS) = -1 EPERM")
+    monkeypatch.setattr("built.REAL", False)
+    assert list(faults(pages)) == []
+    monkeypatch.setattr("built.REAL", True)
+    assert "only fell back: refused here: unshare" in next(faults(pages))
+
+
 def test_a_font_of_another_host_is_noticed(tmp_path: Path) -> None:
     (book(tmp_path) / "_static/x.css").write_text(
         "src: url('https://fonts.example/a.woff')"
