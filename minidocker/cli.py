@@ -195,5 +195,11 @@ def end(status: int) -> None:
 
 
 def script() -> None:
-    """Be the program ``minidocker``."""
+    """Be the program ``minidocker``.
+
+    What a short life leaves of cycles may wait: looking for them costs a millisecond.
+    """
+    import gc
+
+    gc.set_threshold(50_000)
     end(main())

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -28,9 +26,9 @@ from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.linux import SysError, pidfd_open, pidfd_send_signal
 from minidocker.namespaces import Bind
-from minidocker.oci import ContainerConfig, chain_id, config_from
+from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
 from minidocker.program import PLAIN_HOST, HostConfig, Network, host_config
-from minidocker.records import Record
+from minidocker.records import Record, json_text, parse_json
 from minidocker.runtime import start_time
 from minidocker.trees import remove_path
 
@@ -129,7 +127,7 @@ def name_from(numbers: bytes) -> str:
 
 def check_name(name: str) -> str:
     """Return ``name``, or raise UsageError when Docker would not take it."""
-    if not re.fullmatch(NAME, name):
+    if not matches(NAME, name):
         raise UsageError(f'invalid container name "{name}": only {NAME} are allowed')
     return name
 
@@ -148,7 +146,7 @@ def write_whole(path: str, text: str) -> None:
 def read_json(path: str) -> dict[str, Any]:
     """Return the object in a JSON file."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        found = json.load(file)
+        found = parse_json(file.read())
     if not isinstance(found, dict):
         raise MinidockerError("not a JSON object", where=path)
     return found
@@ -241,7 +239,7 @@ def read_state(path: str) -> State:
 def write_state(path: str, state: State) -> None:
     """Write a state file whole."""
     fields = {n: getattr(state, n) for n in State.__match_args__ if n != "paused"}
-    write_whole(path, json.dumps(fields | {"status": state.status.value}))
+    write_whole(path, json_text(fields | {"status": state.status.value}))
 
 
 def signal_process(state: State, number: int) -> None:
@@ -326,7 +324,7 @@ class ContainerStore:
 
     def resolve(self, text: str) -> Container:
         """Find a container by its id, its name, or the only id that begins so."""
-        if re.fullmatch("[0-9a-f]{64}", text) and os.path.exists(self.path(text)):
+        if len(text) == 64 and is_hex(text) and os.path.exists(self.path(text)):
             return self.get(text)
         with suppress(OSError, NotFoundError):
             return self.get(os.readlink(f"{self.names}/{text.removeprefix('/')}"))
@@ -424,9 +422,9 @@ def write_container(store: ContainerStore, container: Container) -> None:
     """Write a container's files; config.v2.json, which makes it visible, last."""
     place, host = store.path(container.id), container.host
     write_network_files(place, container.config.hostname, host.network)
-    write_whole(f"{place}/hostconfig.json", json.dumps(host.to_dict()))
+    write_whole(f"{place}/hostconfig.json", json_text(host.to_dict()))
     found = description(container, place)
-    write_whole(f"{place}/config.v2.json", json.dumps(found))
+    write_whole(f"{place}/config.v2.json", json_text(found))
 
 
 def description(container: Container, place: str) -> dict[str, Any]:

@@ -130,13 +130,13 @@ class Engine:
 
     def find_image(self, text: str) -> str:
         """Return an image's id; make the base image when it is asked for first."""
-        if text in (BASE, f"{BASE}:latest"):
-            reference, find = parse_reference(text), self.images.names.find
-            if found := find(reference):
-                return found
-            with turn(f"{self.root}/base.lock"):
-                return find(reference) or make_base_image(self, reference)
-        return self.images.resolve(text)
+        if text not in (BASE, f"{BASE}:latest"):
+            return self.images.resolve(text)
+        exact = self.images.names.exact
+        if found := exact(text):
+            return found
+        with turn(f"{self.root}/base.lock"):
+            return exact(text) or make_base_image(self, parse_reference(text))
 
     # containers
 

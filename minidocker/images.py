@@ -10,7 +10,6 @@ On disk below ``image/<driver>``, as in Docker: ``imagedb/content/sha256/<id>``,
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,15 +26,16 @@ from minidocker.errors import (
 )
 from minidocker.layers import LayerStore, read_text
 from minidocker.oci import (
-    DIGEST,
     ImageConfig,
     Reference,
     hex_of,
+    is_digest,
+    is_hex,
     parse_image,
     parse_reference,
     sha256_text,
 )
-from minidocker.records import Record
+from minidocker.records import Record, json_text, parse_json
 from minidocker.trees import remove_path
 
 
@@ -83,7 +83,7 @@ class Names:
         """Return all names. Raises IntegrityError when the file is damaged."""
         try:
             with open(self.path, "rb") as file:
-                found = json.load(file)["Repositories"]
+                found = parse_json(file.read().decode())["Repositories"]
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError) as why:
@@ -100,7 +100,7 @@ class Names:
             names = self.read()
             yield names
             kept = {name: tags for name, tags in sorted(names.items()) if tags}
-            text = json.dumps({"Repositories": kept}, separators=(",", ":"))
+            text = json_text({"Repositories": kept})
             replace_file(self.path, text.encode())
         finally:
             os.close(fd)
@@ -109,6 +109,13 @@ class Names:
         """Return the id that a reference stands for, or None."""
         name, whole = familiar_names(reference)
         return self.read().get(name, {}).get(whole)
+
+    def exact(self, text: str) -> str | None:
+        """Return the id of a name that is spelt as it is kept, or None; quickly."""
+        for tags in self.read().values():
+            if found := tags.get(text) or tags.get(f"{text}:latest"):
+                return found
+        return None
 
     def of(self, image: str, *, digests: bool = False) -> list[str]:
         """Return the tags of an image, or its names by digest, sorted."""
@@ -183,7 +190,7 @@ class ImageStore:
     def ids(self) -> list[str]:
         """Return the ids of all images, sorted."""
         names = self.batch.names(self.content)
-        return [id for name in names if DIGEST.fullmatch(id := f"sha256:{name}")]
+        return [id for name in names if is_digest(id := f"sha256:{name}")]
 
     def delete(self, id: str) -> None:
         """Remove an image's JSON and metadata; its layers wait for a sweep."""
@@ -253,18 +260,19 @@ class ImageStore:
 
         Raises NotFoundError, and ReferenceFault for what can be none of the three.
         """
-        if DIGEST.fullmatch(text):
+        if is_digest(text):
             self.raw(text)
             return text
         begins = text.removeprefix("sha256:")
-        is_hex = bool(begins) and not begins.strip("0123456789abcdef")
+        if found := self.names.exact(text):
+            return found
         try:
             if found := self.names.find(parse_reference(text)):
                 return found
         except ReferenceFault:
-            if not is_hex:
+            if not is_hex(begins):
                 raise
-        ids = [id for id in self.ids() if is_hex and id[7:].startswith(begins)]
+        ids = [id for id in self.ids() if is_hex(begins) and id[7:].startswith(begins)]
         if len(ids) > 1:
             raise ConflictError(f'"{text}" begins the ids of {len(ids)} images')
         return ids[0] if ids else self.unknown(text)

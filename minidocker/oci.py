@@ -8,12 +8,10 @@ A digest is a text ``sha256:`` and 64 hexadecimal digits. Layers are bottom-firs
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 
 from minidocker.errors import IntegrityError, ReferenceFault
-from minidocker.records import Record
+from minidocker.records import Record, json_text, parse_json
 
 
 TYPE_CHECKING = False
@@ -22,8 +20,17 @@ if TYPE_CHECKING:
 
 
 # %% Digests
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+HEX_DIGITS = frozenset("0123456789abcdef")
 EMPTY_DIGEST = "sha256:" + "0" * 64
+
+
+def is_hex(text: str) -> bool:
+    """Tell whether a text is nothing but lower case hexadecimal digits.
+
+    >>> is_hex("0af"), is_hex("0AF"), is_hex("")
+    (True, False, False)
+    """
+    return bool(text) and HEX_DIGITS.issuperset(text)
 
 
 def sha256_text(data: bytes) -> str:
@@ -45,7 +52,7 @@ def is_digest(text: str) -> bool:
     >>> is_digest("sha256:" + "0" * 64), is_digest("sha256:../../etc")
     (True, False)
     """
-    return DIGEST.fullmatch(text) is not None
+    return len(text) == 71 and text.startswith("sha256:") and is_hex(text[7:])
 
 
 def hex_of(digest: str) -> str:
@@ -87,9 +94,19 @@ def chain_id(diff_ids: Iterable[str]) -> str:
 # %% References
 HUB = "docker.io"
 PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-NAME = re.compile(rf"{PART}(?:/{PART})*")
-TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]+)?")
+NAME = rf"{PART}(?:/{PART})*"
+TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+HOST = r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]+)?"
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Tell whether a pattern describes the whole text.
+
+    An image that is here is found by its exact name, without this import.
+    """
+    import re
+
+    return re.fullmatch(pattern, text) is not None
 
 
 class Reference(Record):
@@ -137,10 +154,10 @@ def parse_reference(text: str) -> Reference:
     head, colon, tag = rest.rpartition(":")
     if not colon or "/" in tag:
         head, tag = rest, ""
-    elif not TAG.fullmatch(tag):
+    elif not matches(TAG, tag):
         raise bad_reference(text, "a tag has letters, digits, '_', '.' and '-'")
     registry, repository = split_registry(head)
-    if not NAME.fullmatch(repository):
+    if not matches(NAME, repository):
         raise bad_reference(text, name_fault(repository))
     if len(repository) > 255:
         raise bad_reference(text, "a name has at most 255 characters")
@@ -151,7 +168,7 @@ def split_registry(name: str) -> tuple[str, str]:
     """Return the registry and the repository of a name without tag."""
     first, slash, rest = name.partition("/")
     named = "." in first or ":" in first or first == "localhost"
-    if slash and named and HOST.fullmatch(first):
+    if slash and named and matches(HOST, first):
         return first, rest
     return HUB, name if slash else f"library/{name}"
 
@@ -356,10 +373,12 @@ def go_json(value: Any) -> bytes:
     >>> go_json({"Cmd": ["a && b"], "Env": None})
     b'{"Cmd":["a \\\\u0026\\\\u0026 b"],"Env":null}'
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json_text(value)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, GO_ESCAPES[character])
     if "\\b" in text or "\\f" in text:
+        import re
+
         text = re.sub(r"\\(.)", lambda m: GO_ESCAPES.get(m[0], m[0]), text)
     return text.encode(errors="replace")
 
@@ -371,7 +390,7 @@ def parse_image(data: bytes, where: str = "image JSON") -> ImageConfig:
     Raises IntegrityError for what is no image JSON.
     """
     try:
-        found = json.loads(data)
+        found = parse_json(data.decode())
         return image_from(found)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as why:
         raise IntegrityError(f"no image JSON: {why}", where=where) from why

@@ -16,7 +16,7 @@ from functools import partial
 from minidocker.containers import timestamp
 from minidocker.linux import SysError, pidfd_send_signal
 from minidocker.program import ProcessSpec
-from minidocker.records import Record
+from minidocker.records import Record, json_text
 from minidocker.runtime import Process, copy_window_size
 
 
@@ -71,9 +71,7 @@ def log_line(stream: str, text: bytes, when: str) -> bytes:
     >>> log_line("stdout", b"a<b\n", "2026-01-01T00:00:00Z")
     b'{"log":"a\\u003cb\\n","stream":"stdout","time":"2026-01-01T00:00:00Z"}\n'
     """
-    import json
-
-    log = json.dumps(text.decode(errors="replace"), ensure_ascii=False)
+    log = json_text(text.decode(errors="replace"))
     for char in "<>&\u2028\u2029":  # Go's encoder has web pages in mind
         log = log.replace(char, f"\\u{ord(char):04x}")
     return f'{{"log":{log},"stream":"{stream}","time":"{when}"}}\n'.encode()

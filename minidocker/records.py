@@ -107,3 +107,50 @@ class Record(metaclass=RecordType):
         Point(x=3)
         """
         return type(self)(**dict(self._items()) | changes)
+
+
+# %% JSON without the module
+BLANKS = " \t\n\r"
+
+
+class Grammar:
+    """How the scanner reads: as ``json.loads`` does."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, float
+
+
+def parse_json(text: str) -> Any:
+    """Return the value that a JSON text describes. Raises ValueError.
+
+    >>> parse_json(' {"a": [1, null]} ')
+    {'a': [1, None]}
+    """
+    from _json import make_scanner
+
+    try:
+        start = len(text) - len(text.lstrip(BLANKS))
+        value, end = make_scanner(Grammar)(text, start)  # type: ignore[arg-type]
+    except StopIteration as why:
+        raise ValueError(f"no JSON value at character {why.value}") from None
+    if text[end:].strip(BLANKS):
+        raise ValueError(f"more than one JSON value: character {end}")
+    return value
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON without blanks; only what JSON needs is escaped.
+
+    >>> json_text({"a": ["\u00e9", None, 1.5]})
+    '{"a":["\u00e9",null,1.5]}'
+    """
+    from _json import encode_basestring, make_encoder
+
+    def refuse(found: object) -> None:
+        raise TypeError(f"no JSON value: {found!r}")
+
+    encode = make_encoder(
+        None, refuse, encode_basestring, None, ":", ",", False, False, True
+    )
+    return "".join(encode(value, 0))

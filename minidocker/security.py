@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 
@@ -24,7 +23,7 @@ from minidocker.namespaces import (
     Sysctl,
     device,
 )
-from minidocker.records import Record
+from minidocker.records import Record, parse_json
 from minidocker.seccomp import (
     ALLOW,
     ERRNO,
@@ -265,7 +264,7 @@ def read_profile(text: str, capabilities: int, machine: Machine) -> Profile:
     Raises RuntimeFault for what is no JSON, and for what is none of Docker's.
     """
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         fallback = found.get("defaultErrnoRet")
         entries = [r for r in found.get("syscalls") or () if isinstance(r, dict)]
         chosen = [r for r in entries if applies(r, capabilities, machine)]

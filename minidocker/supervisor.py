@@ -40,7 +40,7 @@ from minidocker.pump import (
     raw_terminal,
     signals_forwarded,
 )
-from minidocker.records import Record
+from minidocker.records import Record, parse_json
 from minidocker.runtime import (
     Process,
     exec_in,
@@ -292,15 +292,13 @@ class LogEntry(Record):
 
 def read_log(file: Any) -> Iterator[LogEntry]:
     """Return the whole lines of an open log from where it stands."""
-    import json
-
     while True:
         place = file.tell()
         line = file.readline()
         if not line.endswith(b"\n"):
             file.seek(place)
             return
-        found = json.loads(line)
+        found = parse_json(line.decode())
         yield LogEntry(found["stream"], found["time"], found["log"])
 
 
