@@ -20,7 +20,13 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
-from minidocker.errors import IntegrityError, MinidockerError, NotFoundError, UsageError
+from minidocker.errors import (
+    IntegrityError,
+    MinidockerError,
+    NotFoundError,
+    UsageError,
+    did_you_mean,
+)
 from minidocker.records import Record
 
 
@@ -153,7 +159,8 @@ def chosen(pairs: Iterable[Pair], names: list[str]) -> list[Pair]:
     by_name = {pair.name: pair for pair in pairs}
     for name in names:
         if name not in by_name:
-            raise NotFoundError(f'no chapter is the module "{name}"')
+            hint = did_you_mean(name, by_name)
+            raise NotFoundError(f'no chapter is the module "{name}"', hint=hint)
     return [by_name[name] for name in names or by_name]
 
 
@@ -174,14 +181,27 @@ def wanted(root: Path, pair: Pair, mode: Mode) -> tuple[Path, str, str]:
     """Return the file to write, its text now, and what its text should be."""
     text = pair.chapter.read_text()
     old = pair.module.read_text() if pair.module.exists() else ""
+    name = pair.chapter.relative_to(root).as_posix()
     if mode is Mode.BACK:
-        return pair.chapter, text, carry_back(text, old)
-    new = module_text(pair.chapter.relative_to(root).as_posix(), text)
-    try:
-        ast.parse(new)
-    except SyntaxError as why:
-        raise IntegrityError(f"{why.msg}: {why.text}", where=pair.chapter.name) from why
-    return pair.module, old, new
+        try:
+            return pair.chapter, text, carry_back(text, old)
+        except IntegrityError as why:
+            why.where = pair.module.relative_to(root).as_posix()
+            raise
+    check_syntax(name, text)
+    return pair.module, old, module_text(name, text)
+
+
+def check_syntax(name: str, text: str) -> None:
+    """Raise IntegrityError with the chapter's line for a cell that is not Python."""
+    for c in cells(text):
+        try:
+            ast.parse(c.source)
+        except SyntaxError as why:
+            line = c.start + (why.lineno or 1)
+            hint = "is the fence of the cell closed?" if "```" in c.source else None
+            what = f"{why.msg}: {(why.text or '').strip()}"
+            raise IntegrityError(what, where=f"{name}:{line}", hint=hint) from why
 
 
 def show_or_write(goal: Path, name: str, now: str, new: str, mode: Mode) -> None:

@@ -80,3 +80,34 @@ def test_tangling_and_carrying_back_change_nothing(sources: list[str]):
     assert [c.source for c in cells(chapter)] == sources
     if sources:
         assert carry_back(chapter, module_text("c", chapter)) == chapter
+
+
+def test_a_mistake_is_told_with_the_line_of_the_chapter(book: Path):
+    path = book / "book/02-two.md"
+    path.write_text(CHAPTER.replace("two = 2", "one = 1\ntwo = = 2"))
+    with pytest.raises(IntegrityError) as why:
+        tangle(book)
+    assert str(why.value) == "book/02-two.md:5: invalid syntax: two = = 2"
+    assert not (book / "minidocker/two.py").exists()
+
+
+def test_a_lost_fence_is_guessed(book: Path):
+    path = book / "book/02-two.md"
+    path.write_text(CHAPTER.replace("two = 2\n```", "two = 2", 1))
+    with pytest.raises(IntegrityError) as why:
+        tangle(book)
+    assert why.value.hint == "is the fence of the cell closed?"
+
+
+def test_a_refusal_to_carry_back_names_the_module(book: Path):
+    tangle(book)
+    (book / "minidocker/two.py").write_text("two = 3\n")
+    with pytest.raises(IntegrityError) as why:
+        tangle(book, Mode.BACK)
+    assert str(why.value).startswith("minidocker/two.py: 0 cells in the module, 1 in")
+
+
+def test_a_name_that_no_chapter_has_is_guessed(book: Path):
+    with pytest.raises(NotFoundError, match='no chapter is the module "tow"') as why:
+        tangle(book, Mode.WRITE, ["tow"])
+    assert why.value.hint == 'did you mean "two"?'
