@@ -139,6 +139,17 @@ class CommandNotFoundError(RuntimeFault):
 
 
 # %% Did you mean
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the one of ``known`` that is most like ``word``; "" when none is.
+
+    >>> nearest("COPPY", ["COPY", "RUN"])
+    'COPY'
+    """
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, list(known), n=1)), "")
+
+
 def did_you_mean(word: str, known: Iterable[str], *, other: str = "") -> str | None:
     """Return a hint that names the one of ``known`` nearest to ``word``.
 
@@ -147,7 +158,5 @@ def did_you_mean(word: str, known: Iterable[str], *, other: str = "") -> str | N
     >>> did_you_mean("COPPY", ["COPY", "RUN"])
     'did you mean "COPY"?'
     """
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, list(known), n=1)
-    return f'did you mean "{near[0]}"?' if near else other or None
+    near = nearest(word, known)
+    return f'did you mean "{near}"?' if near else other or None

@@ -259,12 +259,18 @@ def expand_document(content: str, variables: Mapping[str, str]) -> str:
     return "".join(text for text, _ in Reader(content, variables, "\\", ()).until(""))
 
 
-def unset_in(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
+def unset_in(
+    text: str, variables: Mapping[str, str], escape: str | None = "\\"
+) -> list[str]:
     """Return the names that ``text`` asks for in vain, without a word for that case.
 
-    >>> unset_in("$a ${b} ${c:-d}", {"a": ""})
+    No escape means that it is the text of a here-document.
+
+    >>> unset_in("$a ${b} ${c:-d} '$e'", {"a": ""})
     ['b']
+    >>> unset_in("'$e'", {}, None)
+    ['e']
     """
-    reader = Reader(text, variables, escape)
+    reader = Reader(text, variables, escape or "\\", ("'", '"') if escape else ())
     reader.until("")
     return reader.unset

@@ -117,7 +117,7 @@ def excerpt(source: str, line: int, column: int, length: int) -> str:
     before, word = text[: column - cut], text[column - cut :][:length]
     pad = "".join("\t" if c == "\t" else " " * width(c) for c in before)
     mark = "^" + "~" * (sum(map(width, word)) - 1)
-    return f"{line:4} | {text}\n     | {pad}{mark}"
+    return f"{f'{line:4} | {text}'.rstrip()}\n     | {pad}{mark}"
 
 
 # %% Pointing at a word

@@ -269,6 +269,26 @@ def test_both_parsers_agree_on_what_is_nearly_right(head: str, lines: list[str])
     compare(head + "".join(lines) + "RUN end\n")
 
 
+def printed(it: Instruction) -> str:
+    """An instruction as text again: its logical line, and its here-documents."""
+    docs = (doc.content + doc.name + "\n" for doc in it.heredocs)
+    return f"{it.text}\n" + "".join(docs)
+
+
+def meaning(it: Instruction) -> tuple[object, ...]:
+    """All of an instruction but its place."""
+    trigger = meaning(it.trigger) if it.trigger else None
+    return it.word, it.args, it.flags, it.json, it.text, it.heredocs, trigger
+
+
+@settings(max_examples=200, deadline=None)
+@given(head, st.lists(st.one_of(right, documents(), between), max_size=6))
+def test_what_is_printed_is_parsed_to_the_same(head: str, lines: list[str]):
+    once = parse(head + "".join(lines) + "RUN end\n").instructions
+    again = parse("".join(map(printed, once))).instructions
+    assert list(map(meaning, again)) == list(map(meaning, once))
+
+
 SCRAPS = ["FROM a\n", "RUN ", "ENV ", "A=", "COPY ", "CMD ", "--from=", "-- ", "<<EOF", "\nEOF\n",
           "# escape=`\n", "[", '"', "'", "`", "\\", "\n", "\r\n", " ", "\t", "#", "$", "=",
           "{", "}", "a", "ONBUILD ", "HEALTHCHECK ", "\x0b"]  # fmt: skip
