@@ -58,6 +58,7 @@ back: $(STAMP) ## modules -> chapters, formatted
 
 # --all: a changed module must run again the chapters that import it.
 book: $(STAMP) ## the book as HTML in _build/html, with real mounts, warnings are errors
+	@rm -rf _build/html  # pages of chapters that have another name now
 	@if [ `id -u` = 0 ]; then run=; else run="unshare --user --map-root-user --mount"; fi; \
 	PATH="$(CURDIR)/$(BIN):$$PATH" MINIDOCKER_REAL=1 $$run $(BIN)/jupyter-book build . --all -W --keep-going
 	MINIDOCKER_REAL=1 $(BIN)/python tests/book/built.py _build/html

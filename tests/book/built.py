@@ -24,6 +24,7 @@ IN_CSS = re.compile(
 )
 INPUT = re.compile(r'<div class="cell_input.*?<pre>(.*?)</pre>', re.DOTALL)
 OUTPUT = re.compile(r'<div class="output.*?<pre>(.*?)</pre>', re.DOTALL)
+STDERR = re.compile(r'class="output stderr')
 PICTURE = re.compile(r'src="([^"]*_images/[^"]*\.svg)"')
 WIDTH = re.compile(r'<svg width="(\d+)pt"')
 REAL = bool(os.environ.get("MINIDOCKER_REAL"))
@@ -45,6 +46,8 @@ def faults_of(page: Path) -> Iterator[str]:
         for line in FOR_TOOLS.sub("", cell).splitlines():
             if len(line) > WIDEST_LINE:
                 yield f"{len(line)} characters in a line of a cell: {line.strip()}"
+    if STDERR.search(html):
+        yield "a cell that writes to standard error"
     for output in map(text_of, OUTPUT.findall(html)):
         if "Traceback (most recent call last)" in output:
             yield "a traceback"

@@ -55,6 +55,10 @@ def test_a_page_that_is_as_it_should_be(tmp_path: Path) -> None:
         ({"output": "in /tmp/tmpab12_xyz/store"}, "/tmp/tmpab12_xyz"),
         ({"output": f"{ROOT}/book/01-errors.md"}, str(ROOT)),
         ({"width": 900}, "1200 pixels"),
+        (
+            {"more": '<div class="output stderr"><pre>Warning</pre></div>'},
+            "standard error",
+        ),
     ],
 )
 def test_damage_is_noticed(tmp_path: Path, damage: dict, said: str) -> None:
