@@ -308,6 +308,7 @@ class TreeWriter:
         self._root = os.open(root, flags)
         self._seen: dict[tuple[int, int], bytes] = {}
         self._at, self._fd = b"", self._root
+        self.size = 0
 
     def __enter__(self) -> TreeWriter:
         return self
@@ -384,7 +385,9 @@ class TreeWriter:
             ):
                 what = "the file was replaced while it was read"
                 raise ConflictError(what, where=printable(name))
-            self.tar.add(entry_of(name, now, xattrs=xattrs_of(fd)), fd)
+            entry = entry_of(name, now, xattrs=xattrs_of(fd))
+            self.size += entry.size
+            self.tar.add(entry, fd)
         finally:
             os.close(fd)
 

@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 
-from minidocker.context import Item, Source, SourceTree
+from minidocker.context import SMALL, Item, Source, SourceTree
 from minidocker.durable import Batch
 from minidocker.errors import BuildError
 from minidocker.oci import ContainerConfig
@@ -72,16 +72,15 @@ TYPE_FLAGS = {stat.S_IFREG: "0", stat.S_IFLNK: "2", stat.S_IFDIR: "5"}
 KINDS = {"0": "file", "2": "link", "5": "directory"}
 
 
-def held(tree: SourceTree, item: Item) -> Held:
-    """Return what counts of a file, its digest apart."""
+def facts_of(tree: SourceTree, item: Item) -> str:
+    """Return ``kind mode uid:gid`` of a file. Raises BuildError for another kind."""
     info = item.info
     flag = TYPE_FLAGS.get(stat.S_IFMT(info.st_mode))
     if flag is None:
         what = "neither a file, a directory nor a link"
         raise BuildError(f'cannot copy "{item.path}": {what}')
     owner = f"{info.st_uid}:{info.st_gid}" if tree.owned else "0:0"
-    link = tree.link_target(item.path) if flag == "2" else ""
-    return Held(item.path, f"{KINDS[flag]} {info.st_mode & 0o7777:o} {owner}", link, "")
+    return f"{KINDS[flag]} {info.st_mode & 0o7777:o} {owner}"
 
 
 def tarsum_header(tree: SourceTree, item: Item, link: str) -> bytes:
@@ -104,14 +103,19 @@ def add_content(total: _Hash, tree: SourceTree, item: Item) -> None:
     Raises BuildError when it is not the file that was found, or changes meanwhile.
     """
     fd = tree.open_item(item.path)
+    size = item.info.st_size
     try:
-        before = os.fstat(fd)
-        while block := os.read(fd, 1 << 18):
+        if size <= SMALL:
+            data = os.read(fd, size + 1)
+            total.update(data)
+            tree.keep(item.path, data)
+            size -= len(data)
+        while block := size and os.read(fd, 1 << 18):
             total.update(block)
         after = os.fstat(fd)
     finally:
         os.close(fd)
-    if not stamp_of(item.info) == stamp_of(before) == stamp_of(after):
+    if size < 0 or stamp_of(item.info) != stamp_of(after):
         raise BuildError(f'"{item.path}" was changed while it was read')
 
 
@@ -119,18 +123,21 @@ def digest_of(tree: SourceTree, item: Item, index: StatIndex | None = None) -> H
     """Return what counts of a file with its digest, read or from the index."""
     from hashlib import sha256
 
-    found = held(tree, item)
+    facts = facts_of(tree, item)
     is_file = stat.S_ISREG(item.info.st_mode)
     known = index.find(item) if index and is_file else None
     if known:
-        return found.replace(digest=known)
+        return Held(item.path, facts, "", known)
     began = time.time_ns()
-    total = sha256(tarsum_header(tree, item, found.link))
+    is_link = stat.S_ISLNK(item.info.st_mode)
+    link = tree.link_target(item.path) if is_link else ""
+    total = sha256(tarsum_header(tree, item, link))
     if is_file:
         add_content(total, tree, item)
-        if index:
-            index.note(item, total.hexdigest(), began)
-    return found.replace(digest=total.hexdigest())
+    digest = total.hexdigest()
+    if is_file and index:
+        index.note(item, digest, began)
+    return Held(item.path, facts, link, digest)
 
 
 # %% The stat index

@@ -257,11 +257,11 @@ def whiteout(path: str) -> bytes:
     return head + slash + b".wh." + base
 
 
-def pack_layer(tree: str, changes: Iterable[Change], put: Put) -> None:
+def pack_layer(tree: str, changes: Iterable[Change], put: Put) -> int:
     """Write changes as an OCI layer; ``tree`` has the files, at the same paths.
 
-    A whiteout is an empty file from 1970. Raises IntegrityError for a file whose own
-    name would read as a whiteout.
+    Returns the bytes of the files, each counted once. A whiteout is an empty file from
+    1970. Raises IntegrityError for a file whose own name would read as a whiteout.
     """
     with TreeWriter(tree, put) as writer:
         for change in changes:
@@ -274,3 +274,4 @@ def pack_layer(tree: str, changes: Iterable[Change], put: Put) -> None:
             else:
                 writer.add(os.fsencode(change.path[1:]))
         writer.tar.finish()
+        return writer.size

@@ -39,6 +39,13 @@ def image_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def build_verbs() -> tuple[Command, ...]:
+    """Return the commands of building."""
+    from minidocker.build_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def own_verbs() -> tuple[Command, ...]:
     """Return the commands of this chapter."""
     return COMMANDS
@@ -49,8 +56,9 @@ Table = Callable[[], tuple[Command, ...]]
 
 CHAPTERS: dict[Table, tuple[str, ...]] = {
     container_verbs: ("run", "exec", "ps", "logs", "stop", "kill", "rm", "wait"),
+    build_verbs: ("build", "context ls"),
     image_verbs: (
-        "build", "import", "commit", "images", "history", "lineage", "tag", "rmi",
+        "import", "commit", "images", "history", "lineage", "tag", "rmi",
         "diff", "export", "inspect", "info",
     ),
     own_verbs: ("completion", "version"),
@@ -61,6 +69,7 @@ HOMES = {name: table for table, names in CHAPTERS.items() for name in names}
 # %% Where the commands are
 GROUPS = {
     "container": "Manage containers",
+    "context": "Inspect build contexts",
     "image": "Manage images",
     "system": "Manage minidocker",
 }

@@ -136,6 +136,8 @@ IGNORE_FILE = ".dockerignore"
 IN_ROOT = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 LOOK = os.O_PATH | os.O_CLOEXEC
+SMALL = 1 << 16  # bytes: a file that is read in one piece
+LARDER = 64 << 20  # bytes that are kept in memory of small files
 
 
 class SourceTree:
@@ -145,7 +147,9 @@ class SourceTree:
     ``lasting`` that it will still be there for the next build.
     """
 
-    __slots__ = ("at", "fd", "lasting", "near", "owned", "patterns", "root")
+    __slots__ = (
+        "at", "fd", "larder", "lasting", "near", "owned", "patterns", "room", "root",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -158,6 +162,8 @@ class SourceTree:
         self.root, self.patterns = root, patterns
         self.owned, self.lasting = owned, lasting
         self.at, self.near = "\0", -1
+        self.larder: dict[str, bytes] = {}
+        self.room = LARDER
         try:
             self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as why:
@@ -183,6 +189,18 @@ class SourceTree:
                 os.close(self.near)
             self.at, self.near = above, fd
         return self.near, name
+
+    def keep(self, path: str, data: bytes) -> None:
+        """Keep a small file's bytes for who reads it next, while there is room."""
+        if len(data) <= self.room:
+            self.room -= len(data)
+            self.larder[path] = data
+
+    def take(self, path: str) -> bytes | None:
+        """Return what was kept of a file, and make room."""
+        data = self.larder.pop(path, None)
+        self.room += len(data or b"")
+        return data
 
     def open_item(self, path: str) -> int:
         """Open what ``walk`` has found, and nothing that a link leads to."""

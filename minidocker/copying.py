@@ -14,11 +14,11 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.context import IN_ROOT, READ, Item, Source, SourceTree
+from minidocker.context import IN_ROOT, READ, SMALL, Item, Source, SourceTree
 from minidocker.errors import BuildError, DockerfileError
 from minidocker.linux import openat2
 from minidocker.records import Record
-from minidocker.trees import copy_data
+from minidocker.trees import copy_data, write_all
 from minidocker.unpack import extract
 
 
@@ -250,17 +250,14 @@ def make_room(fd: int, name: str, *, for_directory: bool) -> None:
 
 
 NO_FILE = "neither a file, a directory nor a link"
-SMALL = 1 << 18  # bytes that are read and written at once
 
 
 def pour(source: int, target: int, size: int) -> None:
     """Copy the content of one open file to another; a hole stays a hole."""
     if size > SMALL:
         copy_data(source, target, size)
-        return
-    data = os.read(source, SMALL + 1)
-    while data:
-        data = data[os.write(target, data) :]
+    else:
+        write_all(target, memoryview(os.read(source, SMALL)))
 
 
 def new_file(fd: int, name: str) -> int:
@@ -278,24 +275,33 @@ def put_file(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -
 
     Raises BuildError when it is not, or not any more, the file that was found.
     """
+    info, data = item.info, tree.take(item.path)
+    target = new_file(fd, name)
+    try:
+        if data is None:
+            fill_file(tree, item, target)
+        else:
+            write_all(target, memoryview(data))
+        mode = manner.new_mode(info.st_mode & 0o7777)
+        finish(target, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
+    finally:
+        os.close(target)
+
+
+def fill_file(tree: SourceTree, item: Item, target: int) -> None:
+    """Copy the content of a file that may be large."""
     info, source = item.info, tree.open_item(item.path)
     try:
-        target = new_file(fd, name)
-        try:
-            pour(source, target, info.st_size)
-            now = os.fstat(source)
-            if (now.st_size, now.st_mtime_ns, now.st_ino) != (
-                info.st_size,
-                info.st_mtime_ns,
-                info.st_ino,
-            ):
-                raise BuildError(f'"{item.path}" was changed while it was copied')
-            mode = manner.new_mode(info.st_mode & 0o7777)
-            finish(target, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
-        finally:
-            os.close(target)
+        pour(source, target, info.st_size)
+        now = os.fstat(source)
     finally:
         os.close(source)
+    if (now.st_size, now.st_mtime_ns, now.st_ino) != (
+        info.st_size,
+        info.st_mtime_ns,
+        info.st_ino,
+    ):
+        raise BuildError(f'"{item.path}" was changed while it was copied')
 
 
 def put_link(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -> None:

@@ -150,12 +150,12 @@ class StorageDriver(ABC):
 
     # the remainder is the same for every driver
 
-    def pack(self, layer: str, put: Put) -> None:
-        """Write what ``layer`` changes as an OCI layer."""
+    def pack(self, layer: str, put: Put) -> int:
+        """Write what ``layer`` changes as an OCI layer; return its files' bytes."""
         from minidocker.changes import pack_layer
 
         with self.opened(layer) as tree:
-            pack_layer(tree, self.changes(layer), put)
+            return pack_layer(tree, self.changes(layer), put)
 
     def apply(
         self,

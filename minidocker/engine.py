@@ -261,8 +261,12 @@ class Engine:
         *,
         name: str = "Dockerfile",
         progress: Callable[[str], None] = lambda line: None,
+        output: int = -1,
     ) -> str:
-        """Build an image; return its id. ``progress`` gets Docker's lines."""
+        """Build an image; return its id. ``progress`` gets Docker's lines.
+
+        What commands print goes to the descriptor ``output``, or is ours.
+        """
         from minidocker.builder import Builder
         from minidocker.dockerfile import parse
         from minidocker.steps import ContainerRunner
@@ -270,7 +274,7 @@ class Engine:
         parsed = parse(dockerfile, name)
         self.make_base_if_needed(parsed.instructions)
         with self.changing():
-            runner = ContainerRunner(self.batch.tmp)
+            runner = ContainerRunner(self.batch.tmp, output)
             builder = Builder(self.images, self.layers, runner, progress)
             return builder.build(parsed, context, options)
 

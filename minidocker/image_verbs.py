@@ -21,7 +21,6 @@ from minidocker.errors import (
     IntegrityError,
     MinidockerError,
     NotFoundError,
-    ReferenceFault,
     UsageError,
 )
 from minidocker.flags import FORMAT, LIST, NO_TRUNC, QUIET, TEXT, Command, Flag, Given
@@ -166,80 +165,6 @@ def import_(given: Given) -> int:
     meter.end()
     print(id)
     return 0
-
-
-# %% Images
-def build(given: Given) -> int:
-    """``build [OPTIONS] PATH``"""
-    from minidocker.context import open_context
-    from minidocker.stage import BuildOptions
-
-    path = given.args[0]
-    name = given.text("file") or os.path.join(path, "Dockerfile")
-    options = BuildOptions(
-        tags=given.list("tag"),
-        build_args=build_arguments(given.list("build-arg")),
-        no_cache=given.on("no-cache"),
-        target=given.text("target") or None,
-    )
-    for tag in options.tags:
-        check_tag(tag)
-    text = read_dockerfile(name, path)
-    quiet = given.on("quiet")
-    engine = open_engine(given, Needs.MOUNTS)
-    with open_context(path) as context:
-        id = engine.build(
-            text,
-            context,
-            options,
-            name=os.path.relpath(name, path) if not given.text("file") else name,
-            progress=(lambda line: None) if quiet else tell,
-        )
-    if quiet:
-        print(id)
-    return 0
-
-
-def check_tag(text: str) -> None:
-    """Refuse a bad ``--tag`` as Docker does: its command line is at fault."""
-    try:
-        parse_reference(text)
-    except ReferenceFault as why:
-        raise UsageError(why.what, where="--tag", hint=why.hint) from why
-
-
-def tell(line: str) -> None:
-    """Print a line of progress before what the next step prints."""
-    print(line, flush=True)
-
-
-def read_dockerfile(name: str, path: str) -> bytes:
-    """Return the text of a Dockerfile; UsageError says which path is missing."""
-    if path == "-" or path.startswith(("http://", "https://", "git@")):
-        hint = "minidocker build DIRECTORY"
-        raise UsageError(f'the context "{path}" is not a directory', hint=hint)
-    if not os.path.isdir(path):
-        raise MinidockerError(
-            "unable to prepare context: no such directory", where=path
-        )
-    try:
-        with open(name, "rb") as file:
-            return file.read()
-    except OSError as why:
-        what = f"unable to read the Dockerfile: {why.strerror}"
-        raise MinidockerError(what, where=name, hint="-f names another one") from why
-
-
-def build_arguments(lines: tuple[str, ...]) -> dict[str, str]:
-    """Return ``--build-arg``; a name alone takes its value from the environment."""
-    found = {}
-    for line in lines:
-        name, equals, value = line.partition("=")
-        if equals:
-            found[name] = value
-        elif name in os.environ:
-            found[name] = os.environ[name]
-    return found
 
 
 # %% Images
@@ -417,18 +342,6 @@ def info(given: Given) -> int:
 CHANGE = Flag("change", "Apply Dockerfile instruction to the image", "c", LIST)
 
 COMMANDS = (
-    Command(
-        "build", "[OPTIONS] PATH", "Build an image from a Dockerfile", build,
-        (
-            Flag("build-arg", "Set build-time variables", takes=LIST),
-            Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),
-            Flag("no-cache", "Do not use cache when building the image"),
-            Flag("quiet", "Print only the image ID", "q"),
-            Flag("tag", "Name and optionally a tag (format: name:tag)", "t", LIST),
-            Flag("target", "Set the target build stage to build", takes=TEXT),
-        ),
-        least=1, most=1, example="minidocker build -t web .",
-    ),
     Command(
         "import", "[OPTIONS] FILE|- [REPOSITORY[:TAG]]",
         "Import the contents from a tarball to create an image", import_,

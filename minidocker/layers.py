@@ -230,7 +230,7 @@ class LayerStore:
         if self.epoch is not None:
             set_times_back(self.driver, cache_id, self.epoch)
         tally = Tally()
-        self.driver.pack(cache_id, tally)
+        size = self.driver.pack(cache_id, tally)
         chain = chain_on(parent, tally.digest)
         if tally.digest == EMPTY_TAR:
             self.driver.remove(cache_id)
@@ -239,7 +239,6 @@ class LayerStore:
             known = self.get(chain)
             self.driver.remove(cache_id)
             return known
-        size = self.driver.size(cache_id)
         layer = Layer(chain, tally.digest, parent, cache_id, size)
         self.write(layer)
         return layer

@@ -50,6 +50,9 @@ class RecordType(type):
 
 
 # %% The record
+SET = object.__setattr__
+
+
 @dataclass_transform(frozen_default=True)
 class Record(metaclass=RecordType):
     """A value: fields by position or name, equal and hashed by content, frozen.
@@ -66,6 +69,10 @@ class Record(metaclass=RecordType):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fields = self.__match_args__
+        if len(args) == len(fields) and not kwargs:
+            for name, value in zip(fields, args, strict=True):
+                SET(self, name, value)
+            return
         if len(args) > len(fields):
             raise TypeError(f"{type(self).__name__} takes {len(fields)} fields")
         given = dict(zip(fields, args, strict=False))
@@ -75,7 +82,7 @@ class Record(metaclass=RecordType):
         for name in fields:
             if name not in values:
                 raise TypeError(f"{type(self).__name__} needs {name!r}")
-            object.__setattr__(self, name, values[name])
+            SET(self, name, values[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen: cannot set {name!r}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from minidocker.context import open_context
 from minidocker.dispatch import DISPATCH
@@ -50,10 +51,13 @@ def mount_step(what: Shown | Fresh | Written) -> MountStep:
 
 
 class ContainerRunner(Runner):
-    """Run each RUN in a container of its own; ``tmp`` is for empty directories."""
+    """Run each RUN in a container of its own; ``tmp`` is for empty directories.
 
-    def __init__(self, tmp: str) -> None:
-        self.tmp = tmp
+    What commands print goes to the descriptor ``output``, or to our own two.
+    """
+
+    def __init__(self, tmp: str, output: int = -1) -> None:
+        self.tmp, self.output = tmp, output
 
     def run(
         self,
@@ -67,21 +71,36 @@ class ContainerRunner(Runner):
         stderr: int | None = None,
     ) -> int:
         """Run ``argv`` to its end; return its exit status."""
-        out, err = 1 if stdout is None else stdout, 2 if stderr is None else stderr
+        own = (1, 2) if self.output < 0 else (self.output, self.output)
+        out, err = own[0] if stdout is None else stdout, stderr or own[1]
+        with self.spec(view, config, around) as bare:
+            spec = bare.replace(argv=argv, hostname=hostname)
+            return attend(spec, start, Client(-1, out, err))
+
+    @contextmanager
+    def spec(
+        self, view: RootView, config: ContainerConfig, around: Around
+    ) -> Iterator[ProcessSpec]:
+        """Give what a container of a step is started with, its command apart."""
         os.makedirs(self.tmp, 0o700, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.tmp) as rootfs:
-            spec = ProcessSpec(
-                argv,
+            yield ProcessSpec(
+                (),
                 env=config.env or (),
                 cwd=config.working_dir or "/",
                 user=config.user,
-                hostname=hostname,
                 view=view,
                 rootfs=rootfs,
                 mounts=tuple(map(mount_step, around.mounts)),
                 network=Network.HOST if around.host_network else Network.NONE,
             )
-            return attend(spec, start, Client(-1, out, err))
+
+    def shell(self, view: RootView, config: ContainerConfig, around: Around) -> None:
+        """Open a shell in a failed step's container, with a terminal if we have one."""
+        with self.spec(view, config, around) as bare:
+            shell = (config.shell or ("/bin/sh",))[:1]
+            spec = bare.replace(argv=shell, hostname="failed-step", tty=os.isatty(0))
+            attend(spec, start, Client(0, 1, 2), stdin=True)
 
 
 # %% Changing a config by instructions

@@ -1,0 +1,343 @@
+# From book/60-build-verbs.md. Edit there and tangle, or here and tangle --back.
+
+# %% Build verbs: `build` and its flags
+"""The commands `build` and `context ls`: context, Dockerfile, flags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minidocker.build_results import (
+    OUTPUTS,
+    Output,
+    fields_of,
+    output_of,
+    pairs_of,
+    progress_of,
+    verify,
+)
+from minidocker.container_verbs import Needs, open_engine
+from minidocker.context import SourceTree, ignore_file, open_context, read_patterns
+from minidocker.context import verdicts as every_verdict
+from minidocker.engine import Engine
+from minidocker.errors import (
+    IntegrityError,
+    MinidockerError,
+    NotFoundError,
+    ReferenceFault,
+    UnsupportedError,
+    UsageError,
+)
+from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
+from minidocker.oci import parse_reference
+from minidocker.records import Record
+from minidocker.stage import BuildOptions, Secret
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.reading import Read
+
+
+# %% The nouns
+class Input(Record):
+    """What is built: a Dockerfile's text and name, and the context.
+
+    ``dockerfile`` is its path in the context, "" where it is not from there.
+    """
+
+    text: bytes
+    name: str
+    tree: SourceTree
+
+
+# %% Where the context comes from
+REMOTE = ("http://", "https://", "git://", "git@", "ssh://")
+
+
+def is_tar(head: bytes) -> bool:
+    """Say whether bytes are the first header of a tar.
+
+    >>> is_tar(b"FROM scratch"), is_tar(bytes(512))
+    (False, False)
+    """
+    from minidocker.reading import verified
+
+    try:
+        return len(head) >= 512 and bool(verified(head[:512]).strip(b"\0"))
+    except IntegrityError:
+        return False
+
+
+def read_all(read: Read, most: int = 4 << 20) -> bytes:
+    """Return what a stream has; UsageError when that is too much for a Dockerfile."""
+    pieces, size = [], 0
+    while data := read(1 << 16):
+        pieces.append(data)
+        size += len(data)
+        if size > most:
+            raise UsageError("neither a Dockerfile nor a tar", where="the input")
+    return b"".join(pieces)
+
+
+def peeked(read: Read) -> tuple[bytes, Read]:
+    """Return the first 512 bytes, and a ``read`` that begins with them again."""
+    head = b""
+    while len(head) < 512 and (more := read(512 - len(head))):
+        head += more
+    rest = [head]
+
+    def again(size: int) -> bytes:
+        if rest and rest[0]:
+            data, rest[0] = rest[0][:size], rest[0][size:]
+            return data
+        return read(size)
+
+    return head, again
+
+
+@contextmanager
+def input_from_stream(
+    read: Read, given: Given, place: str, *, rootless: bool
+) -> Iterator[Input]:
+    """Give what our input holds: a Dockerfile alone, or a tar of a context."""
+    from minidocker.compression import decompressed
+    from minidocker.unpack import extract
+
+    head, read = peeked(decompressed(read, "the input"))
+    name = given.text("file") or "Dockerfile"
+    os.makedirs(place, 0o700, exist_ok=True)
+    if not is_tar(head):
+        with SourceTree(place, lasting=False) as empty:
+            yield Input(read_all(read), "Dockerfile", empty)
+        return
+    extract(read, place, ignore_owner=rootless)
+    with SourceTree(place) as tree:
+        text = dockerfile_in(tree, name)
+        ignored, raw = ignore_file(tree, name)
+    patterns = read_patterns(os.fsdecode(raw), ignored)
+    with SourceTree(place, patterns, lasting=False) as tree:
+        yield Input(text, name, tree)
+
+
+def dockerfile_in(tree: SourceTree, name: str) -> bytes:
+    """Return a Dockerfile of a context, read through its descriptor."""
+    try:
+        return tree.read(name)
+    except NotFoundError as why:
+        what = f'unable to read the Dockerfile: no file "{name}" in the context'
+        raise MinidockerError(what, hint="-f names another one") from why
+
+
+# %% Where the context comes from
+@contextmanager
+def input_from_directory(given: Given, path: str) -> Iterator[Input]:
+    """Give a directory as context, and the Dockerfile that is or is not in it."""
+    if not os.path.isdir(path):
+        what = "unable to prepare context: no such directory"
+        raise MinidockerError(what, where=path)
+    name = given.text("file") or os.path.join(path, "Dockerfile")
+    inside = os.path.relpath(name, path)
+    with open_context(path, "" if inside.startswith("..") else inside) as tree:
+        shown = given.text("file") or "Dockerfile"
+        yield Input(read_dockerfile(name), shown, tree)
+
+
+def read_dockerfile(name: str) -> bytes:
+    """Return the text of a Dockerfile; MinidockerError says which path is missing."""
+    try:
+        if name == "-":
+            return read_all(read_input)
+        with open(name, "rb") as file:
+            return file.read()
+    except OSError as why:
+        what = f"unable to read the Dockerfile: {why.strerror}"
+        raise MinidockerError(what, where=name, hint="-f names another one") from why
+
+
+@contextmanager
+def input_of(given: Given, engine: Engine) -> Iterator[Input]:
+    """Give what `build PATH|-` builds."""
+    path = given.args[0]
+    if path.startswith(REMOTE):
+        hint = "fetch it, and give the directory: minidocker build DIRECTORY"
+        raise UsageError(f'the context "{path}" is not a directory', hint=hint)
+    if path != "-":
+        with input_from_directory(given, path) as found:
+            yield found
+        return
+    if given.text("file") == "-":
+        raise UsageError("the input cannot be both the context and the Dockerfile")
+    from minidocker.trees import remove_path
+
+    with engine.changing():  # or the next to come would sweep the context away
+        place = engine.batch.new_path()
+        try:
+            rootless = engine.driver.rootless
+            with input_from_stream(
+                read_input, given, place, rootless=rootless
+            ) as found:
+                yield found
+        finally:
+            remove_path(place)
+
+
+def read_input(size: int) -> bytes:
+    """Read from our input."""
+    return os.read(0, size)
+
+
+# %% What the flags mean
+def check_tag(text: str) -> None:
+    """Refuse a bad ``--tag`` as Docker does: its command line is at fault."""
+    try:
+        parse_reference(text)
+    except ReferenceFault as why:
+        raise UsageError(why.what, where="--tag", hint=why.hint) from why
+
+
+def secret_of(text: str) -> tuple[str, Secret]:
+    """Return id and place of ``--secret id=ID,src=FILE`` or ``id=ID,env=NAME``."""
+    given = fields_of(text, "secret", ("id", "src", "source", "env", "type"))
+    path, variable = given.get("src", given.get("source", "")), given.get("env", "")
+    id = given.get("id", os.path.basename(path))
+    if not path and not variable and id in os.environ:
+        variable = id
+    if not id or bool(path) == bool(variable):
+        hint = "id=NAME,src=FILE or id=NAME,env=VARIABLE"
+        raise UsageError(f'bad secret "{text}"', where="--secret", hint=hint)
+    if path and not os.access(path, os.R_OK):
+        raise UsageError("no such file, or not ours to read", where=f"--secret: {path}")
+    return id, Secret(path, variable)
+
+
+# %% What the flags mean
+SQUASHED = "an image here keeps the layer of each step, and says which step each is"
+
+
+def options_of(given: Given, engine: Engine) -> BuildOptions:
+    """Return the options that flags say. Raises UsageError, UnsupportedError."""
+    if given.on("squash"):
+        hint = "COPY --from=STAGE / / in a last stage FROM scratch makes one layer"
+        raise UnsupportedError(f"--squash is not supported: {SQUASHED}", hint=hint)
+    for tag in given.list("tag"):
+        check_tag(tag)
+    until = given.number("until")
+    if until is not None and until < 1:
+        raise UsageError("steps are counted from 1", where="--until")
+    contexts = pairs_of(given.list("build-context"), "build-context")
+    strangers = (
+        text.removeprefix("type=registry,ref=") for text in given.list("cache-from")
+    )
+    return BuildOptions(
+        tags=given.list("tag"),
+        build_args=pairs_of(
+            given.list("build-arg"), "build-arg", from_environment=True
+        ),
+        no_cache=given.on("no-cache"),
+        target=given.text("target") or None,
+        cache_from=tuple(strangers),
+        contexts={name.lower(): value for name, value in contexts.items()},
+        labels=pairs_of(given.list("label"), "label"),
+        secrets=dict(map(secret_of, given.list("secret"))),
+        until=until,
+        shell_on_error=given.on("shell-on-error"),
+    )
+
+
+# %% The commands
+def build(given: Given) -> int:
+    """``build [OPTIONS] PATH|-``"""
+    outputs = tuple(map(output_of, given.list("output")))
+    engine = open_engine(given, Needs.MOUNTS)
+    options = options_of(given, engine)
+    progress = progress_of(given)
+    failed = True
+    try:
+        with input_of(given, engine) as found:
+
+            def made(options: BuildOptions) -> str:
+                return engine.build(
+                    found.text, found.tree, options, name=found.name,
+                    progress=progress, output=progress.output,
+                )  # fmt: skip
+
+            id = verify(engine, made, options) if given.on("verify") else made(options)
+        failed = False
+    finally:
+        progress.end(failed=failed)
+    if given.on("verify") and not given.on("quiet"):
+        print(f"Verified: two builds gave {id}")
+    give_out(engine, id, outputs, given.text("iidfile"))
+    if given.on("quiet"):
+        print(id)
+    return 0
+
+
+def give_out(
+    engine: Engine, id: str, outputs: tuple[Output, ...], iidfile: str
+) -> None:
+    """Write the id, and the tree in the forms that were asked for."""
+    for output in outputs:
+        with engine.changing():
+            OUTPUTS[output.kind](engine, id, output.path)
+    if iidfile:
+        with open(iidfile, "w", encoding="ascii") as file:
+            file.write(id)
+
+
+def context_ls(given: Given) -> int:
+    """``context ls [--why] [-f DOCKERFILE] PATH``"""
+    path, why = given.args[0], given.on("why")
+    name = given.text("file")
+    inside = os.path.relpath(name, path) if name else "Dockerfile"
+    with open_context(path, inside) as tree:
+        for file, kept, pattern in every_verdict(tree):
+            rule = (
+                f"{pattern.where}: {'!' * pattern.keeps}{pattern.text}"
+                if pattern
+                else "-"
+            )
+            if why:
+                print(f"{'sent' if kept else 'ignored':8} {file}\t{rule}")
+            elif kept:
+                print(file)
+    return 0
+
+
+# %% The commands
+COMMANDS = (
+    Command(
+        "build", "[OPTIONS] PATH|-", "Build an image from a Dockerfile", build,
+        (
+            Flag("build-arg", "Set build-time variables", takes=LIST),
+            Flag("build-context", "Further build context (NAME=PATH)", takes=LIST),
+            Flag("cache-from", "Images whose history counts as cache", takes=LIST),
+            Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),
+            Flag("iidfile", "Write the image ID to the file", takes=TEXT),
+            Flag("label", "Set metadata for an image", takes=LIST),
+            Flag("no-cache", "Do not use cache when building the image"),
+            Flag("output", "type=local|tar,dest=PATH", "o", LIST),
+            Flag("progress", "auto, plain, rich or json", takes=TEXT, default="auto"),
+            Flag("quiet", "Print only the image ID", "q"),
+            Flag("secret", "Secret for a RUN: id=ID,src=FILE|env=NAME", takes=LIST),
+            Flag("shell-on-error", "Open a shell in the container of a failed RUN"),
+            Flag("squash", "Refused, with the reason"),
+            Flag("tag", "Name and optionally a tag (format: name:tag)", "t", LIST),
+            Flag("target", "Set the target build stage to build", takes=TEXT),
+            Flag("until", "Stop after this step", takes=NUMBER),
+            Flag("verify", "Build twice, and say what differs"),
+        ),
+        least=1, most=1, example="minidocker build -t web .",
+    ),
+    Command(
+        "context ls", "[OPTIONS] PATH", "List the files of a build context", context_ls,
+        (
+            Flag("file", "Name of the Dockerfile", "f", TEXT),
+            Flag("why", "Show all files, and the rule that decided each"),
+        ),
+        least=1, most=1,
+    ),
+)  # fmt: skip
