@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from minidocker.context import SourceTree
@@ -203,13 +203,12 @@ def at_line(it: Instruction) -> Iterator[None]:
 
 
 # %% The walk
-def label_step(labels: Mapping[str, str]) -> Instruction:
-    """Return the LABEL that the command line's labels are."""
-    words = [word for pair in sorted(labels.items()) for word in pair]
-    quoted = tuple("'" + word.replace("'", "'\"'\"'") + "'" for word in words)
-    shown = " ".join(f"{n}={v}" for n, v in sorted(labels.items()))
+def label_step(name: str, value: str) -> Instruction:
+    """Return the LABEL that a label of the command line is."""
+    pair = (name, value)
+    quoted = tuple("'" + word.replace("'", "'\"'\"'") + "'" for word in pair)
     [_, it] = parse("FROM scratch\nLABEL a=b", "--label").instructions
-    return it.replace(args=quoted, text=f"LABEL {shown}", where="--label")
+    return it.replace(args=quoted, text=f"LABEL {name}={value}", where="--label")
 
 
 def plan(
@@ -240,8 +239,8 @@ def plan(
     chosen = [part for part in parts if part.number in wanted]
     if shop.options.labels:
         last = chosen.pop()
-        more = label_step(shop.options.labels)
-        chosen.append(last.replace(steps=(*last.steps, more)))
+        more = (label_step(*pair) for pair in sorted(shop.options.labels.items()))
+        chosen.append(last.replace(steps=(*last.steps, *more)))
     return before, chosen
 
 

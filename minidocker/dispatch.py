@@ -409,18 +409,19 @@ def go_rune(number: int) -> str:
 
 def healthcheck(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """HEALTHCHECK [--interval=... --timeout=... --retries=N] CMD command, or NONE"""
-    old = (stage.config.healthcheck or {}).get("Test")
-    if old and old[0] != "NONE":
-        note = f"Note: overriding previous HEALTHCHECK: {bare_list(tuple(old))}"
+    old = stage.config.healthcheck or {}
+    if old.get("Test", ["NONE"])[0] != "NONE":
+        note = f"Note: overriding previous HEALTHCHECK: {bare_list(tuple(old['Test']))}"
         shop.progress(note)
     kind, *command = it.args
     shown = "CMD" if it.json else "CMD-SHELL"
     test = (shown, *command) if kind == "CMD" else ("NONE",)
     times = {key: duration(it.flag(name) or "0") for key, name in HEALTH.items()}
     retries = int(it.flag("retries") or 0)
-    health = {"Test": list(test), **{k: n for k, n in times.items() if n}}
-    health |= {"Retries": retries} if retries else {}
-    stage.config = stage.config.replace(healthcheck=health)
+    health = {"Test": list(test), **times, "Retries": retries}
+    kept = {key: value or old.get(key) for key, value in health.items()}
+    kept = {key: value for key, value in kept.items() if value}
+    stage.config = stage.config.replace(healthcheck=kept)
     told = (go_quote(go_duration(times[key])) for key in list(HEALTH)[:3])
     text = " ".join([quoted_list(test), *told, go_rune(retries)])
     metadata_step(shop, stage, f"HEALTHCHECK &{{{text}}}")

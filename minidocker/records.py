@@ -23,6 +23,9 @@ else:
 
 
 # %% A class body, before it is a class
+SET = object.__setattr__  # the one way into a frozen record
+
+
 def annotations_of(space: dict[str, Any]) -> list[str]:
     """Return the names of the fields that a class body declares, in order."""
     notes = space.get("__annotations__", {})
@@ -50,9 +53,6 @@ class RecordType(type):
 
 
 # %% The record
-SET = object.__setattr__
-
-
 @dataclass_transform(frozen_default=True)
 class Record(metaclass=RecordType):
     """A value: fields by position or name, equal and hashed by content, frozen.
