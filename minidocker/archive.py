@@ -14,6 +14,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import lru_cache
 from zlib import adler32
 
 from minidocker.errors import ConflictError
@@ -142,6 +143,7 @@ def pax_records(entry: Entry) -> bytes:
 
 
 # %% The whole header
+@lru_cache(maxsize=4096)  # of ten thousand files most have the same owner and time
 def fitting(number: int, width: int) -> bytes:
     """Return an octal field, zero where a pax record says the number."""
     return octal(number if 0 <= number < 8 ** (width - 1) else 0, width)
@@ -276,22 +278,25 @@ KINDS = {
 }
 
 
-def entry_of(name: bytes, st: os.stat_result, **more: object) -> Entry:
+def entry_of(
+    name: bytes, st: os.stat_result, xattrs: Xattrs = (), **more: object
+) -> Entry:
     """Return the entry that describes a file of ``st``; ``more`` are other fields."""
     kind = KINDS[stat.S_IFMT(st.st_mode)]
     is_device = kind is Kind.CHAR or kind is Kind.BLOCK
-    fields: dict[str, object] = {
-        "name": name + b"/" if kind is Kind.DIRECTORY else name,
-        "kind": kind,
-        "mode": 0o777 if kind is Kind.SYMLINK else st.st_mode & 0o7777,
-        "uid": st.st_uid,
-        "gid": st.st_gid,
-        "size": st.st_size if kind is Kind.FILE else 0,
-        "mtime": st.st_mtime_ns // SECOND * SECOND,
-    }
-    if is_device:
-        fields["device"] = (os.major(st.st_rdev), os.minor(st.st_rdev))
-    return Entry(**(fields | more))  # type: ignore[arg-type]
+    entry = Entry(
+        name + b"/" if kind is Kind.DIRECTORY else name,
+        kind,
+        0o777 if kind is Kind.SYMLINK else st.st_mode & 0o7777,
+        st.st_uid,
+        st.st_gid,
+        st.st_size if kind is Kind.FILE else 0,
+        st.st_mtime_ns // SECOND * SECOND,
+        b"",
+        (os.major(st.st_rdev), os.minor(st.st_rdev)) if is_device else (0, 0),
+        xattrs,
+    )
+    return entry.replace(**more) if more else entry
 
 
 # %% One file into the tar

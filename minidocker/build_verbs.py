@@ -18,11 +18,12 @@ from minidocker.build_results import (
     progress_of,
     verify,
 )
-from minidocker.container_verbs import Needs, open_engine
+from minidocker.container_verbs import Needs, open_engine, print_lines
 from minidocker.context import SourceTree, ignore_file, open_context, read_patterns
 from minidocker.context import verdicts as every_verdict
 from minidocker.engine import Engine
 from minidocker.errors import (
+    DockerfileError,
     IntegrityError,
     MinidockerError,
     NotFoundError,
@@ -38,6 +39,7 @@ from minidocker.stage import BuildOptions, Secret
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from minidocker.checks import BuildWarning
     from minidocker.reading import Read
 
 
@@ -247,6 +249,46 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
     )
 
 
+# %% Checks
+def warnings_of(found: Input, engine: Engine) -> tuple[BuildWarning, ...]:
+    """Return what the build checks say of what is built."""
+    from minidocker.checks import check
+    from minidocker.dockerfile import parse
+    from minidocker.stage import environment
+
+    def environment_of(image: str) -> dict[str, str] | None:
+        try:
+            config = engine.images.get(engine.images.resolve(image)).config
+        except MinidockerError:
+            return None
+        return environment(config.env if config else ())
+
+    parsed = parse(found.text, found.name)
+    return check(parsed, environment=environment_of, ignored=found.tree.ignores)
+
+
+def show_warnings(warnings: tuple[BuildWarning, ...]) -> int:
+    """Print warnings; return the exit status."""
+    from minidocker.checks import summary
+
+    print_lines([*map(str, warnings), summary(warnings)])
+    return 1 if warnings else 0
+
+
+def refuse_warnings(found: Input, engine: Engine) -> None:
+    """Refuse to build what asks to be refused for a warning."""
+    if b"check" not in found.text[:4096].lower():
+        return
+    from minidocker.checks import options_of as check_options
+    from minidocker.dockerfile import parse
+
+    if check_options(parse(found.text, found.name)).error:
+        for one in warnings_of(found, engine):
+            what = f"{one.rule.name}: {one.what}"
+            hint = 'leave out "error=true" of its "# check=" line, or mend it'
+            raise DockerfileError(what, where=one.where, hint=hint)
+
+
 # %% The commands
 def build(given: Given) -> int:
     """``build [OPTIONS] PATH|-``"""
@@ -257,6 +299,10 @@ def build(given: Given) -> int:
     failed = True
     try:
         with input_of(given, engine) as found:
+            if given.on("check"):
+                failed = False
+                return show_warnings(warnings_of(found, engine))
+            refuse_warnings(found, engine)
 
             def made(options: BuildOptions) -> str:
                 return engine.build(
@@ -314,6 +360,7 @@ COMMANDS = (
         (
             Flag("build-arg", "Set build-time variables", takes=LIST),
             Flag("build-context", "Further build context (NAME=PATH)", takes=LIST),
+            Flag("check", "Only say what the build checks find"),
             Flag("cache-from", "Images whose history counts as cache", takes=LIST),
             Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),
             Flag("iidfile", "Write the image ID to the file", takes=TEXT),

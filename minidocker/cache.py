@@ -115,7 +115,7 @@ def add_content(total: _Hash, tree: SourceTree, item: Item) -> None:
         after = os.fstat(fd)
     finally:
         os.close(fd)
-    if size < 0 or stamp_of(item.info) != stamp_of(after):
+    if size < 0 or not same_file(item.info, after):
         raise BuildError(f'"{item.path}" was changed while it was read')
 
 
@@ -123,14 +123,13 @@ def digest_of(tree: SourceTree, item: Item, index: StatIndex | None = None) -> H
     """Return what counts of a file with its digest, read or from the index."""
     from hashlib import sha256
 
-    facts = facts_of(tree, item)
-    is_file = stat.S_ISREG(item.info.st_mode)
+    facts, mode = facts_of(tree, item), item.info.st_mode
+    is_file = stat.S_ISREG(mode)
     known = index.find(item) if index and is_file else None
     if known:
         return Held(item.path, facts, "", known)
     began = time.time_ns()
-    is_link = stat.S_ISLNK(item.info.st_mode)
-    link = tree.link_target(item.path) if is_link else ""
+    link = tree.link_target(item.path) if stat.S_ISLNK(mode) else ""
     total = sha256(tarsum_header(tree, item, link))
     if is_file:
         add_content(total, tree, item)
@@ -150,6 +149,16 @@ def stamp_of(info: os.stat_result) -> str:
     return (
         f"{info.st_dev} {info.st_ino} {info.st_size} {info.st_mtime_ns} "
         f"{info.st_ctime_ns} {info.st_mode}"
+    )
+
+
+def same_file(one: os.stat_result, two: os.stat_result) -> bool:
+    """Say whether two stats are of one file that has not been changed between them."""
+    return (one.st_ctime_ns, one.st_mtime_ns, one.st_size, one.st_ino) == (
+        two.st_ctime_ns,
+        two.st_mtime_ns,
+        two.st_size,
+        two.st_ino,
     )
 
 
@@ -183,7 +192,7 @@ class StatIndex:
         """Return the digest that was noted for a file as it is now."""
         value = self.known.get(item.path, "")
         stamp, _, digest = value.rpartition(" ")
-        if stamp != stamp_of(item.info) or len(digest) != 64:
+        if len(digest) != 64 or stamp != stamp_of(item.info):
             return None
         return digest
 

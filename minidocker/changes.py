@@ -155,6 +155,9 @@ def compare(level: Level) -> Iterator[Step]:
     """
     with os.scandir(level.upper) as entries:
         here = {entry.name: entry for entry in entries}
+    if not level.lowers:
+        yield from all_new(level, here)
+        return
     names = set(here)
     if level.whole:
         names |= names_below(level)
@@ -171,6 +174,26 @@ def compare(level: Level) -> Iterator[Step]:
         if old and differs(level, name, st, old):
             kind = ChangeKind.MODIFIED
         yield name, kind, deeper(level, name, st, old)
+
+
+def all_new(level: Level, here: dict[str, os.DirEntry[str]]) -> Iterator[Step]:
+    """Yield the names of a directory below which there is nothing: all are new.
+
+    What ``scandir`` knows of a file is enough here; no file is asked for its stat.
+    """
+    for name in sorted(here, key=os.fsencode):
+        path, entry = f"{level.path}/{name}", here[name]
+        if path in level.without:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            down = level.replace(path=path, upper=f"{level.upper}/{name}")
+            yield name, ChangeKind.ADDED, down
+        elif (
+            entry.is_file(follow_symlinks=False)
+            or entry.is_symlink()
+            or not is_whiteout(entry.stat(follow_symlinks=False))
+        ):
+            yield name, ChangeKind.ADDED, None
 
 
 def deeper(

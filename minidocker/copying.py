@@ -114,7 +114,7 @@ class Target:
 
         The directory stays open until another is asked for, or ``leave``.
         """
-        above, name = posixpath.split(path)
+        above, _, name = path.rpartition("/")
         if above != self.at or self.near < 0:
             self.leave()
             self.near = self.directory(above)
@@ -325,8 +325,9 @@ def put_directory(
     os.close(target.directory(to))
     skip = 0 if source.real == "." else len(source.real) + 1
     arrived: list[tuple[str, Item]] = []
+    to = to.rstrip("/")
     for item in source.items:
-        path = posixpath.join(to, item.path[skip:])
+        path = f"{to}/{item.path[skip:]}"
         fd, name = target.beside(path)
         mode = item.info.st_mode
         if stat.S_ISREG(mode):

@@ -574,3 +574,15 @@ def test_a_miss_names_argument_instruction_and_base(bench: Workbench):
     new = bench.base("base", {**BASE, "new": b""})
     bench.build("FROM base\nARG A\nRUN x y")
     assert reasons(bench)[0] == f"parent was {old[7:19]}, now {new[7:19]}"
+
+
+def test_owners_of_another_stage_count(bench: Workbench):
+    if Path("/proc/self/uid_map").read_text().split()[2] == "1":
+        return  # one user id: there is no other owner
+    text = (
+        "FROM base AS x\nCOPY --chown={} d /d\nFROM base\nCOPY --from=x /d /d\nUSER 1"
+    )
+    bench.build(text.format(7))
+    bench.build(text.format(8))
+    assert bench.hits()[-2:] == [False, False]
+    assert 'owner of "d" was 7:7, now 8:8' in reasons(bench)
