@@ -10,7 +10,14 @@ from contextlib import contextmanager
 
 from minidocker.context import SourceTree
 from minidocker.dispatch import DISPATCH, declare
-from minidocker.dockerfile import Dockerfile, Instruction, Word, parse
+from minidocker.dockerfile import (
+    Dockerfile,
+    Instruction,
+    Word,
+    parse,
+    parse_trigger,
+    place,
+)
 from minidocker.errors import (
     BuildError,
     DockerfileError,
@@ -172,7 +179,7 @@ def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
 # %% Triggers
 def triggered(text: str) -> Instruction:
     """Return the instruction of a trigger."""
-    return parse(f"FROM scratch\n{text}", "ONBUILD").instructions[1]
+    return parse_trigger(text, "ONBUILD")
 
 
 def fire_triggers(stage: Stage, shop: Workshop, triggers: tuple[str, ...]) -> None:
@@ -191,12 +198,12 @@ def fire_triggers(stage: Stage, shop: Workshop, triggers: tuple[str, ...]) -> No
 # %% Where it went wrong
 @contextmanager
 def at_line(it: Instruction) -> Iterator[None]:
-    """Put ``Dockerfile:LINE`` before an error, and before the place it has."""
+    """Put ``Dockerfile:LINE`` before an error and the place it has; point at a word."""
     try:
         yield
     except MinidockerError as why:
         why.what = f"{why.where}: {why.what}" if why.where else why.what
-        why.where = it.where
+        place(why, it)
         if not isinstance(why, BuildError):
             why.status = 1  # 126 and 127 are for `run`
         raise

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 
 from minidocker.context import SourceTree, read_patterns
 from minidocker.copying import Manner, symbolic_mode
-from minidocker.dockerfile import Instruction, Word, duration
+from minidocker.dockerfile import Instruction, Word, duration, trigger_text
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
 from minidocker.expansion import expand_words
 from minidocker.moves import (
@@ -429,7 +429,7 @@ def healthcheck(it: Instruction, stage: Stage, shop: Workshop) -> None:
 
 def onbuild(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """ONBUILD instruction"""
-    text = it.args[0] + "".join(f"\n{h.content}{h.name}" for h in it.heredocs)
+    text = trigger_text(it)
     triggers = (*(stage.config.on_build or ()), text)
     stage.config = stage.config.replace(on_build=triggers)
     metadata_step(shop, stage, f"ONBUILD {text}")

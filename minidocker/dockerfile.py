@@ -9,7 +9,7 @@ import enum
 import re
 from collections.abc import Callable, Iterator
 
-from minidocker.errors import DockerfileError, did_you_mean
+from minidocker.errors import DockerfileError, MinidockerError, did_you_mean
 from minidocker.lines import (
     SEPARATOR,
     Directive,
@@ -22,6 +22,7 @@ from minidocker.lines import (
     physical_lines,
     point,
     raise_all,
+    shown_at,
     split_words,
     strip,
     take_flags,
@@ -296,12 +297,23 @@ def check_from(it: Instruction) -> None:
         raise DockerfileError(what, hint=hint, word=it.args[2])
 
 
+def check_documents(it: Instruction) -> None:
+    """Refuse a here-document that becomes a file and has no file's name."""
+    for doc in it.heredocs:
+        is_file = it.word is not Word.RUN or doc.content.startswith("#!")
+        if is_file and ("/" in doc.name or doc.name in {".", ".."}):
+            what = f'"{doc.name}" cannot be the name of a file'
+            hint = "name the here-document, and say where it goes at the end"
+            raise DockerfileError(what, hint=hint, word=doc.name)
+
+
 def check_files(it: Instruction) -> None:
-    """Refuse a here-document where the destination belongs."""
+    """Refuse a here-document where the destination belongs, or with an odd name."""
     if it.heredoc(it.args[-1]):
         hint = "the last word says where the files go"
         what = "a here-document cannot be the destination"
         raise DockerfileError(what, hint=hint, word=it.args[-1])
+    check_documents(it)
 
 
 # %% What else is checked
@@ -356,6 +368,7 @@ CHECKS: dict[Word, Callable[[Instruction], None]] = {
     Word.FROM: check_from,
     Word.COPY: check_files,
     Word.ADD: check_files,
+    Word.RUN: check_documents,
     Word.HEALTHCHECK: check_health,
     Word.ONBUILD: check_trigger,
 }
@@ -448,6 +461,24 @@ def parse(text: bytes | str, name: str = "Dockerfile") -> Dockerfile:
     if all(it.word is Word.ARG for it in found):
         raise DockerfileError("the file has no FROM instruction", where=name)
     return Dockerfile(name, tuple(found), escape, told)
+
+
+# %% Errors of later chapters
+def blamed(why: MinidockerError, text: str) -> str:
+    """Return the word of ``text`` that an error is about, or nothing."""
+    if isinstance(why, DockerfileError) and why.word in text:
+        return why.word
+    quoted = re.findall('"([^"]+)"', why.what)
+    return next((word for word in quoted if word in text), "")
+
+
+def place(why: MinidockerError, it: Instruction) -> None:
+    """Give an error its line, and the excerpt where a word is to blame."""
+    why.where = it.where
+    word = blamed(why, it.text) if it.text == it.source.text else ""
+    if word and not why.excerpt:
+        line, why.excerpt = shown_at(it.source, word)
+        why.where = f"{it.where.rpartition(':')[0] or it.where}:{line}"
 
 
 # %% Triggers, there and back

@@ -134,12 +134,17 @@ def word_at(text: str, word: str) -> tuple[int, int]:
     )
 
 
+def shown_at(logical: LogicalLine, word: str) -> tuple[int, str]:
+    """Return the number of the line that has a word, and the excerpt."""
+    at, length = word_at(logical.text, word)
+    piece = next(p for p in reversed(logical.pieces) if p.start <= at)
+    return piece.line, excerpt(piece.source, piece.line, at - piece.start, length)
+
+
 def point(why: DockerfileError, logical: LogicalLine, name: str) -> DockerfileError:
     """Give an error its place, file and line, and the excerpt; return it."""
-    at, length = word_at(logical.text, why.word)
-    piece = next(p for p in reversed(logical.pieces) if p.start <= at)
-    why.where, why.what = f"{name}:{piece.line}", printable(why.what)
-    why.excerpt = excerpt(piece.source, piece.line, at - piece.start, length)
+    line, why.excerpt = shown_at(logical, why.word)
+    why.where, why.what = f"{name}:{line}", printable(why.what)
     return why
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minidocker.context import SourceTree, open_context
@@ -17,7 +17,7 @@ from minidocker.errors import (
     IntegrityError,
     UnsupportedError,
 )
-from minidocker.expansion import Reader
+from minidocker.expansion import expand_document
 from minidocker.lines import Heredoc
 from minidocker.moves import writable_layer
 from minidocker.oci import is_digest
@@ -79,25 +79,10 @@ def emptied(shop: Workshop) -> Iterator[str]:
 
 
 def text_of(document: Heredoc, shop: Workshop, stage: Stage) -> str:
-    """Return a here-document's text with its variables; quotes and escapes stay."""
+    """Return a here-document's text with its variables; quotes stay."""
     if not document.expands:
         return document.content
-    return expand_text(document.content, shop.variables(stage), shop.escape)
-
-
-def expand_text(text: str, variables: Mapping[str, str], escape: str) -> str:
-    """Expand the variables of a whole text, in which a quote is only a quote.
-
-    >>> expand_text("it's $A \\\\$A", {"A": "x"}, "\\\\")
-    "it's x \\\\$A"
-    """
-    reader, found = Reader(text, variables, escape), ""
-    while one := reader.take():
-        if one == escape:
-            found += one + reader.take()
-        else:
-            found += reader.dollar() if one == "$" else one
-    return found
+    return expand_document(document.content, shop.variables(stage))
 
 
 @contextmanager

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidocker.dockerfile import Instruction, Word, parse
-from minidocker.errors import DockerfileError
+from minidocker.dockerfile import (
+    Instruction,
+    Word,
+    duration,
+    parse,
+    parse_trigger,
+    place,
+    trigger_text,
+)
+from minidocker.errors import BuildError, DockerfileError
 
 
 def args_of(text: str) -> list[tuple[str, ...]]:
@@ -161,6 +169,96 @@ def test_what_is_wrong_is_refused_with_its_line(text: str, where: str, what: str
     why = refused(text)
     assert why.where == where
     assert what in str(why)
+
+
+def test_all_errors_of_a_file_are_told_at_once_and_in_order():
+    why = refused("FROM a\nRNU b\nUSER\nRUN <<EOF\nCOPPY d")
+    assert [each.where for each in (why, *why.more)] == [
+        f"Dockerfile:{n}" for n in (2, 3, 4)
+    ]
+    assert str(why).splitlines()[-1].startswith("hint: close it with a line")
+
+
+def test_past_ten_errors_only_their_number_is_told():
+    why = refused("FROM a\n" + "X\n" * 25)
+    assert len(why.more) == 10
+    assert str(why).splitlines()[-1] == "and 15 more"
+
+
+def test_the_order_is_not_blamed_after_a_line_that_could_not_be_read():
+    why = refused("FORM a\nRUN b")
+    assert (why.where, why.more) == ("Dockerfile:1", ())
+
+
+@pytest.mark.parametrize(
+    ("what", "where", "mark"),
+    [
+        ('no such file "b c"', "Dockerfile:2", None),
+        ('no such file "b"', "Dockerfile:3", "   3 |   b /to\n     |   ^"),
+        ('stage "x" does not exist', "Dockerfile:2", None),
+        (
+            'no "--from" here',
+            "Dockerfile:2",
+            "   2 | COPY --from=d \\\n     |      ^~~~~~",
+        ),
+    ],
+)
+def test_an_error_of_a_step_is_placed_at_the_word_that_it_quotes(
+    what: str, where: str, mark: str | None
+):
+    it = parse("FROM a\nCOPY --from=d \\\n  b /to").instructions[1]
+    why = BuildError(what)
+    place(why, it)
+    assert (why.where, why.excerpt or None) == (where, mark)
+
+
+def test_an_excerpt_has_tabs_wide_characters_and_no_control_characters():
+    why = refused("FROM a\nENV\t日本=x \x1b[2J\n")
+    assert why.excerpt == "   2 | ENV\t日本=x \ufffd[2J\n     |    \t       ^~~~"
+    assert "\x1b" not in str(why)
+
+
+def test_flags_of_every_kind():
+    text = (
+        "FROM a\nRUN --mount=type=a --network=none --mount=type=b c\n"
+        "COPY --link --parents=FALSE --exclude=a --exclude=b c d\n"
+    )
+    run, copy = parse(text).instructions[1:]
+    assert run.flag_all("mount") == ("type=a", "type=b")
+    assert (run.flag("mount"), run.flag("network")) == ("type=b", "none")
+    assert (copy.is_on("link"), copy.is_on("parents"), copy.is_on("x")) == (
+        True, False, False,
+    )  # fmt: skip
+    assert copy.flag_all("exclude") == ("a", "b")
+
+
+def test_a_trigger_survives_being_stored():
+    text = "FROM a\nONBUILD COPY --chown=1 <<-'a b' <<c /d/\n\t$x\n\ta b\ny\nc\n"
+    it = parse(text).instructions[1]
+    again = parse_trigger(trigger_text(it), "an image")
+    assert it.trigger is not None
+    assert (again.args, again.flags, again.heredocs) == (
+        it.trigger.args, it.trigger.flags, it.trigger.heredocs,
+    )  # fmt: skip
+    assert again.where == "an image"
+    for bad in ["FROM a", "ONBUILD RUN a", "", "RUN a\nRUN b", "RNU"]:
+        with pytest.raises(DockerfileError):
+            parse_trigger(bad, "an image")
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("1h2m3s", 3723 * 10**9), ("1.5s", 15 * 10**8), (".5m", 30 * 10**9), ("2us", 2000),
+     ("3µs", 3000), ("0", 0), ("0s", 0), ("1ms1ns", 1_000_001)],
+)  # fmt: skip
+def test_durations_are_gos(text: str, want: int):
+    assert duration(text) == want
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", ".s", "1 s", "1s ", "-1s", "1d", "1s2"])
+def test_what_is_no_duration_is_refused(text: str):
+    with pytest.raises(DockerfileError):
+        duration(text)
 
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_line():

@@ -38,6 +38,7 @@ NEXT_PASS = re.compile(
     "unknown (instruction|flag|type)|FROM (takes|has too many)|bad name for a stage|"
     ".* needs |.* before the first FROM|the file has no FROM|.* is given twice|"
     "bad (value|duration)|--|NONE takes no|CMD needs a|.* may not be a trigger|"
+    '".*" cannot be the name|'
     r"and \d+ more|a here-document cannot be|.* is not of the form NAME=VALUE"
 )
 
