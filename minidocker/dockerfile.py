@@ -330,15 +330,17 @@ def duration(text: str) -> int:
     >>> duration("1m30s"), duration("1.5h"), duration("0")
     (90000000000, 5400000000000, 0)
     """
-    parts = list(DURATION.finditer(text))
+    parts = list(DURATION.finditer(text)) if len(text) <= 64 else []
     whole = "".join(part[0] for part in parts) == text and bool(parts)
-    if text != "0" and not (whole and all(p[1] or p[2] for p in parts)):
-        hint = "such as 30s or 1m30s"
-        raise DockerfileError(f'bad duration "{text}"', hint=hint, word=text)
-    return sum(
+    total: int = sum(
         int((p[1] + (p[2] or "")) or 0) * NANOSECONDS[p[3]] // 10 ** len(p[2] or "")
         for p in parts
     )
+    exact = whole and all(p[1] or p[2] for p in parts) and total < 2**63
+    if text != "0" and not exact:
+        hint = "such as 30s or 1m30s"
+        raise DockerfileError(f'bad duration "{text}"', hint=hint, word=text)
+    return total
 
 
 def check_health(it: Instruction) -> None:
@@ -354,23 +356,12 @@ def check_health(it: Instruction) -> None:
         raise DockerfileError(what, word="--retries")
 
 
-NO_TRIGGER = (Word.ONBUILD, Word.FROM, Word.MAINTAINER)
-
-
-def check_trigger(it: Instruction) -> None:
-    """Refuse a trigger that Docker refuses."""
-    if it.trigger and it.trigger.word in NO_TRIGGER:
-        what = f"{it.trigger.word.value} may not be a trigger"
-        raise DockerfileError(what, word=it.args[0].split()[0])
-
-
 CHECKS: dict[Word, Callable[[Instruction], None]] = {
     Word.FROM: check_from,
     Word.COPY: check_files,
     Word.ADD: check_files,
     Word.RUN: check_documents,
     Word.HEALTHCHECK: check_health,
-    Word.ONBUILD: check_trigger,
 }
 
 
@@ -396,23 +387,27 @@ def check_count(word: Word, args: tuple[str, ...]) -> None:
         raise DockerfileError(what, word=args[syntax.most])
 
 
+NO_TRIGGER = (Word.ONBUILD, Word.FROM, Word.MAINTAINER)
+
+
 def read_instruction(
-    text: str, source: LogicalLine, name: str, escape: str
+    text: str, source: LogicalLine, name: str, escape: str, *, trigger: bool = False
 ) -> Instruction:
     """Parse the text of an instruction, or of a trigger within one."""
     head, *tail = SEPARATOR.split(text, maxsplit=1)
     word = known_word(head)
+    if trigger and word in NO_TRIGGER:
+        raise DockerfileError(f"{word.value} may not be a trigger", word=head)
     given, rest = take_flags(strip(tail[0]) if tail else "")
     flags = check_flags(SYNTAX[word].flags, given)
     args, is_json = SYNTAX[word].form(rest, escape)
     check_count(word, args)
-    where = f"{name}:{source.line}"
-    trigger = None
+    inner = None
     if word is Word.ONBUILD:
-        trigger = read_instruction(rest, source, name, escape)
+        inner = read_instruction(rest, source, name, escape, trigger=True)
     found = Instruction(
-        word, args, flags, is_json, source.line, text, where, source,
-        source.heredocs, trigger,
+        word, args, flags, is_json, source.line, text, f"{name}:{source.line}", source,
+        source.heredocs, inner,
     )  # fmt: skip
     if word in CHECKS:
         CHECKS[word](found)
@@ -491,7 +486,7 @@ def trigger_text(it: Instruction) -> str:
 def parse_trigger(text: str, where: str) -> Instruction:
     """Parse the trigger that an image has stored; ``where`` names the image."""
     lines = logical_lines(physical_lines(text, where), "\\", where)
-    found = [read_instruction(it.text, it, where, "\\") for it in lines]
-    if len(found) != 1 or found[0].word in NO_TRIGGER:
+    found = [read_instruction(it.text, it, where, "\\", trigger=True) for it in lines]
+    if len(found) != 1:
         raise DockerfileError(f'bad ONBUILD trigger "{text}"', where=where)
     return found[0].replace(where=where)

@@ -13,24 +13,41 @@ from minidocker.errors import DockerfileError
 
 # %% Patterns
 TOKEN = re.compile(r"\\(.?)|.", re.DOTALL)
+Parts = list[list[str]]
 
 
-def regex(pattern: str, star: str) -> str:
-    """Return a pattern as a regular expression, with ``star`` for each ``*``.
+def parts_of(pattern: str) -> Parts:
+    """Cut a pattern at its stars; a part is a list of regular expressions.
 
-    >>> print(regex("v*.?", ".*"))
-    v.*\\..
+    >>> parts_of("v?*.tar")
+    [['v', '.'], ['\\.', 't', 'a', 'r']]
     """
-
-    def one(found: re.Match[str]) -> str:
-        if found[0] in {"*", "?"}:
-            return star if found[0] == "*" else "."
-        if found[1] is not None and found[1] not in {"*", "?", "\\", "/", "}"}:
+    parts: Parts = [[]]
+    for found in TOKEN.finditer(pattern):
+        char, escaped = found[0], found[1]
+        if char == "*":
+            parts.append([])
+        elif escaped is not None and escaped not in {"*", "?", "\\", "/", "}"}:
             hint = "a backslash may stand before * ? \\ / and }"
             raise DockerfileError(f'bad escape in pattern "{pattern}"', hint=hint)
-        return re.escape(found[1] or found[0])
+        else:
+            parts[-1].append("." if char == "?" else re.escape(escaped or char))
+    return parts
 
-    return TOKEN.sub(one, pattern)
+
+def end_of(parts: Parts, value: str, start: int, longest: bool) -> int | None:
+    """Return where a match that begins at ``start`` ends; None without one."""
+    first, *rest = (re.compile("".join(part), re.DOTALL) for part in parts)
+    found = first.match(value, start)
+    for number, part in enumerate(rest, 1):
+        if not found:
+            return None
+        if longest and number == len(rest):
+            last = re.compile(f".*{part.pattern}", re.DOTALL)
+            found = last.match(value, found.end())
+        else:
+            found = part.search(value, found.end())
+    return found.end() if found else None
 
 
 def without_begin(value: str, pattern: str, longest: bool) -> str:
@@ -39,8 +56,7 @@ def without_begin(value: str, pattern: str, longest: bool) -> str:
     >>> without_begin("a/b/c", "*/", False), without_begin("a/b/c", "*/", True)
     ('b/c', 'c')
     """
-    found = re.match(regex(pattern, ".*" if longest else ".*?"), value, re.DOTALL)
-    return value[found.end() :] if found else value
+    return value[end_of(parts_of(pattern), value, 0, longest) or 0 :]
 
 
 def without_end(value: str, pattern: str, longest: bool) -> str:
@@ -49,9 +65,8 @@ def without_end(value: str, pattern: str, longest: bool) -> str:
     >>> without_end("a.tar.gz", ".*", False), without_end("a.tar.gz", ".*", True)
     ('a.tar', 'a')
     """
-    kept = "(.*?)" if longest else "(.*)"
-    found = re.fullmatch(kept + regex(pattern, ".*"), value, re.DOTALL)
-    return found[1] if found else value
+    parts = [part[::-1] for part in parts_of(pattern)[::-1]]
+    return value[: len(value) - (end_of(parts, value[::-1], 0, longest) or 0)]
 
 
 def replaced(value: str, pattern: str, word: str, every: bool) -> str:
@@ -60,12 +75,16 @@ def replaced(value: str, pattern: str, word: str, every: bool) -> str:
     >>> replaced("a-b-c", "-", "+", False), replaced("a-b-c", "-", "+", True)
     ('a+b-c', 'a+b+c')
     """
-    text, at = "", 0
-    for found in re.finditer(regex(pattern, ".*"), value, re.DOTALL):
-        if found[0] or found.start() != at or not at:
-            text, at = text + value[at : found.start()] + word, found.end()
-        if not every:
+    parts = parts_of(pattern)
+    first, text, at = re.compile("".join(parts[0]), re.DOTALL), "", 0
+    for found in first.finditer(value):
+        end = end_of(parts, value, found.start(), True) if found.start() >= at else at
+        if end is None:
             break
+        if end > at or not text:
+            text, at = text + value[at : found.start()] + word, end
+            if not every:
+                break
     return text + value[at:]
 
 
@@ -86,16 +105,19 @@ def chosen(operator: str, name: str, value: str | None, word: str) -> str:
 
 # %% The reader
 NAME = re.compile(r"[^\W\d]\w*|\d+|[@*#?!$-]")
+DEEPEST = 50
 
 
 class Reader:
     """Read a text from its start to its end, expanding as it goes.
 
-    ``raw`` keeps the escapes, as a pattern needs them. ``unset`` collects the names
-    that were asked for in vain.
+    ``raw`` keeps the escapes, as a pattern needs them. ``depth`` counts the braces
+    that are open. ``unset`` collects the names that were asked for in vain.
     """
 
-    __slots__ = ("at", "escape", "quotes", "raw", "text", "unset", "variables")
+    __slots__ = (
+        "at", "depth", "escape", "quotes", "raw", "text", "unset", "variables",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -105,7 +127,7 @@ class Reader:
         quotes: tuple[str, ...] = ("'", '"'),
     ) -> None:
         self.text, self.variables, self.escape = text, variables, escape
-        self.quotes, self.raw, self.at = quotes, False, 0
+        self.quotes, self.raw, self.at, self.depth = quotes, False, 0, 0
         self.unset: list[str] = []
 
     def take(self) -> str:
@@ -212,9 +234,11 @@ class Reader:
 
     def word(self, stop: str, start: int, raw: bool = False) -> str:
         """Take an expanded word up to ``stop``; ``start`` is where it all began."""
-        before, self.raw = self.raw, raw
+        before, self.raw, self.depth = self.raw, raw, self.depth + 1
+        if self.depth > DEEPEST:
+            raise self.wrong(f"more than {DEEPEST} braces within each other", start)
         pieces = self.until(stop, start)
-        self.raw = before
+        self.raw, self.depth = before, self.depth - 1
         return "".join(text for text, _ in pieces)
 
 

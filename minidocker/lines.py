@@ -61,8 +61,10 @@ class Directive(Record):
 
 
 # %% The nouns
-BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-ENDS = re.compile(rf"\A[{BLANKS}]+|[{BLANKS}]+\Z")
+BLANKS = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
+    "\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 SEPARATOR = re.compile(r"[\t\v\f\r ]+")
 
 
@@ -72,7 +74,7 @@ def strip(text: str) -> str:
     >>> strip("\\xa0 a\\t")
     'a'
     """
-    return ENDS.sub("", text)
+    return text.strip(BLANKS)
 
 
 def bare(line: str) -> str:
@@ -195,7 +197,7 @@ def physical_lines(text: bytes | str, name: str) -> list[str]:
 
 
 # %% Directives
-DIRECTIVE = re.compile(rf"#[{BLANKS}]*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*\Z")
+DIRECTIVE = re.compile(rf"#[{BLANKS}]*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+)\Z")
 DIRECTIVES = ("escape", "syntax", "check")
 
 
@@ -320,7 +322,6 @@ WORD = re.compile(
     rf"""(?:\d*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+""", re.DOTALL
 )
 MARK = re.compile(r"(\d*)<<(?!-\Z)(-?)[ \t]*([^<]+)", re.DOTALL)
-ARITHMETIC = re.compile(r"\$\(\(.*?\)\)")
 ABLE = re.compile(r"(?:onbuild[\t\v\f\r ]+)?(?:run|copy|add)[\t\v\f\r ]+", re.I)
 NAME_QUOTES = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)""", re.DOTALL)
 
@@ -354,6 +355,19 @@ def heredoc_mark(word: str) -> Heredoc | None:
     )
 
 
+def without_arithmetic(text: str) -> str:
+    """Blot out what stands in ``$(( ))``.
+
+    >>> without_arithmetic("echo $((1 << 4)) $(( <<A")
+    'echo _ $(( <<A'
+    """
+    first, *rest = text.split("$((")
+    for part in rest:
+        inner, closed, after = part.partition("))")
+        first += f"_{after}" if closed else f"$(({inner}"
+    return first
+
+
 def heredoc_marks(text: str) -> list[Heredoc]:
     """Return the here-documents that a logical line announces, still empty.
 
@@ -368,7 +382,7 @@ def heredoc_marks(text: str) -> list[Heredoc]:
             return []
     except DockerfileError:
         return []
-    words = WORD.finditer(ARITHMETIC.sub("_", text))
+    words = WORD.finditer(without_arithmetic(text))
     return [mark for word in words if (mark := heredoc_mark(word[0]))]
 
 
@@ -424,7 +438,7 @@ def gather(begin: tuple[int, str], numbered: Numbered, escape: str) -> LogicalLi
         pieces.append(Piece(len(text), number, source))
         text += (kept := goes_on.sub(r"\1", source))
         here = next_line(numbered, empty) if kept != source else None
-    lead = len(text + ".") - len(strip(text + "."))
+    lead = len(text) - len(text.lstrip(BLANKS))
     moved = tuple(piece.replace(start=piece.start - lead) for piece in pieces)
     return LogicalLine(strip(text), begin[0], pieces[-1].line, moved, tuple(empty))
 

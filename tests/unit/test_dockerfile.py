@@ -376,6 +376,35 @@ def test_what_is_printed_is_parsed_to_the_same(
     assert [(it.word, it.args) for it in found[1:]] == wanted
 
 
+LONG = 60_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RUN a" + " " * LONG + "b",
+        "ONBUILD " * 8000 + "RUN a",
+        f"HEALTHCHECK --interval={'1' * LONG} CMD a",
+        f"HEALTHCHECK --interval={'1' * 5000}s CMD a",
+        "RUN <<A " + "$((" * 20_000,
+        "RUN <<A " + "'a" * 30_000,
+        "RUN " + "[" * LONG,
+        "RUN --mount=" + "a\\" * 30_000,
+        "ENV a=" + '"' * (LONG + 1),
+        "ENV a=" + "\\ " * 30_000,
+    ],
+    ids=lambda line: line[:24],
+)
+@pytest.mark.timeout(5)
+def test_a_long_line_is_read_in_no_time(line: str):
+    where = "Dockerfile:3"
+    try:
+        parse(f"# a = b{' ' * LONG}c\nFROM a\n{line}\n")
+    except DockerfileError as why:
+        where = str(why.where)
+    assert where == "Dockerfile:3"
+
+
 SCRAPS = [
     *("FROM a", "RUN", "ENV A=", "COPY", "CMD", "--from=", "--", "<<EOF", "# escape=`"),
     *(

@@ -181,6 +181,23 @@ def test_unset_variables_are_named_unless_a_word_provides_for_that():
     assert unset_in("${A:-$x}", SEEN) == ["x"]
 
 
+@pytest.mark.timeout(5)
+def test_patterns_never_go_back():
+    value = {"V": "a" * 60_000, "W": "ab" * 30_000}
+    stars = "*a" * 12 + "b"
+    for text in [f"${{V##{stars}}}", f"${{V%%{stars}}}", f"${{V//{stars}/x}}"]:
+        assert expand(text, value) == value["V"]
+    assert expand("${W//a*b/x}", value) == "x"
+    assert expand("${W//b/}", value) == "a" * 30_000
+
+
+def test_braces_within_braces_have_an_end():
+    assert expand("${A:-" * 40 + "b" + "}" * 40, {}) == "b"
+    for text in ["${A:-" * 10_000, '"${A:-' * 10_000, "${A#" * 10_000]:
+        with pytest.raises(DockerfileError, match="braces within each other"):
+            expand(text, {})
+
+
 OPERATORS = ("#", "##", "%", "%%", ":-", "-", ":+", "+")
 
 
