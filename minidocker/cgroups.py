@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from minidocker.errors import RuntimeFault, UnsupportedError, UsageError
+from minidocker.errors import RuntimeFault, UsageError
 from minidocker.records import Record
 
 
@@ -331,11 +331,11 @@ def find_group(id: str, hierarchies: Hierarchies | None = None) -> Group:
 
 
 # %% A group
-def missing(controller: str, why: str = "") -> UnsupportedError:
+def missing(controller: str, why: str = "") -> RuntimeFault:
     """Phrase that a limit cannot be kept here."""
     hint = "without root, systemd must delegate: Delegate=cpu cpuset io memory pids"
     what = f"no control group for {controller} can be made here"
-    return UnsupportedError(f"{what}: {why}" if why else what, hint=hint)
+    return RuntimeFault(f"{what}: {why}" if why else what, hint=hint)
 
 
 def write_setting(place: str, one: Setting) -> None:
@@ -360,7 +360,7 @@ def make_group(id: str, limits: Limits = NO_LIMITS, *also: str) -> Group:
 
     ``also`` names controllers that are wanted without a limit. Without limits, and
     where no group can be made, there is none, and that is fine. Raises
-    UnsupportedError for a limit that nobody can keep; then nothing is left.
+    RuntimeFault for a limit that nobody can keep; then nothing is left.
     """
     nothing = limits == NO_LIMITS and not also
     if nothing and not is_version_2():
@@ -375,7 +375,7 @@ def make_group(id: str, limits: Limits = NO_LIMITS, *also: str) -> Group:
         group = find_group(id, found)
         for one in ordered(plan, group):
             write_setting(group.place(one.controller), one)
-    except (OSError, RuntimeFault, UnsupportedError) as why:
+    except (OSError, RuntimeFault) as why:
         if not before:
             remove_group(id)
         if nothing:
@@ -389,7 +389,7 @@ def make_group(id: str, limits: Limits = NO_LIMITS, *also: str) -> Group:
 def wanted_controllers(found: Hierarchies, names: Iterable[str]) -> list[str]:
     """Return the controllers to make directories for: in version 2 any one.
 
-    Raises UnsupportedError for one that is not there. Every group of version 2 can
+    Raises RuntimeFault for one that is not there. Every group of version 2 can
     be frozen.
     """
     for name in (wanted := [*dict.fromkeys(names)]):

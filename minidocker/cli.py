@@ -32,6 +32,20 @@ def container_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def run_verb() -> tuple[Command, ...]:
+    """Return `run`."""
+    from minidocker.run_verb import COMMANDS
+
+    return COMMANDS
+
+
+def limit_verbs() -> tuple[Command, ...]:
+    """Return the commands on limits."""
+    from minidocker.limit_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def image_verbs() -> tuple[Command, ...]:
     """Return the commands on images."""
     from minidocker.image_verbs import COMMANDS
@@ -55,7 +69,9 @@ def own_verbs() -> tuple[Command, ...]:
 Table = Callable[[], tuple[Command, ...]]
 
 CHAPTERS: dict[Table, tuple[str, ...]] = {
-    container_verbs: ("run", "exec", "ps", "logs", "stop", "kill", "rm", "wait"),
+    run_verb: ("run",),
+    container_verbs: ("exec", "ps", "logs", "stop", "kill", "rm", "wait"),
+    limit_verbs: ("stats", "update", "pause", "unpause"),
     build_verbs: ("build", "context ls"),
     image_verbs: (
         "import", "commit", "images", "history", "lineage", "tag", "rmi",
@@ -82,7 +98,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "system info": ("info",),
     **{
         f"container {name}": (name,)
-        for name in (*CHAPTERS[container_verbs], "commit", "diff", "export")
+        for table in (run_verb, container_verbs, limit_verbs)
+        for name in (*CHAPTERS[table], "commit", "diff", "export")
         if name != "ps"
     },
     **{f"image {name}": (name,) for name in ("build", "history", "import", "tag")},

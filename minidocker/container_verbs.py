@@ -16,7 +16,6 @@ from minidocker.engine import Engine
 from minidocker.errors import (
     MinidockerError,
     NotFoundError,
-    RuntimeFault,
     UsageError,
 )
 from minidocker.flags import (
@@ -30,8 +29,6 @@ from minidocker.flags import (
     Flag,
     Given,
 )
-from minidocker.oci import ContainerConfig
-from minidocker.program import HostConfig, Network
 
 
 # %% Rights, and the store
@@ -123,58 +120,6 @@ def label_map(lines: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
-def config_of(given: Given) -> ContainerConfig:
-    """Return the command line's part of a container's config."""
-    attached = not given.on("detach")
-    entrypoint = given.flags.get("entrypoint")
-    return ContainerConfig(
-        hostname=given.text("hostname"),
-        user=given.text("user"),
-        attach_stdin=attached and given.on("interactive"),
-        attach_stdout=attached,
-        attach_stderr=attached,
-        tty=given.on("tty"),
-        open_stdin=given.on("interactive"),
-        stdin_once=attached and given.on("interactive"),
-        env=env_lines(given) or None,
-        cmd=given.args[1:] or None,
-        working_dir=given.text("workdir"),
-        entrypoint=(entrypoint,) if entrypoint else None,
-        labels=label_map(given.list("label")),
-        stop_signal=given.text("stop-signal"),
-    )
-
-
-def network_of(text: str) -> Network:
-    """Return the network of ``--network``."""
-    try:
-        return Network(text or "none")
-    except ValueError as why:
-        hint = "none (the loopback only) or host"
-        raise UsageError(f'no network "{text}"', hint=hint) from why
-
-
-def absolute_bind(text: str) -> str:
-    """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
-    source, colon, rest = text.partition(":")
-    if not colon or not source.startswith(("/", ".")) or not rest.startswith("/"):
-        raise UsageError(f'invalid volume "{text}"', hint="-v /host/path:/path[:ro]")
-    source = os.path.abspath(source)
-    if not os.path.lexists(source):
-        os.makedirs(source)
-    return f"{source}:{rest}"
-
-
-def host_of(given: Given) -> HostConfig:
-    """Return what holds for the container on this host."""
-    return HostConfig(
-        auto_remove=given.on("rm"),
-        network=network_of(given.text("network")),
-        readonly=given.on("read-only"),
-        binds=tuple(absolute_bind(text) for text in given.list("volume")),
-    )
-
-
 # %% Running
 def need_terminal(given: Given) -> None:
     """Refuse a terminal where there is none to be had."""
@@ -183,29 +128,10 @@ def need_terminal(given: Given) -> None:
         raise MinidockerError("the input device is not a TTY", hint="leave out -t")
 
 
-def run(given: Given) -> int:
-    """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
-    need_terminal(given)
-    config, host = config_of(given), host_of(given)
-    try:
-        engine = open_engine(given, Needs.TREES)
-        container = engine.create(given.args[0], config, host, given.text("name"))
-    except MinidockerError as why:
-        if why.status != 1:
-            raise
-        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
-    from minidocker.supervisor import run_detached, run_foreground
-
-    if given.on("detach"):
-        run_detached(engine.containers, container)
-        print(container.id)
-        return 0
-    return run_foreground(engine.containers, container)
-
-
 def exec_(given: Given) -> int:
     """``exec [OPTIONS] CONTAINER COMMAND [ARG...]``"""
     from minidocker.program import ProcessSpec
+    from minidocker.security import DOCKER_SECURITY, PRIVILEGED
     from minidocker.supervisor import exec_foreground
 
     need_terminal(given)
@@ -217,6 +143,7 @@ def exec_(given: Given) -> int:
         cwd=given.text("workdir"),
         user=given.text("user"),
         tty=given.on("tty"),
+        security=PRIVILEGED if given.on("privileged") else DOCKER_SECURITY,
     )
     stdin = given.on("interactive")
     return exec_foreground(engine.containers, container, spec, stdin=stdin)
@@ -361,32 +288,18 @@ PROCESS = (
     Flag("user", "Username or UID (format: <name|uid>[:<group|gid>])", "u", TEXT),
     Flag("workdir", "Working directory inside the container", "w", TEXT),
 )
-RUN_FLAGS = (
-    *PROCESS,
-    Flag("detach", "Run container in background and print container ID", "d"),
-    Flag("entrypoint", "Overwrite the default ENTRYPOINT of the image", takes=TEXT),
-    Flag("hostname", "Container host name", "h", TEXT),
-    Flag("label", "Set meta data on a container", "l", LIST),
-    Flag("name", "Assign a name to the container", takes=TEXT),
-    Flag("network", "none (the loopback only) or host", takes=TEXT, default="none"),
-    Flag("read-only", "Mount the container's root filesystem as read only"),
-    Flag("rm", "Automatically remove the container when it exits"),
-    Flag("stop-signal", "Signal to stop the container", takes=TEXT),
-    Flag("volume", "Bind mount a volume: SOURCE:TARGET[:ro]", "v", LIST),
-)
 
 
 # %% The table
+EXEC_FLAGS = (
+    *PROCESS,
+    Flag("privileged", "Give extended privileges to the command"),
+)
 COMMANDS = (
-    Command(
-        "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Run a command in a new container",
-        run, RUN_FLAGS, least=1, greedy=True,
-        example="minidocker run --rm -it minidocker/base sh",
-    ),
     Command(
         "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]",
         "Run a command in a running container",
-        exec_, PROCESS, least=2, greedy=True,
+        exec_, EXEC_FLAGS, least=2, greedy=True,
         example="minidocker exec -it web sh",
     ),
     Command(

@@ -1,7 +1,7 @@
 # From book/06-elf.md. Edit there and tangle, or here and tangle --back.
 
 # %% ELF: what a program needs to start
-"""Read ELF files: the loader, the libraries, and the closure of both."""
+"""Read ELF files: the loader, the libraries, the closure of both; write a small one."""
 
 from __future__ import annotations
 
@@ -139,3 +139,168 @@ def closure(programs: Iterable[str], root: str = "") -> list[str]:
         todo += [elf.interpreter] if elf.interpreter else []
         todo += [find_library(name, elf, path, root) for name in elf.needed]
     return sorted(found)
+
+
+# %% The other way: a program written by hand
+BASE, HEADERS = 0x400000, 64 + 56  # bytes of the file header and one program header
+MACHINES = {"x86_64": 62, "aarch64": 183}
+
+
+def elf_file(machine: str, code: bytes) -> bytes:
+    """Return a static program: the machine code, mapped whole, entered at its start."""
+    import struct
+
+    size = HEADERS + len(code)
+    magic = b"\x7fELF" + bytes([2, 1, 1])  # 64 bits, little-endian, version 1
+    number = MACHINES[machine]
+    shape = (BASE + HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)  # entry, where and how many
+    header = struct.pack("=16sHHIQQQIHHHHHH", magic, 2, number, 1, *shape)
+    whole = (1, 5, 0, BASE, BASE, size, size, 0x1000)  # PT_LOAD, read and execute
+    return header + struct.pack("=IIQQQQQQ", *whole) + code
+
+
+# %% The other way: a program written by hand
+INIT_X86_64 = """
+; rbx = argc; r12 = argv + 1; r13 = envp
+488b1c24 4c8d642410 4c8d6cdc10
+; two words on the stack: a status, and a mask of all signals
+6a00 6aff
+; sigprocmask(SIG_SETMASK, mask, NULL, 8): all wait
+6a02 5f 4889e6 31d2 6a08 415a 6a0e 58 0f05
+; fork()
+6a39 58 0f05
+; the child goes on at the line "setpgid"
+85c0 7463
+; r14 = its number
+4189c6
+; wait: sigtimedwait(mask, NULL, NULL, 8)
+4889e7 31f6 31d2 6a08 415a b880000000 0f05
+; SIGCHLD: to "reap"
+83f811 7410
+; an error: to "wait"
+85c0 7ee5
+; kill(r14, the signal)
+4489f7 89c6 6a3e 58 0f05
+; to "wait"
+ebd9
+; reap: wait4(-1, &status, WNOHANG, NULL)
+6aff 5f 488d742408 6a01 5a 4531d2 6a3d 58 0f05
+; nobody: to "wait"
+85c0 7ec2
+; somebody else: to "reap"
+4439f0 75e4
+; eax = status & 127; 0: to "exited"
+8b7c2408 89f8 83e07f 7408
+; 128 + the signal's number; to "exit"
+8db880000000 eb03
+; exited: edi = status >> 8
+c1ef08
+; exit: exit_group(edi)
+b8e7000000 0f05
+; setpgid(0, 0)
+31ff 31f6 6a6d 58 0f05
+; getpid()
+6a27 58 0f05
+; keep it where the status was
+89442408
+; ioctl(0, TIOCSPGRP, &it): the terminal is ours
+31ff be10540000 488d542408 6a10 58 0f05
+; the mask is empty now
+4883242400
+; sigprocmask(SIG_SETMASK, mask, NULL, 8)
+6a02 5f 4889e6 31d2 6a08 415a 6a0e 58 0f05
+; execve(argv[1], argv + 2, envp)
+498b3c24 498d742408 4c89ea 6a3b 58 0f05
+; back here: 127 for ENOENT, else 126; to "exit"
+83f8fe 6a7f 5f 74a7 ffcf eba3
+"""
+
+
+# %% The other way: a program written by hand
+INIT_AARCH64 = """
+; x19 = argc; x20 = argv + 1; x21 = envp
+f94003f3 910043f4 8b130e95
+; on the stack: a mask of all signals, and a status
+92800000 a9bf7fe0
+; sigprocmask(SIG_SETMASK, mask, NULL, 8): all wait
+d2800040 910003e1 d2800002 d2800103 d28010e8 d4000001
+; clone(SIGCHLD, 0, 0, 0, 0)
+d2800220 d2800001 d2800002 d2800003 d2800004 d2801b88 d4000001
+; the child goes on at "setpgid"; x22 = its number
+b4000460 aa0003f6
+; wait: sigtimedwait(mask, NULL, NULL, 8)
+910003e0 d2800001 d2800002 d2800103 d2801128 d4000001
+; SIGCHLD: to "reap"
+f100441f 54000100
+; an error: to "wait"
+f100001f 54fffeed
+; kill(x22, the signal); to "wait"
+aa0003e1 aa1603e0 d2801028 d4000001 17fffff2
+; reap: wait4(-1, &status, WNOHANG, NULL)
+92800000 910023e1 d2800022 d2800003 d2802088 d4000001
+; nobody: to "wait"
+f100001f 54fffd4d
+; somebody else: to "reap"
+eb16001f 54fffee1
+; w1 = status & 127; 0: to "exited"
+b9400be0 72001801 54000060
+; 128 + the signal's number; to "exit"
+11020020 14000002
+; exited: w0 = status >> 8
+53087c00
+; exit: exit_group(w0)
+d2800bc8 d4000001
+; setpgid(0, 0)
+d2800000 d2800001 d2801348 d4000001
+; getpid()
+d2801588 d4000001
+; keep it where the status was
+b9000be0
+; ioctl(0, TIOCSPGRP, &it): the terminal is ours
+d2800000 d28a8201 910023e2 d28003a8 d4000001
+; the mask is empty now
+f90003ff
+; sigprocmask(SIG_SETMASK, mask, NULL, 8)
+d2800040 910003e1 d2800002 d2800103 d28010e8 d4000001
+; execve(argv[1], argv + 2, envp)
+f9400280 91002281 aa1503e2 d2801ba8 d4000001
+; back here: 127 for ENOENT, else 126; to "exit"
+b100081f 52800fe0 54fffc80 52800fc0 17ffffe2
+"""
+
+
+# %% The other way: a program written by hand
+def machine_code(text: str, *, words: bool) -> bytes:
+    """Return the bytes of a listing; ``words`` are numbers, lowest byte first.
+
+    >>> machine_code("; two\n0f05", words=False), machine_code("d4000001", words=True)
+    (b'\x0f\x05', b'\x01\x00\x00\xd4')
+    """
+    lines = (line for line in text.splitlines() if not line.startswith(";"))
+    pieces = [bytes.fromhex(word) for line in lines for word in line.split()]
+    return b"".join(piece[::-1] if words else piece for piece in pieces)
+
+
+def init_program(machine: str) -> bytes:
+    """Return the first process of a container, for ``x86_64`` or ``aarch64``."""
+    arm = machine == "aarch64"
+    listing = INIT_AARCH64 if arm else INIT_X86_64
+    return elf_file(machine, machine_code(listing, words=arm))
+
+
+def init_file() -> int:
+    """Return a descriptor of this machine's init: in memory, and sealed for ever.
+
+    It has no name in any file system, and nobody can write to it, not by
+    /proc/1/exe either. The caller closes it. Raises NotFoundError on other machines.
+    """
+    import fcntl
+
+    machine = os.uname().machine
+    if machine not in MACHINES:
+        raise NotFoundError(f"no init for {machine}", hint="leave out --init")
+    handle = os.memfd_create("init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(handle, init_program(machine))
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+    fcntl.fcntl(handle, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
+    return handle

@@ -9,8 +9,9 @@ import os
 import tempfile
 from collections.abc import Callable
 
+from minidocker.cgroups import find_hierarchies
 from minidocker.errors import MinidockerError
-from minidocker.linux import CloneFlags, unshare
+from minidocker.linux import Capability, CloneFlags, capget, unshare
 from minidocker.namespaces import (
     enter_user_namespace,
     keep_mounts_private,
@@ -18,6 +19,12 @@ from minidocker.namespaces import (
 )
 from minidocker.overlayfs import supported
 from minidocker.records import Record
+from minidocker.security import (
+    ALL_CAPABILITIES,
+    DOCKER_CAPABILITIES,
+    DOCKER_SECURITY,
+    confine,
+)
 
 
 # %% A finding
@@ -78,11 +85,40 @@ def usable(path: str) -> bool:
     return os.access(path, os.R_OK | os.W_OK)
 
 
-def cgroup_version() -> int:
-    """Return 2, 1, or 0 when no control groups are mounted."""
-    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        return 2
-    return 1 if os.path.isdir("/sys/fs/cgroup/memory") else 0
+def a_filter() -> None:
+    """Load Docker's filter of system calls."""
+    confine(DOCKER_SECURITY.replace(no_new_privileges=True))
+
+
+LIMITING = ("memory", "cpu", "cpuset", "pids")
+
+
+def control_groups() -> Finding:
+    """Say which limits can be kept here, and what forbids the others."""
+    found = find_hierarchies()
+    here = [n for n in LIMITING if os.access(found.root(n) or "/no", os.W_OK)]
+    missing = ", ".join(n for n in LIMITING if n not in here)
+    if not found.version:
+        follows = "no limits: none are mounted at /sys/fs/cgroup"
+    elif not missing:
+        follows = f"version {found.version}"
+    elif os.geteuid():
+        follows = f"no limits of {missing}: systemd's Delegate= gives them to a user"
+    else:
+        follows = f"no limits of {missing}: see /proc/cgroups, cgroup_disable="
+    return Finding("Control groups", bool(found.version and not missing), follows)
+
+
+def capabilities() -> Finding:
+    """Say which of Docker's capabilities we could not give."""
+    held = ALL_CAPABILITIES if os.geteuid() else capget()[1]
+    missing = [c.name for c in Capability if ALL_CAPABILITIES & ~held >> c & 1]
+    names = ", ".join(missing)
+    return Finding(
+        "Capabilities",
+        not DOCKER_CAPABILITIES & ~held,
+        f"all but {names}, which whoever started us keeps back" if names else "all",
+    )
 
 
 def findings() -> list[Finding]:
@@ -90,7 +126,7 @@ def findings() -> list[Finding]:
     root = os.geteuid() == 0
     user = attempt(new_user_namespace)
     spaces, overlay = attempt(new_namespaces), attempt(an_overlay)
-    cgroups = cgroup_version()
+    seccomp = attempt(a_filter)
     mapper, fuse = usable("/dev/mapper/control"), usable("/dev/fuse")
     return [
         Finding(
@@ -111,10 +147,14 @@ def findings() -> list[Finding]:
             f"layers are copied (vfs): {overlay}" if overlay else "driver overlay2",
         ),
         Finding(
-            "Control groups",
-            cgroups > 0,
-            f"version {cgroups}" if cgroups else "no limits of memory and processor",
+            "Seccomp",
+            not seccomp,
+            f"only --security-opt seccomp=unconfined: {seccomp}"
+            if seccomp
+            else "system calls are filtered",
         ),
+        capabilities(),
+        control_groups(),
         Finding(
             "Device mapper",
             mapper,

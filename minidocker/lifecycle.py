@@ -132,8 +132,8 @@ rtprio rttime
 def bind_step(text: str) -> Bind:
     """Return the step that ``-v SOURCE:TARGET[:ro]`` asks for.
 
-    >>> bind_step("/srv:/data:ro")
-    Bind(source='/srv', target='/data', readonly=True)
+    >>> bind_step("/srv:/data:ro").describe()
+    ('/data', 'bind', 'ro')
     """
     source, _, rest = text.partition(":")
     target, _, mode = rest.partition(":")
@@ -238,7 +238,6 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
         shm_size=host.shm_size,
         ulimits=ulimits_of(host.ulimits),
         oom_score_adj=host.oom_score_adj,
-        init=host.init,
     )
 
 
@@ -246,8 +245,8 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
 def signal_number(text: str) -> int:
     """Return a signal's number from ``KILL``, ``SIGKILL`` or ``9``.
 
-    >>> signal_number("SIGTERM"), signal_number("hup"), signal_number("9")
-    (15, 1, 9)
+    >>> [int(signal_number(text)) for text in ("SIGTERM", "hup", "9")]
+    [15, 1, 9]
     """
     if text.isdigit() and 0 < int(text) < signal.NSIG:
         return int(text)

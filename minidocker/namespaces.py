@@ -351,9 +351,26 @@ class Mask(Record):
 
 
 # %% The plan is data
-def device(name: str) -> Bind:
-    """Return the step that shows a device of the host in /dev."""
-    return Bind(f"/dev/{name}", f"/dev/{name}", devices=True)
+class Device(Record):
+    """Show a device of the host in /dev, under the same name."""
+
+    name: str
+
+    def apply(self, root: int) -> None:
+        """Attach the host's node over a new empty file; /dev is a tmpfs of ours."""
+        dev = open_in_root(root, "/dev", links=False)
+        tree = open_tree(AT_FDCWD, f"/dev/{self.name}", OPEN_TREE_CLONE)
+        new = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        try:
+            os.close(os.open(self.name, new, 0o666, dir_fd=dev))
+            move_mount(tree, self.name, dev)
+        finally:
+            os.close(tree)
+            os.close(dev)
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        return f"/dev/{self.name}", "device", "bind"
 
 
 class Content(Record):
@@ -430,7 +447,7 @@ class Sysctl(Record):
         return f"/proc/sys/{self.name.replace('.', '/')}", "sysctl", self.value
 
 
-MountStep = Bind | Content | Filesystem | Link | Mask | ReadOnly | Sysctl
+MountStep = Bind | Content | Device | Filesystem | Link | Mask | ReadOnly | Sysctl
 
 
 # %% The old root goes

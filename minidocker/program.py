@@ -74,6 +74,7 @@ class ProcessSpec(Record):
     ``mounts`` come after Docker's own, ``docker_mounts`` is told ``sysctls`` and
     ``shm_size``. ``shares`` pairs a kind of namespace with the process whose it is, 0
     for the host's. ``group`` is there already. ``ulimits`` are (number, soft, hard).
+    ``init`` is the descriptor of a program that becomes the first process, or -1.
     The three descriptors stay the caller's.
     """
 
@@ -95,7 +96,7 @@ class ProcessSpec(Record):
     shm_size: int = SHM_SIZE
     ulimits: tuple[tuple[int, int, int], ...] = ()
     oom_score_adj: int = 0
-    init: bool = False
+    init: int = -1
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
@@ -206,7 +207,9 @@ def host_config(found: dict[str, Any]) -> HostConfig:
         limits=Limits(**limits) if limits else NO_LIMITS,
         devices=tuple(devices),
         ulimits=tuple(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in ulimits),
-        tmpfs=tuple(f"{k}:{v}" for k, v in (found.get("Tmpfs") or {}).items()),
+        tmpfs=tuple(
+            f"{k}:{v}" if v else k for k, v in (found.get("Tmpfs") or {}).items()
+        ),
         sysctls=tuple(f"{k}={v}" for k, v in (found.get("Sysctls") or {}).items()),
         **given,
     )
@@ -397,14 +400,23 @@ def candidates(program: str, path: str) -> list[str]:
     return [f"{place or '.'}/{program}" for place in path.split(":")]
 
 
-def execute(root: int, argv: tuple[str, ...], env: dict[str, str]) -> NoReturn:
-    """Replace this process by the program, or raise what Docker would say."""
+def execute(
+    root: int, argv: tuple[str, ...], env: dict[str, str], init: int = -1
+) -> NoReturn:
+    """Replace this process by the program, or raise what Docker would say.
+
+    With ``init``, the descriptor of one, that is executed, and executes the program.
+    """
     program = argv[0]
     for path in candidates(program, env.get("PATH", DEFAULT_PATH)):
         try:
             inside = os.path.join(os.getcwd(), path)
             os.close(open_in_root(root, inside))
-            os.execve(path, argv, env)  # noqa: S606
+            if init < 0:
+                os.execve(path, argv, env)  # noqa: S606
+            if not os.access(path, os.X_OK) or os.path.isdir(path):
+                raise PermissionError(errno.EACCES, "not executable")
+            os.execve(init, ("init", path, *argv), env)  # noqa: S606
         except OSError as why:
             missing = why.errno in (errno.ENOENT, errno.ENOTDIR)
             if "/" in program or not (missing or why.errno == errno.EACCES):

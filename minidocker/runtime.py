@@ -154,7 +154,7 @@ def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
     reset_signals()
     os.umask(0o022)
     become(user, spec.security)
-    execute(root, spec.argv, program_env(spec, user.home))
+    execute(root, spec.argv, program_env(spec, user.home), spec.init)
 
 
 # %% A terminal from inside
@@ -263,15 +263,17 @@ def clone_into(
     spec: ProcessSpec, flags: CloneFlags, joined: dict[str, int]
 ) -> tuple[int, int]:
     """Clone, in another's pid namespace and in a group of version 2 if so said."""
-    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     unified = spec.group.unified if spec.group else ""
     group = os.open(unified, os.O_RDONLY | os.O_DIRECTORY) if unified else -1
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    pid = -1
     try:
         if "pid" in joined:
             setns(joined["pid"], CloneFlags.NEWPID)
-        return clone3(flags, cgroup=group)
+        pid, pidfd = clone3(flags, cgroup=group)
+        return pid, pidfd
     finally:
-        if "pid" in joined:
+        if "pid" in joined and pid != 0:  # the child is where it is to be
             setns(home, CloneFlags.NEWPID)
         for fd in (home, group):
             if fd >= 0:
@@ -346,9 +348,10 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
 def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
     """Return Docker's mounts as this container has them."""
     security = spec.security
+    joined = {kind for kind, pid in spec.shares if pid} - {"net"}
     return docker_mounts(
         rootless=not is_first_user_namespace(),
-        shared=[kind for kind in shared_kinds(spec) if (kind, 0) in spec.shares],
+        shared=[kind for kind in shared_kinds(spec) if kind not in joined],
         shm_size=spec.shm_size,
         sysctls=spec.sysctls,
         masked=security.masked,

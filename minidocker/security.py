@@ -15,13 +15,13 @@ from minidocker.mounts import MountFlags
 from minidocker.namespaces import (
     QUIET,
     Bind,
+    Device,
     Filesystem,
     Link,
     Mask,
     MountStep,
     ReadOnly,
     Sysctl,
-    device,
 )
 from minidocker.records import Record, parse_json
 from minidocker.seccomp import (
@@ -380,7 +380,7 @@ def docker_mounts(
         Filesystem("/dev/pts", "devpts", MountFlags.NOSUID | MountFlags.NOEXEC, pts),
         *ipc_mounts("ipc" in shared, shm_size),
         Bind("/sys", "/sys", readonly=True) if rootless and "net" in shared else sysfs,
-        *map(device, host_devices() if privileged else DEVICES),
+        *map(Device, host_devices() if privileged else DEVICES),
         *LINKS,
         *sysctls,
         *(hidden_paths() if masked else ()),
@@ -389,13 +389,11 @@ def docker_mounts(
 
 def ipc_mounts(shared: bool, shm_size: int) -> tuple[MountStep, ...]:
     """Return the mounts of the IPC namespace: queues and shared memory."""
+    queues = Filesystem("/dev/mqueue", "mqueue", QUIET)
     if shared:
-        return Bind("/dev/mqueue", "/dev/mqueue"), Bind("/dev/shm", "/dev/shm")  # noqa: S108
+        return queues, Bind("/dev/shm", "/dev/shm")  # noqa: S108
     size = f"mode=1777,size={shm_size >> 10}k"
-    return (
-        Filesystem("/dev/mqueue", "mqueue", QUIET),
-        Filesystem("/dev/shm", "tmpfs", QUIET, size),  # noqa: S108
-    )
+    return queues, Filesystem("/dev/shm", "tmpfs", QUIET, size)  # noqa: S108
 
 
 def host_devices() -> list[str]:

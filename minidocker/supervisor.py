@@ -136,6 +136,10 @@ def supervise(
         log = JsonLog(store.path(container.id, f"{container.id}-json.log"))
         group = container_group(container)
         spec = process_spec(store, container).replace(group=group)
+        if container.host.init:
+            from minidocker.elf import init_file
+
+            spec = spec.replace(init=init_file())
         wants_input = container.config.open_stdin
         code = attend(spec, start, client, log, note, stdin=wants_input)
     except RuntimeFault as why:

@@ -10,7 +10,7 @@ from cli.store import Store
 OURS = {
     "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
     "flags", "images", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
-    "overlayfs", "program", "pump", "records", "runtime", "seccomp", "security",
+    "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security",
     "supervisor", "trees",
 }  # fmt: skip
 STANDARD = {

@@ -1,8 +1,12 @@
 """What a process inside may do: asked from inside, number by number."""
 
+# ruff: noqa: F811
+
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,10 @@ import pytest
 from test_namespaces import Failed, forked
 from test_running import Box, box, busybox, view  # noqa: F401
 
+from minidocker.elf import init_file
 from minidocker.linux import capget
-from minidocker.namespaces import Bind
+from minidocker.namespaces import Bind, Sysctl
+from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import ProcessSpec
 from minidocker.runtime import exec_in
 from minidocker.seccomp import MACHINES
@@ -76,7 +82,7 @@ REFUSED = [
 ]
 
 
-def asked(box: Box, numbers: list[int], **more: Any) -> dict[int, int]:  # noqa: F811
+def asked(box: Box, numbers: list[int], **more: Any) -> dict[int, int]:
     """The errno of each system call inside; 0 when it was answered."""
     status, text = box.run(PYTHON, "-c", ASK, json.dumps(numbers), mounts=HOST, **more)
     assert status == 0, text
@@ -88,12 +94,12 @@ def numbers_of(*names: str) -> list[int]:
     return [table[name] for name in names if name in table]
 
 
-def test_a_filter_is_there_and_no_promise(box: Box):  # noqa: F811
+def test_a_filter_is_there_and_no_promise(box: Box):
     lines = box.sh("grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status").split()
     assert lines == ["NoNewPrivs:", "0", "Seccomp:", "2"]
 
 
-def test_the_promise_is_made_when_asked_for(box: Box):  # noqa: F811
+def test_the_promise_is_made_when_asked_for(box: Box):
     security = make_security(options=["no-new-privileges"])
     script = "grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status"
     assert box.sh(script, security=security).split() == [
@@ -105,19 +111,19 @@ def test_the_promise_is_made_when_asked_for(box: Box):  # noqa: F811
     assert box.sh(script, security=security, user="web").split()[1] == "1"
 
 
-def test_what_docker_refuses_is_refused(box: Box):  # noqa: F811
+def test_what_docker_refuses_is_refused(box: Box):
     refused = asked(box, numbers_of(*REFUSED))
     assert set(refused.values()) == {1}
     answered = asked(box, numbers_of("getpid", "getuid", "umask"))
     assert set(answered.values()) == {0}
 
 
-def test_unknown_numbers_are_not_there(box: Box):  # noqa: F811
+def test_unknown_numbers_are_not_there(box: Box):
     found = asked(box, [*numbers_of("clone3"), 340, 420, 471, 512, 1000, 5000])
     assert set(found.values()) == {38}
 
 
-def test_without_a_filter_the_kernel_itself_answers(box: Box):  # noqa: F811
+def test_without_a_filter_the_kernel_itself_answers(box: Box):
     security = make_security(options=["seccomp=unconfined"])
     assert "Seccomp:\t0" in box.sh("grep Seccomp: /proc/self/status", security=security)
     found = asked(box, numbers_of("fsopen", "unshare"), security=security)
@@ -125,7 +131,7 @@ def test_without_a_filter_the_kernel_itself_answers(box: Box):  # noqa: F811
     assert found[numbers_of("unshare")[0]] != 1  # EINVAL: the flags were looked at
 
 
-def test_a_profile_of_one_s_own(box: Box):  # noqa: F811
+def test_a_profile_of_one_s_own(box: Box):
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [
@@ -139,7 +145,7 @@ def test_a_profile_of_one_s_own(box: Box):  # noqa: F811
     assert why.value.status == 125
 
 
-def test_a_foreign_machine_is_killed(box: Box):  # noqa: F811
+def test_a_foreign_machine_is_killed(box: Box):
     """int 0x80 with the number of getpid in the 32-bit table: an ELF of our own."""
     if os.uname().machine != "x86_64":
         return
@@ -159,7 +165,7 @@ def test_a_foreign_machine_is_killed(box: Box):  # noqa: F811
     assert box.run("/foreign", security=unconfined)[0] == 0
 
 
-def caps(box: Box, **more: Any) -> dict[str, int]:  # noqa: F811
+def caps(box: Box, **more: Any) -> dict[str, int]:
     lines = box.sh("grep Cap /proc/self/status", **more).splitlines()
     return {name: int(mask, 16) for name, mask in (line.split(":\t") for line in lines)}
 
@@ -173,13 +179,13 @@ def caps(box: Box, **more: Any) -> dict[str, int]:  # noqa: F811
         ({"drop": ["CAP_MKNOD", "NET_RAW"]}, 0xA80425FB & ~(1 << 27 | 1 << 13)),
     ],
 )
-def test_the_masks_are_what_was_asked_for(box: Box, flags: dict[str, Any], mask: int):  # noqa: F811
+def test_the_masks_are_what_was_asked_for(box: Box, flags: dict[str, Any], mask: int):
     found = caps(box, security=make_security(**flags))
     assert (found["CapBnd"], found["CapEff"], found["CapPrm"]) == (mask,) * 3
     assert (found["CapInh"], found["CapAmb"]) == (0, 0)
 
 
-def test_privileged_is_everything_that_we_have(box: Box):  # noqa: F811
+def test_privileged_is_everything_that_we_have(box: Box):
     held = forked(capget)[1]
     found = caps(box, security=PRIVILEGED)
     assert (found["CapBnd"], found["CapEff"], found["CapPrm"]) == (held,) * 3
@@ -189,13 +195,13 @@ def test_privileged_is_everything_that_we_have(box: Box):  # noqa: F811
     assert box.run("mount", "-t", "tmpfs", "t", "/tmp", security=PRIVILEGED)[0] == 0
 
 
-def test_a_dropped_capability_is_missed(box: Box):  # noqa: F811
+def test_a_dropped_capability_is_missed(box: Box):
     assert box.run("chroot", "/", "true")[0] == 0
     without = make_security(drop=["SYS_CHROOT"])
     assert "not permitted" in box.run("chroot", "/", "true", security=without)[1]
 
 
-def test_exec_is_confined_like_the_container(box: Box):  # noqa: F811
+def test_exec_is_confined_like_the_container(box: Box):
     def body() -> tuple[str, str]:
         process, _ = box.start("sleep", "60")
         texts = []
@@ -218,3 +224,166 @@ def test_exec_is_confined_like_the_container(box: Box):  # noqa: F811
     assert "Seccomp:\t2" in plain
     assert "00000000a80425fb" not in full
     assert "Seccomp:\t2" in full
+
+
+def test_a_device_node_can_be_made_and_not_opened(box: Box):
+    """Root has CAP_MKNOD; a host's disk must be out of its reach all the same."""
+    script = """
+    for place in /tmp /dev /dev/shm /; do
+      mknod $place/mem c 1 1 2>/dev/null && head -c 1 $place/mem && echo read
+      mknod $place/null2 c 1 3 2>/dev/null && (: >$place/null2) && echo opened
+    done
+    (: </dev/zero) && (: >/dev/null) && echo fine
+    """
+    text = box.sh(script)
+    assert text.splitlines()[-1] == "fine"
+    assert "read" not in text.split()
+    assert "opened" not in text.split()
+    if os.geteuid() == 0 and is_first_user_namespace():
+        assert text.count("ermission denied") >= 6
+
+
+def test_a_volume_s_device_nodes_cannot_be_opened(box: Box, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    mounts = (Bind(str(tmp_path / "data"), "/data"), Bind("/dev", "/hostdev"))
+    text = box.sh(
+        "(: >/hostdev/null) && echo opened; mknod /data/z c 1 5; (: </data/z) && echo opened",
+        mounts=mounts,
+    )
+    assert "ermission denied" in text
+    assert "opened" not in text
+
+
+def test_a_device_that_is_given_works(box: Box):
+    step = Bind("/dev/zero", "/dev/nothing", devices=True)
+    text = box.sh("head -c 2 /dev/nothing | od -An -tx1", mounts=(step,))
+    assert text.split() == ["00", "00"]
+
+
+def test_the_host_s_root_is_not_behind_any_link_of_proc(box: Box):
+    script = "for l in root cwd exe fd/0; do cd /proc/1/$l 2>/dev/null && ls; done; ls /proc/1/root"
+    text = box.sh(script)
+    assert not {"boot", "lib64", "work"} & set(text.split())
+
+
+def test_an_init_reaps_forwards_and_passes_the_status_on(box: Box):
+    def body() -> list[Any]:
+        init = init_file()
+        found: list[Any] = []
+        for script in ("exit 42", "kill -9 $$", "readlink /proc/1/exe; echo $$"):
+            process, ours = box.start("sh", "-c", script, init=init)
+            with open(ours) as file:
+                text = file.read()
+            found.append((process.wait(), text))
+        process, ours = box.start(
+            "sh", "-c", "trap 'exit 7' TERM; (sleep 0.1 &); sleep 0.3; ps; echo ready; sleep 9 & wait",
+            init=init,
+        )  # fmt: skip
+        text = b""
+        while b"ready" not in text:
+            text += os.read(ours, 4096)
+        os.kill(process.pid, signal.SIGTERM)
+        return [*found, (process.wait(), text.decode())]
+
+    plain, killed, where, told = forked(body)
+    assert (plain[0], killed[0]) == (42, 137)
+    assert where[1].split() == ["/memfd:init", "(deleted)", "2"]
+    assert told[0] == 7
+    assert " Z " not in told[1]
+    assert "[sleep]" not in told[1]
+
+
+def test_an_init_cannot_be_written_to_from_inside(box: Box):
+    def body() -> tuple[int, str]:
+        process, ours = box.start(
+            "sh",
+            "-c",
+            "echo x >/proc/1/exe || echo refused; : >>/proc/1/exe",
+            init=init_file(),
+        )
+        with open(ours) as file:
+            text = file.read()
+        return process.wait(), text
+
+    assert "refused" in forked(body)[1]
+
+
+@pytest.mark.parametrize(
+    ("program", "status"), [("nothere", 127), ("/etc", 126), ("/bin/plain", 126)]
+)
+def test_what_an_init_could_not_run_is_said_before_it_starts(
+    box: Box, program: str, status: int
+):
+    def body() -> None:
+        box.start(program, init=init_file())
+
+    with pytest.raises(Failed, match="exec:") as why:
+        forked(body)
+    assert why.value.status == status
+
+
+def test_settings_of_its_own_namespaces(box: Box):
+    sysctls = (Sysctl("kernel.msgmax", "5000"), Sysctl("net.ipv4.ip_default_ttl", "33"))
+    text = box.sh(
+        "cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl", sysctls=sysctls
+    )
+    assert text.split() == ["5000", "33"]
+    assert Path("/proc/sys/net/ipv4/ip_default_ttl").read_text().strip() != "33"
+    with pytest.raises(Failed, match=r"cannot set sysctl kernel\.msgmax to x"):
+        box.run("true", sysctls=(Sysctl("kernel.msgmax", "x"),))
+    with pytest.raises(Failed, match=r"cannot set sysctl net\.nothing"):
+        box.run("true", sysctls=(Sysctl("net.nothing", "1"),))
+
+
+def test_limits_of_a_process(box: Box):
+    text = box.sh(
+        "ulimit -n; ulimit -Hn; ulimit -c", ulimits=((7, 100, 200), (4, 0, 0))
+    )
+    assert text.split() == ["100", "200", "0"]
+
+
+def test_the_size_of_shared_memory_and_the_score(box: Box):
+    text = box.sh(
+        "grep /dev/shm /proc/mounts; cat /proc/self/oom_score_adj",
+        shm_size=1 << 20,
+        oom_score_adj=500,
+    )
+    assert "size=1024k" in text
+    assert text.split()[-1] == "500"
+
+
+@pytest.mark.root
+def test_namespaces_are_shared_as_asked(box: Box):
+    def body() -> dict[str, list[str]]:
+        links = "for n in pid ipc uts net mnt; do readlink /proc/self/ns/$n; done"
+        process, _ = box.start(
+            "sh", "-c", "echo here >/dev/shm/note; sleep 60", hostname="first"
+        )
+        deadline = time.monotonic() + 10
+        note = f"/proc/{process.pid}/root/dev/shm/note"
+        while not os.path.exists(note) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        kinds = ("pid", "ipc", "uts", "net", "mnt")
+        found = {"first": [os.readlink(f"/proc/{process.pid}/ns/{k}") for k in kinds]}
+        for name, kinds_of, pid in (
+            ("joined", kinds[:4], process.pid),
+            ("host", kinds[:3], 0),
+        ):
+            shares = tuple((kind, pid) for kind in kinds_of)
+            second, ours = box.start(
+                "sh", "-c", f"{links}; cat /dev/shm/note; hostname", shares=shares
+            )
+            with open(ours) as file:
+                found[name] = file.read().split("\n")
+            second.wait()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return found
+
+    found = forked(body)
+    assert found["joined"][:4] == found["first"][:4]
+    assert found["joined"][4] != found["first"][4]
+    assert found["joined"][5:7] == ["here", "first"]
+    ours = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "ipc", "uts")]
+    assert found["host"][:3] == ours
+    assert os.uname().nodename in found["host"]

@@ -15,12 +15,12 @@ from minidocker.linux import CloneFlags, Prctl, prctl, unshare
 from minidocker.mounts import mountinfo
 from minidocker.namespaces import (
     Bind,
+    Device,
     Filesystem,
     Link,
     Mask,
     ReadOnly,
     apply_mounts,
-    device,
     directory_in_root,
     enter_user_namespace,
     file_in_root,
@@ -165,7 +165,7 @@ def test_device_nodes_are_made_or_bound(tmp_path: Path):
         root = os.open(tmp_path, os.O_PATH)
         plan = (
             Filesystem("/dev", "tmpfs", namespaces.MountFlags.NOSUID, "mode=755"),
-            device("zero"),
+            Device("zero"),
             Link("core", "/proc/kcore"),
         )
         apply_mounts(plan, root)

@@ -18,6 +18,7 @@ from minidocker.containers import (
     lock_exclusive,
     looking,
     name_from,
+    network_files,
     read_state,
     write_state,
 )
@@ -73,3 +74,9 @@ def test_a_lock_tells_whether_somebody_lives(tmp_path: Path):
     os.close(handle)
     with looking(path) as taken:
         assert not taken
+
+
+def test_an_isolated_container_is_told_nothing_of_the_host_s_names():
+    found = network_files("box", Network.NONE)
+    assert found["hostname"] == "box\n"
+    assert "localhost" in found["hosts"]

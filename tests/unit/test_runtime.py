@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from minidocker import runtime
-from minidocker.containers import network_files
 from minidocker.errors import CommandNotFoundError, RuntimeFault
-from minidocker.program import Network, ProcessSpec, find_user, program_env
+from minidocker.program import ProcessSpec, find_user, program_env
 from minidocker.runtime import listen, new_channel, send_error
 
 
@@ -38,12 +37,6 @@ def test_the_spec_s_variables_win_over_the_defaults():
     spec = ProcessSpec(("sh",), env=("HOME=/x", "TERM=dumb"), tty=True, hostname="h")
     found = program_env(spec, "/root")
     assert (found["HOME"], found["TERM"], found["HOSTNAME"]) == ("/x", "dumb", "h")
-
-
-def test_an_isolated_container_is_told_nothing_of_the_host_s_names():
-    found = network_files("box", Network.NONE)
-    assert found["hostname"] == "box\n"
-    assert "localhost" in found["hosts"]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "outside"])

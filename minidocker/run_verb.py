@@ -1,0 +1,375 @@
+# From book/63-run-verb.md. Edit there and tangle, or here and tangle --back.
+
+# %% Run: one verb with fifty flags
+"""``run``: read what was asked for, refuse nonsense, make the container, attend it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from minidocker.cgroups import Limits, check_limits, swap_of
+from minidocker.container_verbs import (
+    PROCESS,
+    Needs,
+    env_lines,
+    label_map,
+    need_terminal,
+    open_engine,
+)
+from minidocker.engine import Engine
+from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you_mean
+from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
+from minidocker.lifecycle import ULIMITS, tmpfs_step
+from minidocker.oci import ContainerConfig
+from minidocker.program import HostConfig, Network
+from minidocker.seccomp import this_machine
+from minidocker.security import SHM_SIZE, UNCONFINED, check_ours, read_profile
+
+
+# %% Numbers with units
+UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+
+
+def size(given: Given, flag: str) -> int:
+    """Return the bytes of a flag such as ``64m``; 0 when it was not given.
+
+    >>> size(Given({"memory": "1.5g"}), "memory"), size(Given({}), "memory")
+    (1610612736, 0)
+    """
+    text = given.text(flag).strip().lower()
+    if text in ("", "-1"):
+        return int(text or 0)
+    number = text.removesuffix("b").removesuffix("i")
+    unit = number[-1:] if number[-1:].isalpha() else ""
+    digits = number.removesuffix(unit).strip()
+    if unit not in UNITS or not digits.replace(".", "", 1).isdecimal():
+        what = f'invalid argument "{given.text(flag)}" for "--{flag}" flag'
+        raise UsageError(f"{what}: invalid size", hint="a number, and b, k, m or g")
+    return int(float(digits) * (1 << UNITS[unit]))
+
+
+def billionths(text: str) -> int:
+    """Return a number of processors in billionths.
+
+    >>> billionths("1.5"), billionths("")
+    (1500000000, 0)
+    """
+    whole, _, rest = text.partition(".")
+    if text and not (whole + rest).isdecimal():
+        raise UsageError(f"failed to parse {text} as a rational number")
+    if len(rest) > 9:
+        raise UsageError(f"value is too precise: {text}")
+    return int(whole or 0) * 10**9 + int(rest.ljust(9, "0"))
+
+
+def limits_of(given: Given, before: Limits | None = None) -> Limits:
+    """Return the limits that were asked for, over those from before; checked."""
+    asked = {
+        "memory": size(given, "memory"),
+        "memory_swap": size(given, "memory-swap"),
+        "memory_reservation": size(given, "memory-reservation"),
+        "nano_cpus": billionths(given.text("cpus")),
+        "cpu_shares": given.number("cpu-shares") or 0,
+        "cpuset_cpus": given.text("cpuset-cpus"),
+        "cpuset_mems": given.text("cpuset-mems"),
+        "pids": given.number("pids-limit") or 0,
+        "blkio_weight": given.number("blkio-weight") or 0,
+    }
+    given_ones = {name: value for name, value in asked.items() if value}
+    found = check_limits((before or Limits()).replace(**given_ones))
+    return found.replace(memory_swap=swap_of(found)) if found.memory else found
+
+
+# %% Words with parts
+def device_text(text: str) -> str:
+    """Return ``HOST:CONTAINER:rwm`` for a ``--device``, whole.
+
+    Raises UsageError for what is no device, and for a mode that we cannot keep.
+    """
+    host, *rest = text.split(":")
+    inside, mode = host, "rwm"
+    if len(rest) == 1 and not rest[0].startswith("/"):
+        mode = rest[0]
+    elif rest:
+        inside, mode = rest[0], (rest[1:] or ["rwm"])[0]
+    if len(rest) > 2 or not set(mode) <= set("rwm") or not inside.startswith("/"):
+        raise UsageError(f'invalid device "{text}"', hint="HOST[:CONTAINER[:rwm]]")
+    if not set("rw") <= set(mode):
+        hint = "a device that is given can be read and written"
+        raise UsageError(f'device mode "{mode}" cannot be kept', hint=hint)
+    try:
+        kind = os.stat(host).st_mode
+    except OSError as why:
+        raise UsageError(f"cannot add device: {why.strerror}", where=host) from why
+    if not (stat.S_ISCHR(kind) or stat.S_ISBLK(kind)):
+        raise UsageError("not a device node", where=host)
+    return f"{host}:{inside}:{mode}"
+
+
+def ulimit_text(text: str) -> str:
+    """Return ``NAME=SOFT:HARD`` for an ``--ulimit``, whole.
+
+    >>> ulimit_text("nofile=1024")
+    'nofile=1024:1024'
+    """
+    name, equals, values = text.partition("=")
+    names = [known for known in ULIMITS.split() if known != "as"]
+    if not equals:
+        raise UsageError(f"invalid ulimit argument: {text}", hint="NAME=SOFT[:HARD]")
+    if name not in names:
+        hint = did_you_mean(name, names, other=", ".join(names))
+        raise UsageError(f"invalid ulimit type: {name}", hint=hint)
+    soft, colon, hard = values.partition(":")
+    pair = (soft, hard if colon else soft)
+    if not all(n.removeprefix("-").isdecimal() and int(n) >= -1 for n in pair):
+        raise UsageError(f"invalid ulimit value: {values}")
+    low, high = (int(n) for n in pair)
+    if high != -1 and (low > high or low == -1):
+        what = "ulimit soft limit must be less than or equal to hard limit"
+        raise UsageError(f"{what}: {low} > {high}")
+    return f"{name}={low}:{high}"
+
+
+IPC_SYSCTLS = """
+kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax
+kernel.shmmni kernel.shm_rmid_forced
+"""
+
+
+def check_sysctl(text: str, host: HostConfig) -> str:
+    """Return a ``--sysctl NAME=VALUE``; UsageError where it would be the host's."""
+    name, equals, _ = text.partition("=")
+    ipc = name in IPC_SYSCTLS.split() or name.startswith("fs.mqueue.")
+    if (
+        not equals
+        or "/" in name
+        or ".." in name
+        or not (ipc or name.startswith("net."))
+    ):
+        raise UsageError(f"sysctl '{text}' is not allowed", hint="net.*, fs.mqueue.*")
+    shared = host.ipc_mode if ipc else host.network is not Network.NONE
+    if shared:
+        which = "IPC" if ipc else "network"
+        raise UsageError(f"sysctl '{text}' is not allowed: the {which} is not its own")
+    return text
+
+
+# %% Words with parts
+def security_text(text: str) -> str:
+    """Return a ``--security-opt`` with the file of a profile read.
+
+    Raises UsageError for a file that cannot be read, RuntimeFault for no profile.
+    """
+    mark = ":" if text.startswith("seccomp:") else "="
+    name, _, path = text.partition(mark)
+    if name != "seccomp" or path in ("", UNCONFINED, "builtin"):
+        return text
+    try:
+        with open(path, encoding="utf-8") as file:
+            profile = file.read()
+    except (OSError, UnicodeDecodeError) as why:
+        what = f"opening seccomp profile ({path}) failed: {why}"
+        raise UsageError(what) from why
+    read_profile(profile, 0, this_machine())
+    return f"seccomp={profile}"
+
+
+MODES = {  # the words of each flag that mean a namespace of one's own
+    "pid": ("private",), "ipc": ("private", "shareable"), "uts": ("private",),
+    "userns": (), "cgroupns": ("private",),
+}  # fmt: skip
+JOINABLE = ("pid", "ipc")
+
+
+def namespace_mode(engine: Engine, kind: str, text: str) -> str:
+    """Return a mode: "", ``host`` or ``container:ID``; UsageError for others."""
+    if text in ("", *MODES[kind]):
+        return ""
+    if text == "host":
+        return text
+    if kind in JOINABLE and text.startswith("container:"):
+        other = text.partition(":")[2]
+        return f"container:{engine.containers.resolve(other).id}"
+    hint = "host, or container:NAME" if kind in JOINABLE else "host"
+    raise UsageError(f"--{kind}: invalid mode: {text}", hint=hint)
+
+
+# %% The two halves
+def config_of(given: Given) -> ContainerConfig:
+    """Return the command line's part of a container's config."""
+    attached = not given.on("detach")
+    entrypoint = given.flags.get("entrypoint")
+    return ContainerConfig(
+        hostname=given.text("hostname"),
+        user=given.text("user"),
+        attach_stdin=attached and given.on("interactive"),
+        attach_stdout=attached,
+        attach_stderr=attached,
+        tty=given.on("tty"),
+        open_stdin=given.on("interactive"),
+        stdin_once=attached and given.on("interactive"),
+        env=env_lines(given) or None,
+        cmd=given.args[1:] or None,
+        working_dir=given.text("workdir"),
+        entrypoint=(entrypoint,) if entrypoint else None,
+        labels=label_map(given.list("label")),
+        stop_signal=given.text("stop-signal"),
+    )
+
+
+# %% The two halves
+def network_of(text: str) -> Network:
+    """Return the network of ``--network``."""
+    try:
+        return Network(text.partition(":")[0] or "none")
+    except ValueError as why:
+        hint = "none (the loopback only), host, or container:NAME"
+        raise UsageError(f'no network "{text}"', hint=hint) from why
+
+
+def absolute_bind(text: str) -> str:
+    """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
+    source, colon, rest = text.partition(":")
+    if not colon or not source.startswith(("/", ".")) or not rest.startswith("/"):
+        raise UsageError(f'invalid volume "{text}"', hint="-v /host/path:/path[:ro]")
+    source = os.path.abspath(source)
+    if not os.path.lexists(source):
+        os.makedirs(source)
+    return f"{source}:{rest}"
+
+
+def words_of(given: Given) -> HostConfig:
+    """Return the words of a command line that need no store, checked."""
+    score = given.number("oom-score-adj") or 0
+    if not -1000 <= score <= 1000:
+        what = f"invalid value {score}, range for oom score adj is [-1000, 1000]"
+        raise UsageError(what)
+    for text in given.list("tmpfs"):
+        tmpfs_step(text)
+    host = HostConfig(
+        auto_remove=given.on("rm"),
+        network=network_of(given.text("network")),
+        readonly=given.on("read-only"),
+        binds=tuple(absolute_bind(text) for text in given.list("volume")),
+        limits=limits_of(given),
+        cap_add=given.list("cap-add"),
+        cap_drop=given.list("cap-drop"),
+        security_opt=tuple(map(security_text, given.list("security-opt"))),
+        privileged=given.on("privileged"),
+        devices=tuple(map(device_text, given.list("device"))),
+        tmpfs=given.list("tmpfs"),
+        ulimits=tuple(map(ulimit_text, given.list("ulimit"))),
+        shm_size=size(given, "shm-size") or SHM_SIZE,
+        oom_score_adj=score,
+        init=given.on("init"),
+    )
+    if host.shm_size < 4096:
+        raise UsageError("SHM size can not be less than 0")
+    host.security  # noqa: B018  unknown capabilities and options are refused here
+    return host
+
+
+def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
+    """Return what holds on this host: ``words``, and what names other containers."""
+    modes = {f"{k}_mode": namespace_mode(engine, k, given.text(k)) for k in MODES}
+    name = given.text("network").partition(":")[2]
+    of = engine.containers.resolve(name).id if name else ""
+    host = words.replace(network_of=of, **modes)
+    if given.text("hostname") and host.network is Network.CONTAINER:
+        raise UsageError("conflicting options: hostname and the network mode")
+    if given.text("hostname") and host.uts_mode:
+        raise UsageError("conflicting options: hostname and the UTS mode")
+    if host.network is Network.CONTAINER and not of:
+        raise UsageError("invalid container format container:<name|id>")
+    for text in given.list("sysctl"):
+        check_sysctl(text, host)
+    check_ours(host.cap_add)
+    return host.replace(sysctls=given.list("sysctl"))
+
+
+# %% The verb
+def run(given: Given) -> int:
+    """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
+    need_terminal(given)
+    config, words = config_of(given), words_of(given)
+    try:
+        engine = open_engine(given, Needs.TREES)
+        host = host_of(given, words, engine)
+        container = engine.create(given.args[0], config, host, given.text("name"))
+    except MinidockerError as why:
+        if why.status != 1:
+            raise
+        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+    from minidocker.supervisor import run_detached, run_foreground
+
+    if given.on("detach"):
+        run_detached(engine.containers, container)
+        print(container.id)
+        return 0
+    return run_foreground(engine.containers, container)
+
+
+# %% The verb
+LIMIT_FLAGS = (
+    Flag(
+        "blkio-weight",
+        "Block IO (relative weight), between 10 and 1000, or 0",
+        takes=NUMBER,
+    ),
+    Flag("cpu-shares", "CPU shares (relative weight)", "c", NUMBER),
+    Flag("cpus", "Number of CPUs", takes=TEXT),
+    Flag("cpuset-cpus", "CPUs in which to allow execution (0-3, 0,1)", takes=TEXT),
+    Flag("cpuset-mems", "MEMs in which to allow execution (0-3, 0,1)", takes=TEXT),
+    Flag("memory", "Memory limit", "m", TEXT),
+    Flag("memory-reservation", "Memory soft limit", takes=TEXT),
+    Flag("memory-swap", "Limit of memory plus swap: -1 for no end of swap", takes=TEXT),
+    Flag(
+        "pids-limit", "Limit of processes and threads (-1 for unlimited)", takes=NUMBER
+    ),
+)
+SECURITY_FLAGS = (
+    Flag("cap-add", "Add Linux capabilities", takes=LIST),
+    Flag("cap-drop", "Drop Linux capabilities", takes=LIST),
+    Flag("cgroupns", "Cgroup namespace to use (host|private)", takes=TEXT),
+    Flag("device", "Add a host device to the container", takes=LIST),
+    Flag("ipc", "IPC mode to use: host or container:NAME", takes=TEXT),
+    Flag("oom-score-adj", "Tune host's OOM preferences (-1000 to 1000)", takes=NUMBER),
+    Flag("pid", "PID namespace to use: host or container:NAME", takes=TEXT),
+    Flag("privileged", "Give extended privileges to this container"),
+    Flag("read-only", "Mount the container's root filesystem as read only"),
+    Flag("security-opt", "Security Options", takes=LIST),
+    Flag("shm-size", "Size of /dev/shm", takes=TEXT),
+    Flag("sysctl", "Sysctl options", takes=LIST),
+    Flag("tmpfs", "Mount a tmpfs directory", takes=LIST),
+    Flag("ulimit", "Ulimit options", takes=LIST),
+    Flag("userns", "User namespace to use", takes=TEXT),
+    Flag("uts", "UTS namespace to use", takes=TEXT),
+)
+RUN_FLAGS = (
+    *PROCESS,
+    *LIMIT_FLAGS,
+    *SECURITY_FLAGS,
+    Flag("detach", "Run container in background and print container ID", "d"),
+    Flag("entrypoint", "Overwrite the default ENTRYPOINT of the image", takes=TEXT),
+    Flag("hostname", "Container host name", "h", TEXT),
+    Flag("init", "Run an init that forwards signals and reaps processes"),
+    Flag("label", "Set meta data on a container", "l", LIST),
+    Flag("name", "Assign a name to the container", takes=TEXT),
+    Flag(
+        "network",
+        "none (the loopback only), host or container:NAME",
+        takes=TEXT,
+        default="none",
+    ),
+    Flag("rm", "Automatically remove the container when it exits"),
+    Flag("stop-signal", "Signal to stop the container", takes=TEXT),
+    Flag("volume", "Bind mount a volume: SOURCE:TARGET[:ro]", "v", LIST),
+)
+COMMANDS = (
+    Command(
+        "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Run a command in a new container",
+        run, RUN_FLAGS, least=1, greedy=True,
+        example="minidocker run --rm -it minidocker/base sh",
+    ),
+)  # fmt: skip
