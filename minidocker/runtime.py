@@ -73,7 +73,7 @@ from minidocker.program import (
     set_ulimits,
 )
 from minidocker.records import Record
-from minidocker.security import docker_mounts
+from minidocker.security import docker_mounts, prepared
 
 
 TYPE_CHECKING = False
@@ -377,6 +377,7 @@ def start(spec: ProcessSpec) -> Process:
     ``Process.wait``. Raises CommandNotFoundError, NotExecutableError, RuntimeFault,
     UnsupportedError where namespaces are forbidden; then nothing is left.
     """
+    spec = spec.replace(security=prepared(spec.security))
     ours, theirs = new_channel()
     late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
     flags = container_flags(shared=shared_kinds(spec))
@@ -481,6 +482,7 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     The returned Process is the one in the middle; its end is the program's. Works
     from outside the container's user namespace, for its owner. Raises as ``start``.
     """
+    spec = spec.replace(security=prepared(spec.security))
     target, owner = pidfd_open(pid), owner_namespace(pid)
     try:
         flags = namespaces_to_join(pid)

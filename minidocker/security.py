@@ -284,7 +284,8 @@ class Security(Record):
     ``capabilities`` is a mask. ``seccomp`` is empty for Docker's profile,
     ``unconfined``, or a profile's JSON. ``masked`` false shows all of /proc and /sys.
     ``privileged`` gives the host's devices, and /sys for writing. ``filter_for`` is the
-    mask that the filter is made for, where that is another one.
+    mask that the filter is made for, where that is another one; ``program`` is the
+    filter itself, once ``prepared`` has made it.
     """
 
     capabilities: int = DOCKER_CAPABILITIES
@@ -293,6 +294,7 @@ class Security(Record):
     masked: bool = True
     privileged: bool = False
     filter_for: int | None = None
+    program: bytes | None = None
 
 
 DOCKER_SECURITY = Security()
@@ -449,6 +451,16 @@ def filter_program(choice: str, capabilities: int) -> bytes:
     return compile_profile(profile, machine)
 
 
+def prepared(security: Security) -> Security:
+    """Return ``security`` with its filter compiled.
+
+    That needs modules and time, and is done before the host's files are out of sight.
+    """
+    mask = security.filter_for
+    mask = security.capabilities if mask is None else mask
+    return security.replace(program=filter_program(security.seccomp, mask))
+
+
 def confine(security: Security) -> None:
     """Bind this process to the promise and to the filter; it still has its rights.
 
@@ -456,7 +468,7 @@ def confine(security: Security) -> None:
     """
     if security.no_new_privileges:
         prctl(Prctl.SET_NO_NEW_PRIVS, 1)
-    mask = security.filter_for
-    mask = security.capabilities if mask is None else mask
-    if program := filter_program(security.seccomp, mask):
-        load_filter(program)
+    if security.program is None:
+        security = prepared(security)
+    if security.program:
+        load_filter(security.program)
