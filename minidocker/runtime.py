@@ -275,9 +275,8 @@ def clone_into(
     finally:
         if "pid" in joined and pid != 0:  # the child is where it is to be
             setns(home, CloneFlags.NEWPID)
-        for fd in (home, group):
-            if fd >= 0:
-                os.close(fd)
+        for fd in {home, group} - {-1}:
+            os.close(fd)
 
 
 def join_namespaces(joined: dict[str, int]) -> int:
@@ -356,6 +355,7 @@ def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
         sysctls=spec.sysctls,
         masked=security.masked,
         privileged=security.privileged,
+        group=spec.group,
     )
 
 
@@ -409,6 +409,8 @@ def live(
         join(spec.group.joined)
     if late:
         unshare(late)
+    if "pid" in shared_kinds(spec):  # those who are there may not look into us
+        prctl(Prctl.SET_DUMPABLE, 0)
     shm = join_namespaces(joined)
     slave = enter_container(spec, channel, shm)
     run_program(spec, slave)

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 
+from minidocker.cgroups import Group
 from minidocker.errors import RuntimeFault, UsageError, did_you_mean
 from minidocker.linux import Capability, Prctl, SysError, capget, prctl
 from minidocker.mounts import MountFlags
@@ -366,6 +367,7 @@ def docker_mounts(
     sysctls: tuple[Sysctl, ...] = (),
     masked: bool = True,
     privileged: bool = False,
+    group: Group | None = None,
 ) -> tuple[MountStep, ...]:
     """Return what Docker mounts in every container, in order.
 
@@ -384,6 +386,7 @@ def docker_mounts(
         Bind("/sys", "/sys", readonly=True) if rootless and "net" in shared else sysfs,
         *map(Device, host_devices() if privileged else DEVICES),
         *LINKS,
+        *cgroup_mounts(group, QUIET | readonly),
         *sysctls,
         *(hidden_paths() if masked else ()),
     )
@@ -396,6 +399,21 @@ def ipc_mounts(shared: bool, shm_size: int) -> tuple[MountStep, ...]:
         return queues, Bind("/dev/shm", "/dev/shm")  # noqa: S108
     size = f"mode=1777,size={shm_size >> 10}k"
     return queues, Filesystem("/dev/shm", "tmpfs", QUIET, size)  # noqa: S108
+
+
+def cgroup_mounts(group: Group | None, flags: MountFlags) -> tuple[MountStep, ...]:
+    """Return the mounts that show a container its groups; none where it has none.
+
+    In version 1 the tree of "cpu,cpuacct" is asked for by that very list.
+    """
+    if group is None or not group.places:
+        return ()
+    top = "/sys/fs/cgroup"
+    if group.version == 2:
+        return (Filesystem(top, "cgroup2", flags),)
+    names = dict.fromkeys(place.split("/")[-3] for _, place in group.places)
+    trees = (Filesystem(f"{top}/{name}", "cgroup", flags, name) for name in names)
+    return (Filesystem(top, "tmpfs", QUIET, "mode=755"), *trees, ReadOnly(top))
 
 
 def host_devices() -> list[str]:

@@ -169,6 +169,14 @@ def test_a_container_sees_no_group_but_its_own(shop: Shop) -> None:
     assert by_name.get("", "/") == "/"
 
 
+def test_a_container_reads_its_own_limits(shop: Shop) -> None:
+    name = "memory.max" if is_version_2() else "memory/memory.limit_in_bytes"
+    script = f"cat /sys/fs/cgroup/{name}; touch /sys/fs/cgroup/x; echo 1 >/sys/fs/cgroup/{name}"
+    done = shop("run", "--rm", "--memory", "64m", "box", "sh", "-c", script)
+    assert done.stdout == f"{64 << 20}\n"
+    assert done.stderr.count("ead-only") == 2
+
+
 def test_update_changes_a_running_container_and_what_is_kept(shop: Shop) -> None:
     id = shop.start()
     assert shop.says("update", "--memory", "50m", "--pids-limit", "40", id) == id

@@ -251,7 +251,7 @@ def test_docker_s_own_list_is_ours(docker_list: dict[str, Any]):
     assert different <= {*NEWER, *TAKEN_BACK}
     assert "keyctl" not in different
     masked = docker_list["linux"]["maskedPaths"], docker_list["linux"]["readonlyPaths"]
-    from minidocker.namespaces import MASKED, READONLY
+    from minidocker.security import MASKED, READONLY
 
     assert set(masked[0]) <= set(MASKED)
     assert set(masked[1]) == set(READONLY)

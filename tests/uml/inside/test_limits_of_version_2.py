@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "kernel"))
 from test_limits import (  # noqa: F401
     no_container_is_left,
     shop,
+    test_a_container_reads_its_own_limits,
     test_a_limit_that_no_controller_keeps_is_refused,
     test_every_limit_is_in_its_file,
     test_pause_stops_every_process_where_it_is,
