@@ -368,7 +368,11 @@ def pause(store: ContainerStore, container: Container) -> None:
     for name in ("grouped", "paused"):
         with open(store.path(container.id, name), "wb"):
             pass
-    freeze(container.id, state.pid, frozen=True)
+    try:
+        freeze(container.id, state.pid, frozen=True)
+    except BaseException:
+        os.unlink(store.path(container.id, "paused"))
+        raise
 
 
 def unpause(store: ContainerStore, container: Container) -> None:
