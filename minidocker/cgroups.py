@@ -158,6 +158,7 @@ def one_per_line(*rows: tuple[str, str, str | int]) -> tuple[Setting, ...]:
     )
 
 
+# %% Two versions
 def settings_v1(limits: Limits) -> tuple[Setting, ...]:
     """Return what is written in version 1, in order: memory before memory and swap."""
     quota = limits.nano_cpus * PERIOD // 10**9
@@ -175,6 +176,7 @@ def settings_v1(limits: Limits) -> tuple[Setting, ...]:
     )
 
 
+# %% Two versions
 def settings_v2(limits: Limits) -> tuple[Setting, ...]:
     """Return what is written in version 2. The scales of weights are others."""
     quota = limits.nano_cpus * PERIOD // 10**9
@@ -230,6 +232,7 @@ def find_hierarchies() -> Hierarchies:
     return Hierarchies(1 if found else 0, tuple(found.items()))
 
 
+# %% Where the groups are
 def delegated() -> str:
     """Return the highest group of version 2, on our own way up, that we may change."""
     if os.access(f"{V2}/cgroup.procs", os.W_OK):
@@ -269,6 +272,7 @@ def switch_on(place: str, controllers: Iterable[str]) -> None:
             write(f"{place}/cgroup.subtree_control", f"+{name}")
 
 
+# %% A group
 def make_directory(hierarchies: Hierarchies, controller: str, id: str) -> str:
     """Make a container's directory in a controller's tree; return its path.
 
@@ -355,6 +359,7 @@ def write_setting(place: str, one: Setting) -> None:
         raise missing(one.controller, f"the kernel has no {one.files[0]}")
 
 
+# %% A group
 def make_group(id: str, limits: Limits = NO_LIMITS, *also: str) -> Group:
     """Make a container's groups and set its limits; idempotent.
 
@@ -386,6 +391,7 @@ def make_group(id: str, limits: Limits = NO_LIMITS, *also: str) -> Group:
     return group
 
 
+# %% A group
 def wanted_controllers(found: Hierarchies, names: Iterable[str]) -> list[str]:
     """Return the controllers to make directories for: in version 2 any one.
 

@@ -93,6 +93,7 @@ def a_filter() -> None:
 LIMITING = ("memory", "cpu", "cpuset", "pids")
 
 
+# %% The list
 def control_groups() -> Finding:
     """Say which limits can be kept here, and what forbids the others."""
     found = find_hierarchies()
@@ -109,6 +110,7 @@ def control_groups() -> Finding:
     return Finding("Control groups", bool(found.version and not missing), follows)
 
 
+# %% The list
 def capabilities() -> Finding:
     """Say which of Docker's capabilities we could not give."""
     held = ALL_CAPABILITIES if os.geteuid() else capget()[1]
@@ -121,6 +123,7 @@ def capabilities() -> Finding:
     )
 
 
+# %% The list
 def findings() -> list[Finding]:
     """Try everything; the names are those of `info`."""
     root = os.geteuid() == 0

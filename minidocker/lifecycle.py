@@ -144,6 +144,7 @@ def bind_step(text: str) -> Bind:
     return Bind(source, os.path.normpath(target), mode == "ro")
 
 
+# %% To the runtime
 def tmpfs_step(text: str) -> Filesystem:
     """Return the step that ``--tmpfs PATH[:OPTIONS]`` asks for.
 
@@ -188,6 +189,7 @@ def ulimits_of(texts: Iterable[str]) -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
+# %% To the runtime
 def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int], ...]:
     """Return the kinds of namespaces that a container shares, and whose they are.
 
@@ -212,6 +214,7 @@ def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int],
     return tuple(found)
 
 
+# %% To the runtime
 def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
     """Return how a container's first process is started; descriptors are 0, 1, 2."""
     config, host, place = container.config, container.host, store.path(container.id)

@@ -175,6 +175,7 @@ STATS_VIEW = View(
 )  # fmt: skip
 
 
+# %% stats
 def look(pairs: Iterable[tuple[Container, State]]) -> dict[str, tuple[float, Usage]]:
     """Return when each running container was looked at, and what it used."""
     found = {}
@@ -202,6 +203,7 @@ def stats_rows(
     return rows
 
 
+# %% stats
 def chosen_containers(engine: Engine, given: Given) -> list[tuple[str, Container]]:
     """Return the containers that are named, or the running ones, or with -a all."""
     if given.args:

@@ -101,6 +101,12 @@ class ProcessSpec(Record):
     stdout: int = 1
     stderr: int = 2
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The kinds of namespaces that are not made for this process."""
+        kinds = tuple(kind for kind, _ in self.shares)
+        return (*kinds, "net") if self.network is Network.HOST else kinds
+
 
 # %% The nouns: what to run
 class HostConfig(Record):
@@ -193,6 +199,7 @@ def ulimit_json(text: str) -> dict[str, Any]:
     return {"Name": name, "Hard": int(hard), "Soft": int(soft)}
 
 
+# %% The nouns: what to run
 def host_config(found: dict[str, Any]) -> HostConfig:
     """Read what ``HostConfig.to_dict`` wrote."""
     given: dict[str, Any] = {k: found[n] for k, n in HOST_NAMES.items() if n in found}

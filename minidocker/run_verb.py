@@ -107,6 +107,7 @@ def device_text(text: str) -> str:
     return f"{host}:{inside}:{mode}"
 
 
+# %% Words with parts
 def ulimit_text(text: str) -> str:
     """Return ``NAME=SOFT:HARD`` for an ``--ulimit``, whole.
 
@@ -131,6 +132,7 @@ def ulimit_text(text: str) -> str:
     return f"{name}={low}:{high}"
 
 
+# %% Words with parts
 IPC_SYSCTLS = """
 kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax
 kernel.shmmni kernel.shm_rmid_forced
@@ -239,6 +241,7 @@ def absolute_bind(text: str) -> str:
     return f"{source}:{rest}"
 
 
+# %% The two halves
 def words_of(given: Given) -> HostConfig:
     """Return the words of a command line that need no store, checked."""
     score = given.number("oom-score-adj") or 0
@@ -270,6 +273,7 @@ def words_of(given: Given) -> HostConfig:
     return host
 
 
+# %% The two halves
 def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
     """Return what holds on this host: ``words``, and what names other containers."""
     modes = {f"{k}_mode": namespace_mode(engine, k, given.text(k)) for k in MODES}

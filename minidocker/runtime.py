@@ -61,7 +61,6 @@ from minidocker.namespaces import (
 )
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import (
-    Network,
     ProcessSpec,
     User,
     become,
@@ -239,12 +238,6 @@ def listen(channel: socket) -> int:
 
 
 # %% What is shared
-def shared_kinds(spec: ProcessSpec) -> tuple[str, ...]:
-    """Return the kinds of namespaces that are not made for a container."""
-    kinds = [kind for kind, _ in spec.shares]
-    return (*kinds, "net") if spec.network is Network.HOST else tuple(kinds)
-
-
 @contextmanager
 def joined_processes(spec: ProcessSpec) -> Iterator[dict[str, int]]:
     """Yield pidfds by kind, of the processes whose namespaces are shared."""
@@ -259,6 +252,7 @@ def joined_processes(spec: ProcessSpec) -> Iterator[dict[str, int]]:
             os.close(pidfd)
 
 
+# %% What is shared
 def clone_into(
     spec: ProcessSpec, flags: CloneFlags, joined: dict[str, int]
 ) -> tuple[int, int]:
@@ -279,6 +273,7 @@ def clone_into(
             os.close(fd)
 
 
+# %% What is shared
 def join_namespaces(joined: dict[str, int]) -> int:
     """Enter others' namespaces; return a copy of their /dev/shm with ``ipc``, or -1."""
     for kind, pidfd in joined.items():
@@ -317,7 +312,7 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     a copy of another container's /dev/shm, or -1; it is closed.
     """
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-    shared = shared_kinds(spec)
+    shared = spec.shared
     keep_mounts_private()
     if spec.view is None:
         raise RuntimeFault("no root file system was given")
@@ -344,13 +339,14 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     return slave
 
 
+# %% A new container
 def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
     """Return Docker's mounts as this container has them."""
     security = spec.security
     joined = {kind for kind, pid in spec.shares if pid} - {"net"}
     return docker_mounts(
         rootless=not is_first_user_namespace(),
-        shared=[kind for kind in shared_kinds(spec) if kind not in joined],
+        shared=[kind for kind in spec.shared if kind not in joined],
         shm_size=spec.shm_size,
         sysctls=spec.sysctls,
         masked=security.masked,
@@ -380,7 +376,7 @@ def start(spec: ProcessSpec) -> Process:
     spec = spec.replace(security=prepared(spec.security))
     ours, theirs = new_channel()
     late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
-    flags = container_flags(shared=shared_kinds(spec))
+    flags = container_flags(shared=spec.shared)
     with joined_processes(spec) as joined:
         try:
             pid, pidfd = clone_into(spec, flags & ~late, joined)
@@ -395,6 +391,7 @@ def start(spec: ProcessSpec) -> Process:
     return watch_start(pid, pidfd, ours)
 
 
+# %% A new container
 def no_namespaces(why: SysError) -> UnsupportedError:
     """Phrase that this kernel or this user has no namespaces."""
     hint = why_no_user_namespace() if os.geteuid() else "is this root in a container?"
@@ -409,7 +406,7 @@ def live(
         join(spec.group.joined)
     if late:
         unshare(late)
-    if "pid" in shared_kinds(spec):  # those who are there may not look into us
+    if "pid" in spec.shared:  # those who are there may not look into us
         prctl(Prctl.SET_DUMPABLE, 0)
     shm = join_namespaces(joined)
     slave = enter_container(spec, channel, shm)

@@ -337,6 +337,7 @@ def stretches(profile: Profile, numbers: dict[str, int]) -> list[tuple[int, Any]
     return found
 
 
+# %% From the table to a tree
 def put_tree(asm: Assembler, cuts: list[tuple[int, Any]], default: int) -> int:
     """Put the search among stretches, whose number is in A; return its label."""
     if len(cuts) == 1:

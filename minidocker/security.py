@@ -243,6 +243,7 @@ def applies(rule: dict[str, Any], capabilities: int, machine: Machine) -> bool:
     )
 
 
+# %% Docker's file format
 def rules_of(found: dict[str, Any]) -> Iterable[Rule]:
     """Yield the rules of one entry: two tests of one argument are joined by or.
 
@@ -401,6 +402,7 @@ def ipc_mounts(shared: bool, shm_size: int) -> tuple[MountStep, ...]:
     return queues, Filesystem("/dev/shm", "tmpfs", QUIET, size)  # noqa: S108
 
 
+# %% What is hidden
 def cgroup_mounts(group: Group | None, flags: MountFlags) -> tuple[MountStep, ...]:
     """Return the mounts that show a container its groups; none where it has none.
 
@@ -416,6 +418,7 @@ def cgroup_mounts(group: Group | None, flags: MountFlags) -> tuple[MountStep, ..
     return (Filesystem(top, "tmpfs", QUIET, "mode=755"), *trees, ReadOnly(top))
 
 
+# %% What is hidden
 def host_devices() -> list[str]:
     """Return the names of all devices of the host but terminals, for --privileged."""
     with os.scandir("/dev") as entries:

@@ -159,6 +159,7 @@ def supervise(
     return code
 
 
+# %% A container's life, in one function
 def container_group(container: Container) -> Group:
     """Make the groups of a container that is about to start.
 
