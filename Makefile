@@ -6,7 +6,7 @@ PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman bu
   user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check tangle back book serve bench lock clean packages tests user-tests
+.PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -68,6 +68,10 @@ serve: ## show the built book on http://127.0.0.1:8000
 
 bench: $(STAMP) ## speed, as ratios against runc and Docker in the same run
 	$(BIN)/python -m bench
+
+wheel: $(STAMP) ## the package in dist/, the same bytes whenever it is built
+	SOURCE_DATE_EPOCH=`git log -1 --format=%ct 2>/dev/null || echo 1500000000` \
+	  $(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
 
 lock: $(STAMP) ## compute requirements.lock anew
 	$(BIN)/pip-compile -q --allow-unsafe --strip-extras --generate-hashes --no-emit-index-url \

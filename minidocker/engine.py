@@ -271,6 +271,7 @@ class Engine:
         from minidocker.dockerfile import parse
         from minidocker.steps import ContainerRunner
 
+        refuse_own_store(self.root, context)
         parsed = parse(dockerfile, name)
         self.make_base_if_needed(parsed.instructions)
         with self.changing():
@@ -374,6 +375,19 @@ class Engine:
         """Return the chain ids of an image's layers, the top one first."""
         diff_ids = self.images.get(id).diff_ids
         return [chain_id(diff_ids[:end]) for end in range(len(diff_ids), 0, -1)]
+
+
+def refuse_own_store(root: str, context: SourceTree) -> None:
+    """Raise UsageError for a context that the store ``root`` is a part of.
+
+    A copy of it would hold the copy, and that copy another.
+    """
+    real = os.path.realpath
+    inside = os.path.relpath(real(root), real(context.root))
+    if inside.split("/")[0] == ".." or context.ignores(inside):
+        return
+    hint = f'a line "{inside}" in .dockerignore, or another --root'
+    raise UsageError("the store is in the context", where=context.root, hint=hint)
 
 
 def in_use(text: str, must: str, why: str) -> ConflictError:

@@ -173,3 +173,70 @@ def test_the_same_words_have_the_same_answer(
         if same is (line in WHY):
             wrong.append((line, statuses, *texts, answers[1].stderr))
     assert not wrong, "\n".join(map(str, wrong))
+
+
+# What a program sees, a fact a line; every applet is named by busybox, which is static.
+LOOK_AROUND = r"""
+b=busybox
+$b awk '{for (i = 7; i <= NF; i++) if ($i == "-") t = $(i + 1); print "mount", $5, t, $6}' /proc/self/mountinfo
+$b find /dev | while read f; do echo dev $($b stat -c '%n %A %u:%g %t,%T' $f) $($b readlink $f); done
+$b grep -E 'Cap|NoNew|Seccomp:|Groups|Uid|Gid' /proc/self/status | $b sed 's/^/status /'
+for n in 0 1 2 5 6 7 8 9 10; do [ -e /proc/self/fd/$n ] && echo descriptor $n; done
+$b tail -n +3 /proc/net/dev | $b cut -d: -f1 | $b sed 's/^/link /'
+for f in acpi asound interrupts kcore keys latency_stats sched_debug scsi timer_list timer_stats; do
+  echo masked $f $(cat /proc/$f 2>&1 | $b head -c 9 | $b wc -c) $(ls /proc/$f 2>&1 | $b wc -l)
+done
+for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /proc/irq/x /proc/bus/x /proc/fs/x /sys/kernel/x; do
+  echo written $( (echo x > $f) 2>&1)
+done
+env | $b grep -v HOSTNAME | $b sed 's/^/env /'
+echo session $($b awk '{print $1, $4, $5, $6, $7}' /proc/1/stat) umask $(umask) name $(hostname | $b wc -c)
+$b sed 's/^/limit /' /proc/self/limits
+echo ids $(cat /proc/self/uid_map) $(cat /proc/self/setgroups) $(cat /proc/self/oom_score_adj)
+echo mounting $(mount -t tmpfs x /tmp 2>&1)
+$b mknod /tmp/b b 8 0; echo disk $(cat /tmp/b 2>&1)
+for d in / /etc; do ls -a $d | $b sed "s#^#in $d #"; done
+$b sed 's/^/hosts /' /etc/hosts | $b grep -v "$(hostname)"
+"""
+
+# Each difference from what Docker 20.10 shows, as a pattern, and why there is one.
+OTHERWISE = {
+    r"dev /dev/core .*": "runc makes the link only where the kernel has a /proc/kcore",
+    r"mount (/|/dev|/dev/\w+|/etc/\w+(\.conf)?) .*": "nodev, and the six nodes bound: Docker asks the device control group instead",
+    r"mount /proc/\w+ .*": "a mask is the host's /dev/null here, and the container's own there",
+    r"disk .*": "for the same reason it is EACCES here and EPERM there",
+    r"masked interrupts .*": "Docker masks it since 25",
+    r"mount /sys/fs/cgroup.*": "Docker shows the host's groups of version 1, we show none, or our own",
+    r"in /etc mtab": "Docker makes a link to /proc/mounts for old programs",
+    r"in / \.dockerenv": "the file says that this is Docker, which it is not",
+    r"status Seccomp:.*": "a filter",
+}  # fmt: skip
+
+
+def test_a_container_sees_what_docker_s_sees(
+    peers: tuple[list[str], list[str]], small_tree: Path
+) -> None:
+    seen = []
+    for peer in peers:
+        tree = small_tree.read_bytes()
+        subprocess.run([*peer, "import", "-", "look"], input=tree, check=True)
+        words = [
+            *peer,
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "look",
+            "sh",
+            "-c",
+            LOOK_AROUND,
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        seen.append({re.sub(r"\s+", " ", line) for line in done.stdout.splitlines()})
+    assert min(map(len, seen)) > 100
+    unexplained = [
+        line
+        for line in sorted(seen[0] ^ seen[1])
+        if not any(re.fullmatch(pattern, line) for pattern in OTHERWISE)
+    ]
+    assert not unexplained, "\n".join(unexplained)

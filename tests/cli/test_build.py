@@ -146,6 +146,19 @@ def test_a_missing_context_or_dockerfile_is_one_line(
     assert "Dockerfile" in done.stderr
 
 
+def test_a_store_in_the_context_is_refused_or_ignored(
+    small_tree: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    store.says("import", str(small_tree), "small:v1")
+    (tmp_path / "Dockerfile").write_text("FROM small:v1\nCOPY . /all/\n")
+    done = store("build", str(tmp_path))
+    assert (done.returncode, "in the context" in done.stderr) == (125, True)
+    (tmp_path / ".dockerignore").write_text("store\n")
+    store.says("build", "-q", "-t", "all", str(tmp_path))
+    assert store.says("run", "--rm", "all", "ls", "/all") == "Dockerfile\n"
+
+
 def test_an_ignored_file_is_not_there(store: Store, context: Context) -> None:
     path = context("FROM small:v1\nCOPY . /all/\n", note="a", secret="b")
     (Path(path) / ".dockerignore").write_text("*\n!note\n")

@@ -2,13 +2,14 @@
 
 import dataclasses
 import doctest
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minidocker import records
-from minidocker.records import Record
+from minidocker.records import Record, json_text, parse_json
 
 
 class Point(Record):
@@ -69,3 +70,31 @@ def test_a_record_cannot_be_changed():
     with pytest.raises(AttributeError):
         point.other = 2  # type: ignore[attr-defined]
     assert not hasattr(point, "__dict__")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_json_is_read_and_written_as_the_module_does(value: object) -> None:
+    assert json_text(value) == json.dumps(
+        value, ensure_ascii=False, separators=(",", ":")
+    )
+    for indent in (None, 2):
+        assert parse_json(f" {json.dumps(value, indent=indent)}\n") == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "{", '{"a":}', "[1,]", "{} {}", "nul", '"\n"', "{1:2}", "01"]
+)
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text)
+
+
+def test_what_json_cannot_say_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="no JSON value"):
+        json_text({"a": object()})
