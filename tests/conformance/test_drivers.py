@@ -289,6 +289,16 @@ def test_a_hostile_layer_is_refused_alike_and_leaves_nothing(
     assert "\n" not in said.pop()
 
 
+def test_implied_directories_have_one_mode_and_one_time(
+    drivers: list[StorageDriver],
+) -> None:
+    for driver in drivers:
+        tree = applied(driver, [], [file(b"new/made/f", b"x")])
+        for name in ("/new", "/new/made"):
+            mode, uid, gid, mtime, *_ = tree[name]
+            assert (mode, uid, gid, mtime) == (stat.S_IFDIR | 0o755, 0, 0, 0)
+
+
 def test_a_truncated_layer_leaves_nothing(driver: StorageDriver) -> None:
     driver.create("a", None)
     with pytest.raises(IntegrityError, match="truncated"):
