@@ -9,7 +9,6 @@ import errno
 import os
 import posixpath
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from minidocker.context import IN_ROOT, READ, SMALL, Item, Source, SourceTree
 from minidocker.errors import BuildError, DockerfileError
 from minidocker.linux import openat2
 from minidocker.records import Record
-from minidocker.trees import copy_data, write_all
+from minidocker.trees import copy_data, remove_tree, write_all
 from minidocker.unpack import extract
 
 
@@ -246,7 +245,7 @@ def make_room(fd: int, name: str, *, for_directory: bool) -> None:
     if not stat.S_ISDIR(found.st_mode):
         os.unlink(name, dir_fd=fd)
     elif not for_directory:
-        shutil.rmtree(name, dir_fd=fd)
+        remove_tree(os.fsencode(name), fd)
 
 
 NO_FILE = "neither a file, a directory nor a link"

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 
 from minidocker.errors import DockerfileError
-from minidocker.records import Record
+from minidocker.records import Record, parse_json
 
 
 # %% The nouns
@@ -258,11 +257,6 @@ def split_words(text: str, escape: str) -> tuple[str, ...]:
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
-def no_constant(text: str) -> None:
-    """Refuse NaN and Infinity, which Python's JSON has and JSON has not."""
-    raise ValueError(text)
-
-
 def json_list(text: str) -> tuple[str, ...] | None:
     """Return the strings of a JSON list, or None when the text is not one.
 
@@ -274,7 +268,7 @@ def json_list(text: str) -> tuple[str, ...] | None:
     if not text.startswith("["):
         return None
     try:
-        found = json.loads(text, parse_constant=no_constant)
+        found = parse_json(text)
     except (ValueError, RecursionError):
         return None
     if not all(isinstance(one, str) for one in found):

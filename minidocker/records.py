@@ -120,12 +120,17 @@ class Record(metaclass=RecordType):
 BLANKS = " \t\n\r"
 
 
+def no_constant(text: str) -> None:
+    """Refuse NaN and Infinity, which Python's JSON has and JSON has not."""
+    raise ValueError(f"{text} is no JSON")
+
+
 class Grammar:
-    """How the scanner reads: as ``json.loads`` does."""
+    """How the scanner reads: as ``json.loads`` does, but for ``no_constant``."""
 
     strict = True
     object_hook = object_pairs_hook = None
-    parse_float, parse_int, parse_constant = float, int, float
+    parse_float, parse_int, parse_constant = float, int, no_constant
 
 
 def parse_json(text: str) -> Any:
@@ -158,6 +163,6 @@ def json_text(value: Any) -> str:
         raise TypeError(f"no JSON value: {found!r}")
 
     encode = make_encoder(
-        None, refuse, encode_basestring, None, ":", ",", False, False, True
+        None, refuse, encode_basestring, None, ":", ",", False, False, False
     )
     return "".join(encode(value, 0))

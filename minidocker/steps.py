@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -36,6 +35,7 @@ from minidocker.stage import (
     Written,
 )
 from minidocker.supervisor import attend
+from minidocker.trees import remove_path
 
 
 # %% A container for each RUN
@@ -48,6 +48,17 @@ def mount_step(what: Shown | Fresh | Written) -> MountStep:
     size = f",size={what.size}" if what.size else ""
     flags = MountFlags.NOSUID | MountFlags.NODEV
     return Filesystem(what.target, "tmpfs", flags, f"mode=1777{size}")
+
+
+@contextmanager
+def empty_directory(below: str) -> Iterator[str]:
+    """Make an empty directory for a ``with`` block; `tempfile` costs 3 ms."""
+    path = f"{below}/{os.urandom(8).hex()}"
+    os.makedirs(path, 0o700)
+    try:
+        yield path
+    finally:
+        remove_path(path)
 
 
 class ContainerRunner(Runner):
@@ -82,8 +93,7 @@ class ContainerRunner(Runner):
         self, view: RootView, config: ContainerConfig, around: Around
     ) -> Iterator[ProcessSpec]:
         """Give what a container of a step is started with, its command apart."""
-        os.makedirs(self.tmp, 0o700, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.tmp) as rootfs:
+        with empty_directory(self.tmp) as rootfs:
             yield ProcessSpec(
                 (),
                 env=config.env or (),

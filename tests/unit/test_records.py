@@ -73,7 +73,11 @@ def test_a_record_cannot_be_changed():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
@@ -88,7 +92,21 @@ def test_json_is_read_and_written_as_the_module_does(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "{", '{"a":}', "[1,]", "{} {}", "nul", '"\n"', "{1:2}", "01"]
+    "text",
+    [
+        "",
+        " ",
+        "{",
+        '{"a":}',
+        "[1,]",
+        "{} {}",
+        "nul",
+        '"\n"',
+        "{1:2}",
+        "01",
+        "[NaN]",
+        "Infinity",
+    ],
 )
 def test_what_is_no_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
