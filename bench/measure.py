@@ -35,6 +35,28 @@ def wall(command: Command, environment: dict[str, str] | None = None) -> float:
     return took
 
 
+def busy() -> float:
+    """Return how busy the processors are: 0 to 1, over a twentieth of a second."""
+    before = ticks()
+    time.sleep(0.05)
+    work, rest = (now - then for now, then in zip(ticks(), before, strict=True))
+    return work / max(1, work + rest)
+
+
+def ticks() -> tuple[int, int]:
+    """Return the ticks that the processors have worked and rested."""
+    with open("/proc/stat", encoding="ascii") as file:
+        found = [int(field) for field in file.readline().split()[1:9]]
+    return sum(found) - found[3] - found[4], found[3] + found[4]
+
+
+def calm(patience: float = 3.0) -> None:
+    """Wait until the machine has a quiet moment; each is measured in such a one."""
+    end = time.monotonic() + patience
+    while busy() > 0.3 and time.monotonic() < end:
+        pass
+
+
 def medians(tasks: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Run every task once to warm up, then all in turn ``rounds`` times."""
     for task in tasks.values():
@@ -42,6 +64,7 @@ def medians(tasks: dict[str, Callable[[], float]], rounds: int) -> dict[str, flo
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds):
         for name, task in tasks.items():
+            calm()
             taken[name].append(task())
     return {name: statistics.median(times) for name, times in taken.items()}
 
