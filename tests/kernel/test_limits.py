@@ -79,7 +79,7 @@ def no_container_is_left(shop: Shop) -> Iterator[None]:
     if left:
         shop("rm", "-f", *left)
     groups = [d for d, _, _ in os.walk("/sys/fs/cgroup") if "/minidocker" in d]
-    ours = set(os.listdir(shop.root / "containers"))
+    ours = {path.name for path in shop.root.glob("containers/*")}
     assert not [g for g in groups if g.rpartition("/")[2] in ours]
 
 
