@@ -457,18 +457,6 @@ def join(places: Iterable[str]) -> None:
         write(f"{place}/cgroup.procs", "0")
 
 
-def processes_of(pid: int) -> list[int]:
-    """Return the processes that share the pid namespace of ``pid``, itself included."""
-    own = os.readlink(f"/proc/{pid}/ns/pid")
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError):  # gone, or not ours to look at
-                if os.readlink(f"/proc/{name}/ns/pid") == own:
-                    found.append(int(name))
-    return found
-
-
 # %% Who was killed
 def fields(text: str) -> dict[str, int]:
     """Return lines of a name and a number as a mapping.

@@ -19,7 +19,6 @@ from minidocker.cgroups import (
     find_group,
     make_group,
     move_into,
-    processes_of,
     read,
     write,
 )
@@ -320,15 +319,51 @@ def stop(store: ContainerStore, container: Container, seconds: float = 10) -> No
 
 
 # %% Pause
+def has_own_numbers(pid: int) -> bool:
+    """Say whether a process is number 1 of its pid namespace."""
+    lines = read(f"/proc/{pid}/status").splitlines()
+    return any(n.startswith("NSpid:") and n.split()[-1] == "1" for n in lines)
+
+
+def members_of(id: str, pid: int) -> list[int]:
+    """Return the processes of a container; ``pid`` is its first one.
+
+    They share its pid namespace. Where that is not the container's own (``--pid
+    host``), they are those of the group in which all of them were born.
+    """
+    if has_own_numbers(pid):
+        return processes_of(pid)
+    group = find_group(id)
+    place = group.unified or group.place("freezer")
+    return [int(n) for n in read(f"{place}/cgroup.procs").split()] if place else [pid]
+
+
+def processes_of(pid: int) -> list[int]:
+    """Return the processes that share the pid namespace of ``pid``, itself included."""
+    own = os.readlink(f"/proc/{pid}/ns/pid")
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):  # gone, or not ours to look at
+                if os.readlink(f"/proc/{name}/ns/pid") == own:
+                    found.append(int(name))
+    return found
+
+
+# %% Pause
 def freezer_group(id: str, pid: int) -> Group:
     """Return a container's groups with a freezer among them that holds everybody."""
     group = find_group(id)
     if group.version == 2 and group.places:
         return group
+    if not has_own_numbers(pid):
+        if not group.place("freezer"):
+            raise RuntimeFault("a container among others needs a freezer of its own")
+        return group
     group = make_group(id, NO_LIMITS, "freezer")
     only = group.replace(places=(("freezer", group.place("freezer")),))
     inside: set[int] = set()
-    while others := set(processes_of(pid)) - inside:
+    while others := set(members_of(id, pid)) - inside:
         move_into(only, others)
         inside |= others
     return group
@@ -337,7 +372,7 @@ def freezer_group(id: str, pid: int) -> Group:
 def freeze(id: str, pid: int, *, frozen: bool) -> None:
     """Stop the processes of a container, or let them go on; return when it is so.
 
-    ``pid`` is the first process. Raises UnsupportedError without a freezer.
+    ``pid`` is the first process. Raises RuntimeFault without a freezer.
     """
     group = freezer_group(id, pid)
     if group.version == 2:

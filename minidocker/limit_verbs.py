@@ -18,7 +18,6 @@ from minidocker.cgroups import (
     find_group,
     make_group,
     move_into,
-    processes_of,
     read,
 )
 from minidocker.container_verbs import (
@@ -31,6 +30,7 @@ from minidocker.containers import Container, ContainerStore, State, Status, writ
 from minidocker.engine import Engine
 from minidocker.errors import UsageError
 from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given
+from minidocker.lifecycle import members_of
 from minidocker.records import Record
 from minidocker.run_verb import LIMIT_FLAGS, limits_of
 from minidocker.views import View, formatted, human_size, shown_id
@@ -106,7 +106,7 @@ def process_usage(pids: Iterable[int]) -> Usage:
 def usage(id: str, pid: int) -> Usage:
     """Return what a container uses; ``pid`` is its first process."""
     group = find_group(id)
-    total = process_usage(processes_of(pid))
+    total = process_usage(members_of(id, pid))
     memory, limit = memory_used(group)
     if limit:
         total = total.replace(memory=memory, memory_limit=limit)
@@ -240,7 +240,8 @@ def give_group(container: Container, state: State, store: ContainerStore) -> Non
     after = make_group(container.id, container.host.limits)
     new = tuple(pair for pair in after.places if pair not in before.places)
     if new:
-        move_into(Group(container.id, after.version, new), processes_of(state.pid))
+        everybody = members_of(container.id, state.pid)
+        move_into(Group(container.id, after.version, new), everybody)
 
 
 def update_one(store: ContainerStore, container: Container, given: Given) -> None:

@@ -164,10 +164,13 @@ def container_group(container: Container) -> Group:
     """Make the groups of a container that is about to start.
 
     A container in somebody else's pid namespace leaves processes behind when its first
-    one ends; its group is how they are found.
+    one ends; its group is how they are found, where we may have one.
     """
-    also = ("freezer",) if container.host.pid_mode else ()
-    return make_group(container.id, container.host.limits, *also)
+    limits = container.host.limits
+    if container.host.pid_mode:
+        with suppress(RuntimeFault):
+            return make_group(container.id, limits, "freezer")
+    return make_group(container.id, limits)
 
 
 def has_group(store: ContainerStore, container: Container) -> bool:

@@ -273,6 +273,30 @@ def test_a_container_in_the_host_s_pid_namespace_leaves_nobody(shop: Shop) -> No
     assert f"sleep {mark}" not in lines.splitlines()
 
 
+def test_only_the_container_is_stopped_and_counted_in_shared_namespaces(
+    shop: Shop,
+) -> None:
+    """Its pid namespace is full of others, who must not notice."""
+    other = shop.start("--name", "other")
+    for mode in ("host", "container:other"):
+        id = shop.start("--pid", mode, script="sleep 600 & sleep 600")
+        shop.says("update", "--pids-limit", "50", id)
+        group = find_group(id)
+        place = group.place("pids")
+        mine = set(read(f"{place}/cgroup.procs").split())
+        assert 2 <= len(mine) <= 3
+        assert str(os.getpid()) not in mine
+        assert str(pid_of(shop, other)) not in mine
+        shop.says("pause", id)
+        row = json.loads(shop.says("stats", "--no-stream", "--format", "json", id))
+        assert int(row["PIDs"]) == len(mine)
+        assert shop.says("exec", "other", "echo", "awake") == "awake"
+        shop.says("unpause", id)
+        shop.says("rm", "-f", id)
+        assert not find_group(id).places
+    shop.says("rm", "-f", other)
+
+
 def test_a_limit_that_no_controller_keeps_is_refused(shop: Shop) -> None:
     """Neither kernel has a weight for its disks."""
     if any(find_hierarchies().root(name) for name in ("io", "blkio")):
