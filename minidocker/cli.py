@@ -60,6 +60,20 @@ def build_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def look_verbs() -> tuple[Command, ...]:
+    """Return the commands that show images."""
+    from minidocker.look_verbs import COMMANDS
+
+    return COMMANDS
+
+
+def tidy_verbs() -> tuple[Command, ...]:
+    """Return the commands that remove images, prune, and tell what all costs."""
+    from minidocker.tidy_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def own_verbs() -> tuple[Command, ...]:
     """Return the commands of this chapter."""
     return COMMANDS
@@ -73,9 +87,10 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     container_verbs: ("exec", "ps", "logs", "stop", "kill", "rm", "wait"),
     limit_verbs: ("stats", "update", "pause", "unpause"),
     build_verbs: ("build", "context ls"),
-    image_verbs: (
-        "import", "commit", "images", "history", "lineage", "tag", "rmi",
-        "diff", "export", "inspect", "info",
+    image_verbs: ("import", "commit", "diff", "export", "info"),
+    look_verbs: ("images", "history", "inspect", "explain", "ids", "lineage"),
+    tidy_verbs: (
+        "tag", "rmi", "image prune", "container prune", "system prune", "system df",
     ),
     own_verbs: ("completion", "version"),
 }  # fmt: skip

@@ -28,6 +28,7 @@ from minidocker.flags import (
     Command,
     Flag,
     Given,
+    default_root,
 )
 
 
@@ -38,16 +39,6 @@ class Needs(Enum):
     NOTHING = 0
     TREES = 1  # writes and removes files of layers
     MOUNTS = 2  # mounts in this process
-
-
-def default_root() -> str:
-    """Return the store's root when none is given."""
-    if given := os.environ.get("MINIDOCKER_ROOT"):
-        return given
-    if os.geteuid() == 0:
-        return "/var/lib/minidocker"
-    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-    return f"{home}/minidocker"
 
 
 def notice(line: str) -> None:
@@ -230,7 +221,8 @@ def known_containers(given: Given) -> tuple[Engine, list[tuple[Container, State]
 
 def ps(given: Given) -> int:
     """``ps [OPTIONS]``"""
-    from minidocker.views import container_row, formatted, ps_view
+    from minidocker.tables import formatted
+    from minidocker.views import container_row, ps_view
 
     form = given.text("format")
     size = given.on("size") or ".Size" in form

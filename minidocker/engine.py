@@ -9,7 +9,6 @@ Methods are named after Docker's commands. They return values and never print.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,7 +28,7 @@ from minidocker.errors import (
     UsageError,
     did_you_mean,
 )
-from minidocker.images import ImageStore, chains_in_use
+from minidocker.images import ImageStore
 from minidocker.layers import Layer, LayerStore, read_text, sweep
 from minidocker.lifecycle import complete_config, sweep_containers
 from minidocker.oci import (
@@ -37,7 +36,6 @@ from minidocker.oci import (
     HistoryEntry,
     ImageConfig,
     Reference,
-    chain_id,
     parse_reference,
 )
 from minidocker.program import HostConfig
@@ -121,11 +119,14 @@ class Engine:
 
     def tidy(self) -> None:
         """Remove what a crash left, unless somebody is making something."""
+        from minidocker.catalog import chains_in_use
+
         with store_lock(self.root, exclusive=True) as alone:
             if alone:
                 sweep_containers(self.containers)
                 names = self.containers.ids()
-                sweep(self.layers, containers=names, chains=chains_in_use(self.images))
+                chains = chains_in_use(self.images, self.layers)
+                sweep(self.layers, containers=names, chains=chains)
                 unmark(self.root)
 
     def find_image(self, text: str) -> str:
@@ -285,97 +286,6 @@ class Engine:
             if it.word.value == "FROM" and it.args[0].startswith(BASE):
                 self.find_image(it.args[0])
 
-    def rmi(self, text: str, *, force: bool = False) -> list[str]:
-        """Remove a name, and the image when that was the last; tell in Docker's words.
-
-        Raises ConflictError when a container or a child image needs it.
-        """
-        id = self.images.resolve(text)
-        tags = self.images.tags_of(id)
-        names = tags + self.images.digests_of(id)
-        by_id = id.startswith("sha256:" + text.removeprefix("sha256:"))
-        if not by_id:
-            going = self.names_going(parse_reference(text).tagged, names)
-            if set(names) - set(going):
-                return self.untag(going)
-        elif len(tags) > 1 and not force:
-            raise in_use(text, "must be forced", "it has more than one name")
-        self.check_unused(text, id, force=force)
-        told = self.untag(names)
-        told += [f"Deleted: {one}" for one in self.delete_family(id)]
-        self.tidy()
-        return told
-
-    def names_going(self, name: Reference, names: list[str]) -> list[str]:
-        """Return which of an image's names go with one: the repository's digests go
-        with its last tag.
-        """
-        whole = name.replace(tag=None).familiar if name.digest else name.familiar
-        own = [one for one in names if parse_reference(one).name == name.name]
-        if name.digest or any("@" not in one for one in own if one != whole):
-            return [whole]
-        return [whole] + [one for one in own if one != whole]
-
-    def untag(self, names: list[str]) -> list[str]:
-        """Remove names; tell in Docker's words."""
-        for one in names:
-            self.images.untag(parse_reference(one))
-        return [f"Untagged: {one}" for one in names]
-
-    def check_unused(self, text: str, id: str, *, force: bool) -> None:
-        """Raise ConflictError when a container or another image needs an image."""
-        from minidocker.containers import Status
-
-        for container, state in self.containers.list():
-            running = state.status is Status.RUNNING
-            if container.image == id and (running or not force):
-                kind = "running container" if running else "container"
-                must = "cannot be forced" if running else "must be forced"
-                raise in_use(text, must, f"{kind} {container.id[:12]} uses it")
-        if self.images.children(id):
-            raise in_use(text, "cannot be forced", "it has dependent child images")
-
-    def delete_family(self, id: str) -> list[str]:
-        """Delete an image, then each ancestor that nothing names or needs.
-
-        Returns the images, each followed by the chain ids of the layers that it was the
-        last to need; a sweep removes those.
-        """
-        used = {container.image for container, _ in self.containers.list()}
-        needed = self.needed_chains()
-        deleted: list[str] = []
-        family: str | None = id
-        while family:
-            parent = self.images.parent(family)
-            chains = self.chains(family)
-            needed.subtract(chains)
-            self.images.delete(family)
-            deleted += [family, *(chain for chain in chains if not needed[chain])]
-            family = parent
-            if parent and (
-                parent in used
-                or self.images.tags_of(parent)
-                or self.images.digests_of(parent)
-                or self.images.children(parent)
-            ):
-                break
-        return deleted
-
-    def needed_chains(self) -> Counter[str]:
-        """Count for each layer the images and containers that stand on it."""
-        needed = Counter(c for one in self.images.ids() for c in self.chains(one))
-        for container in self.containers.ids():
-            chain = self.layers.rw_parent(container)
-            while chain:
-                needed[chain] += 1
-                chain = self.layers.get(chain).parent
-        return needed
-
-    def chains(self, id: str) -> list[str]:
-        """Return the chain ids of an image's layers, the top one first."""
-        diff_ids = self.images.get(id).diff_ids
-        return [chain_id(diff_ids[:end]) for end in range(len(diff_ids), 0, -1)]
-
 
 def refuse_own_store(root: str, context: SourceTree) -> None:
     """Raise UsageError for a context that the store ``root`` is a part of.
@@ -388,12 +298,6 @@ def refuse_own_store(root: str, context: SourceTree) -> None:
         return
     hint = f'a line "{inside}" in .dockerignore, or another --root'
     raise UsageError("the store is in the context", where=context.root, hint=hint)
-
-
-def in_use(text: str, must: str, why: str) -> ConflictError:
-    """Phrase that an image cannot be removed."""
-    hint = "--force removes it" if must == "must be forced" else None
-    return ConflictError(f'cannot delete "{text}" ({must}): {why}', hint=hint)
 
 
 def machine() -> str:

@@ -8,6 +8,7 @@ The rules are those of Go's pflag, as in Docker.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from types import MappingProxyType
@@ -92,6 +93,18 @@ TEXT, LIST, NUMBER = Takes.TEXT, Takes.LIST, Takes.NUMBER
 FORMAT = Flag("format", "Format the output: json, or a template", takes=TEXT)
 QUIET = Flag("quiet", "Only show IDs", "q")
 NO_TRUNC = Flag("no-trunc", "Don't truncate output")
+FILTER = Flag("filter", "Filter output based on conditions provided", "f", LIST)
+
+
+# %% The nouns
+def default_root() -> str:
+    """Return the store's root when none is given."""
+    if given := os.environ.get("MINIDOCKER_ROOT"):
+        return given
+    if os.geteuid() == 0:
+        return "/var/lib/minidocker"
+    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return f"{home}/minidocker"
 
 
 # %% Parsing

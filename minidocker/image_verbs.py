@@ -10,20 +10,16 @@ import sys
 
 from minidocker.container_verbs import (
     Needs,
-    notice,
     open_engine,
     print_lines,
-    print_text,
 )
 from minidocker.containers import Status
-from minidocker.engine import Engine
 from minidocker.errors import (
     IntegrityError,
     MinidockerError,
-    NotFoundError,
     UsageError,
 )
-from minidocker.flags import FORMAT, LIST, NO_TRUNC, QUIET, TEXT, Command, Flag, Given
+from minidocker.flags import LIST, TEXT, Command, Flag, Given
 from minidocker.oci import Reference, go_json, parse_reference
 
 
@@ -44,7 +40,7 @@ class Meter:
         """Count bytes; show them at every eighth of a megabyte."""
         self.size += size
         if self.live and self.size - self.shown >= 1 << 17:
-            from minidocker.views import human_size
+            from minidocker.tables import human_size
 
             self.shown = self.size
             sys.stderr.write(f"\r{self.what} {human_size(self.size):>8} ")
@@ -168,150 +164,10 @@ def import_(given: Given) -> int:
 
 
 # %% Images
-def images(given: Given) -> int:
-    """``images [OPTIONS] [REPOSITORY[:TAG]]``"""
-    from minidocker.views import IMAGES, formatted, image_rows
-
-    engine, whole = open_engine(given), given.on("no-trunc")
-    rows = image_rows(engine, everything=given.on("all"), whole=whole)
-    if given.args:
-        wanted = parse_reference(given.args[0])
-        rows = [row for row in rows if row["Repository"] == wanted.name]
-        rows = [row for row in rows if not wanted.tag or row["Tag"] == wanted.tag]
-    if given.on("quiet"):
-        print_lines(dict.fromkeys(row["ID"] for row in rows))
-        return 0
-    for row in rows:
-        del row["created"]
-    print_text(formatted(IMAGES, rows, given.text("format")))
-    return 0
-
-
-def history(given: Given) -> int:
-    """``history [OPTIONS] IMAGE``"""
-    from minidocker.images import history as lines
-    from minidocker.views import formatted, history_table, history_view
-
-    engine, whole = open_engine(given), given.on("no-trunc")
-    id = engine.images.resolve(given.args[0])
-    found = lines(engine.images, engine.layers, id)
-    human = given.flags.get("human", True)
-    rows = history_view(found, whole=whole, human=human)
-    if given.on("quiet"):
-        print_lines(row["ID"] for row in rows)
-    else:
-        view = history_table(human=human)
-        print_text(formatted(view, rows, given.text("format")))
-    return 0
-
-
-def tag(given: Given) -> int:
-    """``tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]``"""
-    engine = open_engine(given)
-    source, target = given.args
-    engine.images.tag(parse_reference(target), engine.images.resolve(source))
-    return 0
-
-
-def rmi(given: Given) -> int:
-    """``rmi [OPTIONS] IMAGE [IMAGE...]``"""
-    engine, status = open_engine(given, Needs.TREES), 0
-    for text in given.args:
-        try:
-            print_lines(engine.rmi(text, force=given.on("force")))
-        except MinidockerError as why:
-            notice(f"minidocker: {why}")
-            status = why.status
-    return status
-
-
-# %% Images
-def inspected(engine: Engine, text: str, kind: str) -> dict[str, object]:
-    """Return the document of a container or an image. Raises NotFoundError."""
-    from minidocker.views import inspect_container, inspect_image
-
-    if kind not in ("", "container", "image"):
-        raise MinidockerError(f'no type "{kind}"', hint="container or image")
-    if kind != "image":
-        try:
-            return inspect_container(engine, engine.containers.resolve(text))
-        except NotFoundError:
-            if kind == "container":
-                raise
-    try:
-        return inspect_image(engine, engine.images.resolve(text))
-    except NotFoundError as why:
-        if kind == "image":
-            raise
-        raise NotFoundError(f'no such object: "{text}"', hint=why.hint) from why
-
-
-def inspect(given: Given) -> int:
-    """``inspect [OPTIONS] NAME|ID [NAME|ID...]``"""
-    from minidocker.views import fill, pretty
-
-    engine, form, found, status = open_engine(given), given.text("format"), [], 0
-    for text in given.args:
-        try:
-            found.append(inspected(engine, text, given.text("type")))
-        except MinidockerError as why:
-            notice(f"minidocker: {why}")
-            status = why.status
-    if not form:
-        print(pretty(found))
-    for one in found if form else ():
-        print(go_json(one).decode() if form == "json" else fill(form, one))
-    return status
-
-
-# %% Images
-def lineage(given: Given) -> int:
-    """``lineage [OPTIONS] IMAGE``"""
-    from minidocker.lineage import lineage_dot, lineage_text, side_by_side
-
-    engine, form = open_engine(given), given.text("format") or "text"
-    id = engine.images.resolve(given.args[0])
-    if given.on("diff"):
-        parent = engine.images.parent(id)
-        if parent is None:
-            raise NotFoundError("this image has no parent here", where=given.args[0])
-        print(side_by_side(engine.images.raw(parent), engine.images.raw(id)))
-    elif path := given.text("output"):
-        draw(lineage_dot(engine.images, engine.layers, id), path)
-    elif form == "svg":
-        print(svg_or_text(engine, id))
-    elif form in ("text", "dot"):
-        make = lineage_text if form == "text" else lineage_dot
-        print(make(engine.images, engine.layers, id))
-    else:
-        raise UsageError(f'no format "{form}"', hint="text, dot or svg")
-    return 0
-
-
-def svg_or_text(engine: Engine, id: str) -> str:
-    """Return the picture as SVG, or the plain text where ``dot`` is absent."""
-    from minidocker.errors import UnsupportedError
-    from minidocker.lineage import lineage_dot, lineage_svg, lineage_text
-
-    try:
-        return lineage_svg(lineage_dot(engine.images, engine.layers, id))
-    except UnsupportedError as why:
-        notice(f"minidocker: {why}")
-        return lineage_text(engine.images, engine.layers, id)
-
-
-def draw(dot: str, path: str) -> None:
-    """Write the picture to a file."""
-    from minidocker.lineage import lineage_svg
-
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(dot if path.endswith(".dot") else lineage_svg(dot))
-
-
 def info(given: Given) -> int:
     """``info [OPTIONS]``"""
     from minidocker.info import findings
-    from minidocker.views import fill
+    from minidocker.values import fill
 
     found = findings()
     engine = open_engine(given)
@@ -358,41 +214,6 @@ COMMANDS = (
         least=1, most=2,
     ),
     Command(
-        "images", "[OPTIONS] [REPOSITORY[:TAG]]", "List images", images,
-        (
-            Flag("all", "Show all images (default hides intermediate images)", "a"),
-            FORMAT, NO_TRUNC, QUIET,
-        ),
-        most=1,
-    ),
-    Command(
-        "history", "[OPTIONS] IMAGE", "Show the history of an image", history,
-        (
-            FORMAT,
-            Flag("human", "Print sizes and dates in human readable format", "H"),
-            NO_TRUNC, QUIET,
-        ),
-        least=1, most=1,
-    ),
-    Command(
-        "lineage", "[OPTIONS] IMAGE", "Draw an image's layers and ancestors",
-        lineage,
-        (
-            Flag("diff", "Show the image JSON beside its parent's"),
-            Flag("format", "text, dot or svg", takes=TEXT, default="text"),
-            Flag("output", "Write the picture to a file (.svg or .dot)", "o", TEXT),
-        ),
-        least=1, most=1,
-    ),
-    Command(
-        "tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
-        "Create a tag that refers to an image", tag, least=2, most=2,
-    ),
-    Command(
-        "rmi", "[OPTIONS] IMAGE [IMAGE...]", "Remove images", rmi,
-        (Flag("force", "Force removal of the image", "f"),), least=1,
-    ),
-    Command(
         "diff", "CONTAINER", "Inspect changes to files on a container's filesystem",
         diff, least=1, most=1,
     ),
@@ -401,15 +222,6 @@ COMMANDS = (
         "Export a container's filesystem as a tar archive", export,
         (Flag("output", "Write to a file, instead of STDOUT", "o", TEXT),),
         least=1, most=1,
-    ),
-    Command(
-        "inspect", "[OPTIONS] NAME|ID [NAME|ID...]",
-        "Return low-level information on containers and images", inspect,
-        (
-            Flag("format", "Format the output: json, or a template", "f", TEXT),
-            Flag("type", "container or image", takes=TEXT),
-        ),
-        least=1,
     ),
     Command(
         "info", "[OPTIONS]", "Say what this kernel and this user allow", info,

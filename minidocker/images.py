@@ -73,6 +73,16 @@ def familiar_names(reference: Reference) -> tuple[str, str]:
     return reference.name, reference.familiar
 
 
+def whole_name(name: str) -> str:
+    """Return a name with its registry, by which Docker sorts.
+
+    >>> whole_name("kb:v1")
+    'docker.io/library/kb:v1'
+    """
+    found = parse_reference(name)
+    return f"{found.registry}/{found.repository}{name[len(found.name) :]}"
+
+
 class Names:
     """The references of a store, in one file. Ids are image ids."""
 
@@ -118,9 +128,9 @@ class Names:
         return None
 
     def of(self, image: str, *, digests: bool = False) -> list[str]:
-        """Return the tags of an image, or its names by digest, sorted."""
+        """Return the tags of an image, or its names by digest, in Docker's order."""
         pairs = (pair for tags in self.read().values() for pair in tags.items())
-        names = sorted(name for name, id in pairs if id == image)
+        names = sorted((name for name, id in pairs if id == image), key=whole_name)
         return [name for name in names if ("@" in name) is digests]
 
 
@@ -133,10 +143,10 @@ class ImageStore:
     """
 
     def __init__(self, root: str, driver_name: str, batch: Batch) -> None:
-        home = f"{root}/image/{driver_name}"
-        self.content = f"{home}/imagedb/content/sha256"
-        self.metadata = f"{home}/imagedb/metadata/sha256"
-        self.names = Names(f"{home}/repositories.json")
+        self.home = f"{root}/image/{driver_name}"
+        self.content = f"{self.home}/imagedb/content/sha256"
+        self.metadata = f"{self.home}/imagedb/metadata/sha256"
+        self.names = Names(f"{self.home}/repositories.json")
         self.batch = batch
         self._parents: dict[str, str | None] | None = None
 
@@ -197,7 +207,8 @@ class ImageStore:
         self.batch.publish()
         remove_path(f"{self.content}/{hex_of(id)}")
         remove_path(f"{self.metadata}/{hex_of(id)}")
-        self._parents = None
+        if self._parents is not None:
+            self._parents.pop(id, None)
 
     # the family
 
@@ -258,8 +269,13 @@ class ImageStore:
     def resolve(self, text: str) -> str:
         """Return the id that a person means: an id, a name, or how an id begins.
 
-        Raises NotFoundError, and ReferenceFault for what can be none of the three.
+        ``IMAGE@N`` is the image after step N. Raises NotFoundError, and ReferenceFault
+        for what can be none of these.
         """
+        if text[-1:].isdigit() and "@" in text:
+            image, _, number = text.rpartition("@")
+            if number.isdecimal() and number.isascii():
+                return self.step(image, int(number))
         if is_digest(text):
             self.raw(text)
             return text
@@ -276,6 +292,26 @@ class ImageStore:
         if len(ids) > 1:
             raise ConflictError(f'"{text}" begins the ids of {len(ids)} images')
         return ids[0] if ids else self.unknown(text)
+
+    def step(self, text: str, number: int) -> str:
+        """Return the image of which ``number`` lines of an image's history tell.
+
+        Raises NotFoundError where the image is not among the ancestors that are here.
+        """
+        family: str | None = self.resolve(text)
+        counts: list[int] = []
+        while family and (not counts or counts[-1] > number):
+            counts.append(len(self.get(family).history))
+            if counts[-1] == number:
+                return family
+            family = self.parent(family)
+        if not 0 < number <= counts[0]:
+            what = f'"{text}" has {counts[0]} steps'
+        else:
+            what = f'the image of step {number} of "{text}" is not on this machine'
+        here = [str(count) for count in sorted(counts) if count >= number]
+        hint = f"here are those of its steps {', '.join(here)}" if here else None
+        raise NotFoundError(what, where=f"{text}@{number}", hint=hint)
 
     def unknown(self, text: str) -> str:
         """Raise the error for an image that is not there."""
@@ -315,11 +351,3 @@ def history(images: ImageStore, layers: LayerStore, id: str) -> list[HistoryRow]
 def size_of(images: ImageStore, layers: LayerStore, id: str) -> int:
     """Return the bytes of an image's files, each layer's counted."""
     return sum(layer.size for layer in layers.stack(images.get(id).diff_ids))
-
-
-def chains_in_use(images: ImageStore) -> set[str]:
-    """Return the chain ids of the top layers of all images."""
-    from minidocker.oci import chain_id
-
-    stacks = (images.get(id).diff_ids for id in images.ids())
-    return {chain_id(diff_ids) for diff_ids in stacks if diff_ids}

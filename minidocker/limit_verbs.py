@@ -33,7 +33,8 @@ from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given
 from minidocker.lifecycle import members_of
 from minidocker.records import Record
 from minidocker.run_verb import LIMIT_FLAGS, limits_of
-from minidocker.views import View, formatted, human_size, shown_id
+from minidocker.tables import View, formatted, human_size
+from minidocker.views import shown_id
 
 
 # %% What was used

@@ -79,6 +79,47 @@ def size_words(size: int) -> str:
     return f"{size:,} bytes" if size != 1 else "1 byte"
 
 
+# %% A long family
+SCREEN = 20
+
+
+class Fold(Record):
+    """Steps that follow each other without layer and name, as one."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def words(self) -> str:
+        """How many there are, and which instructions."""
+        kinds = dict.fromkeys(step.word.partition(" ")[0] for step in self.steps)
+        text = f"{len(self.steps)} steps: {', '.join(kinds)}"
+        return text if len(text) <= 40 else text[:39] + "…"
+
+
+def folded(steps: list[Step], most: int = SCREEN) -> list[Step | Fold]:
+    """Return a family with its quiet steps folded, if it has more than ``most``."""
+    found: list[Step | Fold] = []
+    quiet: list[Step] = []
+    for number, step in enumerate(steps):
+        if len(steps) > most and 0 < number < len(steps) - 1 and is_quiet(step):
+            quiet.append(step)
+            continue
+        found += fold_of(quiet)
+        found.append(step)
+        quiet = []
+    return found
+
+
+def is_quiet(step: Step) -> bool:
+    """Whether a step has no name and brought no layer."""
+    return not step.tags and not step.brings
+
+
+def fold_of(quiet: list[Step]) -> list[Step | Fold]:
+    """Return quiet steps as one, if they are several."""
+    return [Fold(tuple(quiet))] if len(quiet) > 1 else list(quiet)
+
+
 # %% The picture
 def quoted(text: str) -> str:
     r"""Return a text as a DOT string that shows exactly it.
@@ -106,7 +147,7 @@ def lineage_dot(images: ImageStore, layers: LayerStore, id: str) -> str:
         "digraph lineage {",
         '  rankdir="BT"; node [fontname="monospace", fontsize=11];',
         *layer_nodes(stack_of(images, layers, id)),
-        *image_nodes(steps),
+        *image_nodes(folded(steps)),
         "}",
     ]
     return "\n".join(lines)
@@ -125,18 +166,22 @@ def layer_nodes(stack: list[Layer]) -> Iterator[str]:
         below = name
 
 
-def image_nodes(steps: list[Step]) -> Iterator[str]:
+def image_nodes(steps: list[Step | Fold]) -> Iterator[str]:
     """Yield the DOT lines of a family of images."""
     below = ""
     for step in steps:
-        name = f"image_{short_id(step.id)}"
-        text = label(step.word, short_id(step.id), ", ".join(step.tags))
-        yield f'  {name} [shape="box", label={text}];'
+        last = step.steps[-1] if isinstance(step, Fold) else step
+        name = f"image_{short_id(last.id)}"
+        if isinstance(step, Fold):
+            yield f'  {name} [shape="note", label={label(step.words)}];'
+        else:
+            text = label(step.word, short_id(step.id), ", ".join(step.tags))
+            yield f'  {name} [shape="box", label={text}];'
         if below:
             yield f"  {name} -> {below};"
-        if step.layer:
-            style = "solid" if step.brings else "dotted"
-            layer = f"layer_{short_id(step.layer.chain_id)}"
+        if last.layer:
+            style = "solid" if last.brings else "dotted"
+            layer = f"layer_{short_id(last.layer.chain_id)}"
             yield f'  {name} -> {layer} [style="{style}", constraint=false];'
         below = name
 
@@ -156,14 +201,19 @@ def lineage_svg(dot: str) -> str:
 def lineage_text(images: ImageStore, layers: LayerStore, id: str) -> str:
     """Return the family of an image as text, the oldest first."""
     lines = []
-    for depth, step in enumerate(family(images, layers, id)):
-        mark = "" if not depth else "   " * (depth - 1) + "└─ "
+    steps = folded(family(images, layers, id))
+    for number, step in enumerate(steps):
+        last = number == len(steps) - 1
+        mark = "" if not number else "└─ " if last else "├─ "
+        rail = "   " if last and number else "│  "
+        if isinstance(step, Fold):
+            lines.append(f"{mark}... {step.words}")
+            continue
         names = f" ({', '.join(step.tags)})" if step.tags else ""
-        brings = ""
+        lines.append(f"{mark}{short_id(step.id)}{names}  {step.word}")
         if step.brings and step.layer:
-            brings = f"\n{'   ' * depth}   layer {short_id(step.layer.diff_id)}"
-            brings += f", {size_words(step.layer.size)}"
-        lines.append(f"{mark}{short_id(step.id)}{names}  {step.word}{brings}")
+            size = size_words(step.layer.size)
+            lines.append(f"{rail}     layer {short_id(step.layer.diff_id)}, {size}")
     return "\n".join(lines)
 
 
