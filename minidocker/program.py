@@ -152,6 +152,8 @@ class HostConfig(Record):
         found = {name: getattr(self, key) for key, name in HOST_NAMES.items()}
         found |= {n: list(getattr(self, k)) or None for k, n in LIST_NAMES.items()}
         found |= {name: getattr(self.limits, key) for key, name in LIMIT_NAMES.items()}
+        found |= {n: found[n] or None for n in ("Init", "PidsLimit")}
+        found |= {n: found[n] or "private" for n in ("IpcMode", "CgroupnsMode")}
         mode = self.network.value
         found["NetworkMode"] = f"{mode}:{self.network_of}" if self.network_of else mode
         found["Devices"] = [device_json(text) for text in self.devices]
@@ -202,7 +204,8 @@ def ulimit_json(text: str) -> dict[str, Any]:
 # %% The nouns: what to run
 def host_config(found: dict[str, Any]) -> HostConfig:
     """Read what ``HostConfig.to_dict`` wrote."""
-    given: dict[str, Any] = {k: found[n] for k, n in HOST_NAMES.items() if n in found}
+    said = {k: found.get(n) for k, n in HOST_NAMES.items()}
+    given = {k: value for k, value in said.items() if value not in (None, "private")}
     given |= {k: tuple(found.get(n) or ()) for k, n in LIST_NAMES.items()}
     limits = {k: found[n] for k, n in LIMIT_NAMES.items() if found.get(n)}
     mode, _, of = str(found.get("NetworkMode", "none")).partition(":")

@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from minidocker.seccomp import ALLOW, Profile, compile_profile, this_machine
+from minidocker.flags import parse_flags
+from minidocker.run_verb import RUN_FLAGS, words_of
+from minidocker.seccomp import (
+    ALLOW,
+    MACHINES,
+    Machine,
+    Profile,
+    compile_profile,
+    this_machine,
+)
 from minidocker.security import DOCKER_CAPABILITIES, docker_profile
 
 
@@ -145,6 +154,42 @@ def test_libseccomp_means_the_same_by_our_list(by_libseccomp: bytes):
             assert a == b, (names[number], args)
 
 
+FLAGS = [
+    "--memory",
+    "64m",
+    "--memory-reservation",
+    "32m",
+    "--cpus",
+    "0.5",
+    "--cpu-shares",
+    "512",
+    "--cpuset-cpus",
+    "0",
+    "--pids-limit",
+    "77",
+    "--cap-add",
+    "NET_ADMIN",
+    "--cap-drop",
+    "KILL",
+    "--security-opt",
+    "no-new-privileges",
+    "--device",
+    "/dev/null:/dev/void",
+    "--tmpfs",
+    "/x:size=1m",
+    "--ulimit",
+    "nofile=10:20",
+    "--shm-size",
+    "1m",
+    "--sysctl",
+    "net.ipv4.ip_forward=1",
+    "--oom-score-adj",
+    "5",
+    "--read-only",
+    "--init",
+]
+
+
 @pytest.fixture
 def docker_list(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """The profile that Debian's Docker hands to runc, from a container's own bundle."""
@@ -186,10 +231,21 @@ def docker_list(tmp_path: Path) -> Iterator[dict[str, Any]]:
         bundle = next((tmp_path / "exec").rglob("config.json"))
         config = json.loads(bundle.read_text())
         docker("rm", "-f", done.stdout.decode().strip())
-        yield config
+        made = docker("create", "--network", "none", *FLAGS, "peer", "sleep", "1")
+        assert made.returncode == 0, made.stderr
+        told = docker("inspect", made.stdout.decode().strip())
+        yield config | {"HostConfig": json.loads(told.stdout)[0]["HostConfig"]}
     finally:
         daemon.terminate()
         daemon.wait(30)
+
+
+def written_host_config() -> dict[str, Any]:
+    """What we would keep for the same flags."""
+    given = parse_flags(RUN_FLAGS, [*FLAGS, "peer"], "run", greedy=True)
+    host = words_of(given).replace(sysctls=given.list("sysctl"))
+    found: dict[str, Any] = json.loads(json.dumps(host.to_dict()))
+    return found
 
 
 # Docker 20.10 is of 2020: what it did not know, and what Docker has taken back since
@@ -255,7 +311,31 @@ def test_docker_s_own_list_is_ours(docker_list: dict[str, Any]):
 
     assert set(masked[0]) <= set(MASKED)
     assert set(masked[1]) == set(READONLY)
+    ours = written_host_config()
+    theirs = docker_list["HostConfig"]
+    for key in ours:
+        if key != "CgroupnsMode":  # Docker leaves version 1 to the host's
+            assert ours[key] == theirs[key], key
     caps = docker_list["process"]["capabilities"]["bounding"]
     from minidocker.security import KEPT
 
     assert {c.removeprefix("CAP_") for c in caps} == {c.name for c in KEPT}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)
+def test_libseccomp_has_the_same_numbers_for_both_machines(machine: Machine):
+    import ctypes
+
+    library = ctypes.CDLL("libseccomp.so.2")
+    known = 0
+    for name, number in machine.numbers().items():
+        found = library.seccomp_syscall_resolve_name_arch(machine.audit, name.encode())
+        if found != -1:  # a name that it does not know
+            assert found == number, name
+            known += 1
+    assert known > 300
+    for number in range(LAST + 1):
+        resolve = library.seccomp_syscall_resolve_num_arch
+        resolve.restype = ctypes.c_char_p
+        name = resolve(machine.audit, number)
+        assert name is None or name.decode() in machine.numbers(), number
