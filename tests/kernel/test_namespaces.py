@@ -1,5 +1,6 @@
 """What a plan mounts, and that no image can redirect it."""
 
+import ctypes
 import doctest
 import os
 import pickle
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from minidocker import namespaces
+from minidocker.errors import RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, prctl, unshare
 from minidocker.mounts import mountinfo
 from minidocker.namespaces import (
@@ -194,6 +196,48 @@ def test_after_the_pivot_the_old_tree_is_gone(tmp_path: Path):
     names, targets = forked(body)
     assert names == ["proc"]
     assert {target.split("/")[1] for target in targets} == {"", "proc"}
+
+
+def test_a_link_that_is_swapped_in_a_loop_never_leads_out(tmp_path: Path):
+    """CVE-2021-30465: the destination is a directory now and a link a moment later."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for place in (root / "data", outside / "below", tmp_path / "source"):
+        place.mkdir(parents=True)
+    (root / "link").symlink_to(outside)
+    (tmp_path / "source/here").touch()
+
+    def swap() -> None:
+        os.chdir(root)
+        exchange = ctypes.CDLL(None).renameat2
+        while True:
+            exchange(-100, b"data", -100, b"link", 2)  # AT_FDCWD, RENAME_EXCHANGE
+
+    def body() -> tuple[int, list[str]]:
+        apart()
+        racer = os.fork()
+        if racer == 0:
+            swap()
+        handle, done = os.open(root, os.O_PATH), 0
+        step = Bind(str(tmp_path / "source"), "/data/below")
+        try:
+            for _ in range(300):
+                try:
+                    step.apply(handle)
+                    done += 1
+                except (OSError, RuntimeFault):
+                    pass
+        finally:
+            os.kill(racer, 9)
+            os.waitpid(racer, 0)
+        return done, [
+            m.target for m in mountinfo() if m.target.startswith(str(tmp_path))
+        ]
+
+    done, targets = forked(body)
+    assert done > 0
+    assert not [t for t in targets if t.startswith(str(outside))]
+    assert os.listdir(outside / "below") == []
+    assert os.listdir(outside) == ["below"]
 
 
 def test_the_plan_can_be_printed_and_is_docker_s():
