@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from minidocker.errors import MinidockerError, UsageError, did_you_mean
 from minidocker.flags import (
+    LIST,
     TEXT,
     Command,
     Flag,
@@ -172,7 +173,9 @@ COMMANDS = (
 )  # fmt: skip
 GLOBAL_FLAGS = (
     Flag("root", "Directory of the store (or MINIDOCKER_ROOT)", takes=TEXT),
-    Flag("driver", "Storage driver of a new store", takes=TEXT),
+    Flag("driver", "The same as --storage-driver", takes=TEXT),
+    Flag("storage-driver", "Of a new store: overlay2, vfs or devicemapper", takes=TEXT),
+    Flag("storage-opt", "Option of the storage driver: dm.basesize=10G", takes=LIST),
     Flag("version", "Print version information and quit", "v"),
 )
 

@@ -64,7 +64,8 @@ def open_engine(given: Given, needs: Needs = Needs.NOTHING) -> Engine:
         enter_user_namespace()
     elif needs is Needs.MOUNTS:
         own_mounts()
-    engine = Engine(root, given.text("driver"), notice)
+    driver = given.text("storage-driver") or given.text("driver")
+    engine = Engine(root, driver, notice, given.list("storage-opt"))
     if interrupted:
         engine.tidy()
     return engine

@@ -16,7 +16,7 @@ import select
 import stat
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum, IntFlag
 
 from minidocker.errors import UnsupportedError
@@ -46,9 +46,10 @@ def ask_device(
 
 
 # %% Loop devices: a file as a disk
-LOOP_CLR_FD, LOOP_SET_CAPACITY = 0x4C01, 0x4C07
+LOOP_CLR_FD, LOOP_GET_STATUS64, LOOP_SET_CAPACITY = 0x4C01, 0x4C05, 0x4C07
 LOOP_CONFIGURE, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C82
 BLKGETSIZE64, BLKDISCARD = 0x80081272, 0x1277
+LO_AUTOCLEAR = 4
 SECTOR = 512
 
 # struct loop_info64: device, inode, rdevice, offset, size limit; number, encryption
@@ -57,32 +58,41 @@ LOOP_INFO = struct.Struct("=5Q4I64s64s32s2Q")
 LOOP_CONFIG = struct.Struct("=II232s64x")  # descriptor, block size, the info
 
 
-def attach_loop(path: str) -> str:
-    """Bind a file to a free loop device; return the device's path.
+def hold_loop(path: str, *, autoclear: bool = False) -> tuple[str, int]:
+    """Bind a file to a free loop device; return the device's path, and it open.
 
-    The caller detaches it. LOOP_CTL_GET_FREE only names a free one: where another
+    With ``autoclear`` the kernel unbinds it when nobody has it open any more; otherwise
+    the caller detaches it. LOOP_CTL_GET_FREE only names a free one: where another
     process was faster we ask again. Source: loop(4).
     """
+    flags = LO_AUTOCLEAR if autoclear else 0
+    info = LOOP_INFO.pack(*[0] * 8, flags, os.fsencode(path)[:63], b"", b"", 0, 0)
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    info = LOOP_INFO.pack(*[0] * 9, os.fsencode(path)[:63], b"", b"", 0, 0)
     try:
         while True:
             number = ask_device(
                 "/dev/loop-control", "LOOP_CTL_GET_FREE", LOOP_CTL_GET_FREE, write=True
             )
             device = f"/dev/loop{number.decode()}"
+            loop = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             try:
                 request = LOOP_CONFIG.pack(file, 0, info)
-                ask_device(
-                    device, "LOOP_CONFIGURE", LOOP_CONFIGURE, request, write=True
-                )
+                ask(loop, "LOOP_CONFIGURE", LOOP_CONFIGURE, request)
             except SysError as why:
+                os.close(loop)
                 if why.errno != errno.EBUSY:
                     raise
             else:
-                return device
+                return device, loop
     finally:
         os.close(file)
+
+
+def attach_loop(path: str) -> str:
+    """Bind a file to a free loop device; return its path. The caller detaches it."""
+    device, loop = hold_loop(path)
+    os.close(loop)
+    return device
 
 
 def detach_loop(device: str) -> None:
@@ -92,15 +102,26 @@ def detach_loop(device: str) -> None:
 
 # %% Loop devices: a file as a disk
 def loops_of(path: str) -> list[str]:
-    """Return the loop devices bound to a file, such as those that a crash left."""
-    real, found = os.path.realpath(path), []
+    """Return the loop devices bound to a file, such as those that a crash left.
+
+    By the file's numbers: its name is another one in another mount namespace.
+    """
+    wanted, found = os.stat(path), []
     for name in sorted(os.listdir("/sys/block")):
-        try:
-            with open(f"/sys/block/{name}/loop/backing_file") as file:
-                if file.read().rstrip("\n") == real:
-                    found.append(f"/dev/{name}")
-        except OSError:  # not a loop device, or unbound
+        if not os.path.exists(f"/sys/block/{name}/loop"):
             continue
+        try:
+            asked = ask_device(
+                f"/dev/{name}",
+                "LOOP_GET_STATUS64",
+                LOOP_GET_STATUS64,
+                bytes(LOOP_INFO.size),
+            )
+        except SysError:  # unbound meanwhile
+            continue
+        device, inode = LOOP_INFO.unpack(asked)[:2]
+        if (device, inode) == (wanted.st_dev, wanted.st_ino):
+            found.append(f"/dev/{name}")
     return found
 
 
@@ -436,15 +457,28 @@ def create_snap(
 ) -> None:
     """Make a snapshot. ``active`` is the origin's device, if there is one now.
 
-    It is suspended meanwhile, so that the snapshot has a whole file system.
+    It is suspended meanwhile, so that the snapshot has a whole file system. If it
+    goes before, all of it is on its blocks already.
     """
-    if active:
-        suspend(dm, active)
+    steady = bool(active) and still_there(suspend, dm, active)
     try:
         tell(dm, pool, f"create_snap {id} {origin}")
     finally:
-        if active:
-            resume(dm, active)
+        if steady:
+            still_there(resume, dm, active)
+
+
+def still_there(
+    action: Callable[[DeviceMapper, str], None], dm: DeviceMapper, name: str
+) -> bool:
+    """Do something to a device; whether it was still there."""
+    try:
+        action(dm, name)
+    except SysError as why:
+        if why.errno != errno.ENXIO:
+            raise
+        return False
+    return True
 
 
 def delete(dm: DeviceMapper, pool: ThinPool, id: int) -> None:

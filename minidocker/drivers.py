@@ -148,6 +148,14 @@ class StorageDriver(ABC):
         """Return the directory that a union of ``layer`` is mounted on."""
         return f"{self.home}/{layer}/merged"
 
+    def held(self) -> AbstractContextManager[None]:
+        """Keep what the driver needs meanwhile for a ``with`` block: mostly nothing."""
+        return nullcontext()
+
+    def report(self) -> dict[str, str | int]:
+        """Return what `info` tells of the driver, in Docker's words; sizes are ints."""
+        return {}
+
     # the remainder is the same for every driver
 
     def pack(self, layer: str, put: Put) -> int:

@@ -25,6 +25,7 @@ from minidocker.durable import (
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
+    UnsupportedError,
     UsageError,
     did_you_mean,
 )
@@ -52,22 +53,44 @@ if TYPE_CHECKING:
 
 
 # %% Which driver
-def choose_driver(root: str, name: str = "") -> StorageDriver:
+DRIVER_NAMES = (*DRIVERS, "devicemapper")
+
+
+def make_driver(root: str, name: str, options: tuple[str, ...] = ()) -> StorageDriver:
+    """Return the driver of that name; ``options`` are those of ``--storage-opt``.
+
+    The code of devicemapper is loaded only for a store that has it.
+    """
+    if name == "devicemapper":
+        from minidocker.devicemapper import Devicemapper
+        from minidocker.thinpool import parse_options
+
+        return Devicemapper(root, options=parse_options(options))
+    if options:
+        what = f'the storage driver "{name}" has no options'
+        raise UsageError(what, hint="devicemapper has: dm.basesize=10G and others")
+    return DRIVERS[name](root)
+
+
+def choose_driver(
+    root: str, name: str = "", options: tuple[str, ...] = ()
+) -> StorageDriver:
     """Return the store's driver: as written down, as asked for, or the best.
 
     Raises UsageError for an unknown one, ConflictError when the store has another.
     """
-    if name and name not in DRIVERS:
-        hint = did_you_mean(name, DRIVERS, other=f"there are {', '.join(DRIVERS)}")
+    if name and name not in DRIVER_NAMES:
+        known = f"there are {', '.join(DRIVER_NAMES)}"
+        hint = did_you_mean(name, DRIVER_NAMES, other=known)
         raise UsageError(f'no storage driver "{name}"', hint=hint)
     written = driver_of(root) or first_driver(root, name)
     if name and written != name:
         what = f'the store has the driver "{written}" and cannot have "{name}"'
         raise ConflictError(what, where=root, hint="choose another --root")
-    if written not in DRIVERS:
+    if written not in DRIVER_NAMES:
         what = f'the store has the driver "{written}", which is not known'
         raise IntegrityError(what, where=f"{root}/driver")
-    return DRIVERS[written](root)
+    return make_driver(root, written, options)
 
 
 def driver_of(root: str) -> str:
@@ -82,6 +105,11 @@ def first_driver(root: str, name: str) -> str:
         if found := driver_of(root):
             return found
         driver = name or best_driver(root)[0].name
+        if driver == "devicemapper":
+            from minidocker.devicemapper import supported
+
+            if why := supported():
+                raise UnsupportedError(why, hint="--storage-driver overlay2, or vfs")
         replace_file(f"{root}/driver", f"{driver}\n".encode())
         return driver
 
@@ -102,9 +130,10 @@ class Engine:
         root: str,
         driver: str = "",
         notice: Callable[[str], None] = lambda line: None,
+        options: tuple[str, ...] = (),
     ) -> None:
         self.root, self.notice = os.path.abspath(root), notice
-        self.driver = choose_driver(self.root, driver)
+        self.driver = choose_driver(self.root, driver, options)
         self.batch = Batch(self.root, os.path.join(self.root, "tmp"))
         self.layers = LayerStore(self.root, self.driver, self.batch)
         self.images = ImageStore(self.root, self.driver.name, self.batch)
@@ -114,7 +143,12 @@ class Engine:
     def changing(self) -> Iterator[None]:
         """Hold the store's lock while something is made; sweep first if alone."""
         self.tidy()
-        with store_lock(self.root), marked(self.root), self.batch:
+        with (
+            store_lock(self.root),
+            marked(self.root),
+            self.driver.held(),
+            self.batch,
+        ):
             yield
 
     def tidy(self) -> None:

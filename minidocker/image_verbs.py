@@ -168,6 +168,7 @@ def info(given: Given) -> int:
     """``info [OPTIONS]``"""
     from minidocker.info import findings
     from minidocker.values import fill
+    from minidocker.tables import human_size
 
     found = findings()
     engine = open_engine(given)
@@ -189,6 +190,8 @@ def info(given: Given) -> int:
         return 0
     for name, value in list(facts.items())[:9]:
         print(f"{name}: {value}")
+    for name, value in engine.driver.report().items():
+        print(f" {name}: {human_size(value) if isinstance(value, int) else value}")
     for finding in found:
         print(f"{finding.name}: {'yes' if finding.works else 'no'}, {finding.follows}")
     return 0

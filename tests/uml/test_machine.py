@@ -45,12 +45,19 @@ def test_what_a_guest_writes_is_thrown_away(tmp_path: Path) -> None:
     assert (done.stdout, os.listdir(kept), os.listdir(lost)) == ("1\n", ["a"], [])
 
 
+CONFORMANCE = str(ROOT / "tests" / "conformance" / "test_drivers.py")
+
+
 @pytest.mark.root
-def test_the_tests_inside_pass() -> None:
-    """`tests/uml/inside` needs another kernel; all of it runs in one guest."""
+@pytest.mark.parametrize(
+    "chosen",
+    [[str(HERE / "inside")], [CONFORMANCE, "-k", "devicemapper"]],
+    ids=["inside", "every driver's suite on devicemapper"],
+)
+def test_what_needs_another_kernel_passes_there(chosen: list[str]) -> None:
     words = ["-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q"]
     words += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-    done = in_guest(sys.executable, *words, str(HERE / "inside"), timeout=280)
+    done = in_guest(sys.executable, *words, *chosen, timeout=280)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

@@ -1,0 +1,322 @@
+# From book/19-devicemapper.md. Edit there and tangle, or here and tangle --back.
+
+# %% Devicemapper: the third driver
+"""The storage driver devicemapper: each layer is a thin snapshot of its parent.
+
+Needs root.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+
+from minidocker.devices import (
+    BLOCK,
+    SECTOR,
+    Call,
+    DeviceMapper,
+    arm,
+    find,
+    heard,
+    parse_status,
+    remove,
+    status,
+)
+from minidocker.drivers import Mountable, StorageDriver, shown
+from minidocker.errors import (
+    ConflictError,
+    MinidockerError,
+    NotFoundError,
+)
+from minidocker.linux import CloneFlags, SysError, unshare
+from minidocker.mounts import (
+    MountAttr,
+    MountFlags,
+    UmountFlags,
+    mount,
+    mount_setattr,
+    mountinfo,
+    umount2,
+)
+from minidocker.thinpool import (
+    FILE_SYSTEMS,
+    LOW_WATER,
+    Disks,
+    PoolOptions,
+    Records,
+    activate_layer,
+    base_device,
+    find_disks,
+    forget,
+    grow_if_low,
+    make_device,
+    open_session,
+    suppress_gone,
+)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.changes import Change
+
+
+# %% Mounting a layer
+class ThinRoot(Mountable):
+    """The root of a layer, which is mounted from its thin device."""
+
+    __slots__ = ("driver", "layer", "writable")
+
+    def __init__(self, driver: Devicemapper, layer: str, writable: bool) -> None:
+        self.driver, self.layer, self.writable = driver, layer, writable
+
+    def mount(self, target: str) -> None:
+        """Mount the layer's tree on ``target``; its device goes when that does."""
+        disks, thin = self.driver.disks, self.driver.records.layer(self.layer)
+        place = disks.place(self.layer)
+        with open_session(disks) as session:
+            device = activate_layer(session, self.layer, thin)
+            mount_device(device, place, disks.options.fs, self.writable)
+            remove(session.dm, session.device(self.layer), deferred=True)
+        try:
+            mount(f"{place}/rootfs", target, None, MountFlags.BIND)
+        finally:
+            umount2(place, UmountFlags.DETACH)
+        if not self.writable:
+            mount_setattr(-100, target, MountAttr.RDONLY)
+
+    def description(self) -> dict[str, str]:
+        """Return which device it is, in Docker's names."""
+        thin = self.driver.records.layer(self.layer)
+        return {
+            "DeviceId": str(thin.device_id),
+            "DeviceName": f"{self.driver.disks.prefix}-{self.layer}",
+            "DeviceSize": str(thin.size),
+        }
+
+
+def mount_device(device: str, place: str, fs: str, writable: bool) -> None:
+    """Mount a device; read-only unless somebody has it mounted for writing already."""
+    options = FILE_SYSTEMS[fs].options
+    try:
+        flags = MountFlags(0) if writable else MountFlags.RDONLY
+        mount(device, place, fs, flags, options)
+    except SysError as why:
+        if writable or why.errno != errno.EBUSY:
+            raise
+        mount(device, place, fs, MountFlags(0), options)
+
+
+# %% Who hears the alarm
+GRACE = 3.0  # seconds that the pool may be gone, or not be there yet
+
+
+def watch(disks: Disks) -> None:
+    """Attend the pool until it is gone; there is one watcher, the others return."""
+    fd = os.open(f"{disks.home}/watch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    seen = time.monotonic()
+    with DeviceMapper() as dm:
+        while time.monotonic() - seen < GRACE:
+            arm(dm)
+            if find(dm, disks.pool.name):
+                seen = time.monotonic()
+                if is_low(dm, disks):
+                    with open_session(disks) as session:
+                        grow_if_low(session)
+            heard(dm, 1.0)
+
+
+def is_low(dm: DeviceMapper, disks: Disks) -> bool:
+    """Whether the pool has few free blocks; not if it is going or coming."""
+    with suppress_gone():
+        lines = status(dm, disks.pool.name)  # none before its table is loaded
+        found = [parse_status(line.arguments) for line in lines]
+        return any(now.data[1] and now.free <= LOW_WATER for now in found)
+    return False
+
+
+def is_watched(disks: Disks) -> bool:
+    """Whether somebody watches the pool."""
+    fd = os.open(f"{disks.home}/watch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def start_watch(disks: Disks) -> None:
+    """Start the watcher, as nobody's child; return when it has let go of all ours."""
+    if is_watched(disks):
+        return
+    ready, told = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(told)
+        os.waitpid(child, 0)
+        os.read(ready, 1)
+        os.close(ready)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            let_go(disks.home)
+            watch(disks)
+    finally:
+        os._exit(0)
+
+
+def let_go(home: str) -> None:
+    """Keep neither descriptors nor mounts of the process that we were forked from."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    unshare(CloneFlags.NEWNS)
+    mount(None, "/", None, MountFlags.REC | MountFlags.PRIVATE)
+    for one in reversed(mountinfo()):
+        if one.source.startswith("/dev/dm-") or one.target.startswith(home):
+            with suppress(OSError):
+                umount2(one.target, UmountFlags.DETACH)
+
+
+# %% The driver
+METADATA_BLOCK = 4096
+
+
+class Devicemapper(StorageDriver):
+    """Keep each layer as a thin device; see the chapter's docstring."""
+
+    name = "devicemapper"
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        rootless: bool | None = None,
+        options: PoolOptions = PoolOptions(),  # noqa: B008
+    ) -> None:
+        super().__init__(root, rootless=rootless)
+        self.disks = find_disks(self.home, options)
+        self.records = Records(f"{self.home}/metadata")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the pool for a ``with`` block: making it takes longer than using it."""
+        with open_session(self.disks) as session:
+            found = session.dm.call(Call.DEV_STATUS, session.pool.name)
+            fd = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def target(self, layer: str) -> str:
+        """Return the directory that shows a layer's tree."""
+        os.makedirs(f"{self.home}/trees", 0o700, exist_ok=True)
+        return f"{self.home}/trees/{layer}"
+
+    def create(self, layer: str, parent: str | None) -> None:
+        """Make a snapshot of the parent's device, or of the base."""
+        if layer in self.records.layers():
+            raise ConflictError(f'layer "{layer}" exists already')
+        origin = self.records.layer(parent) if parent else None
+        with open_session(self.disks) as session:
+            origin = origin or base_device(session)
+            make_device(session, layer, origin.device_id, parent or "")
+
+    def lowers(self, layer: str) -> list[str]:
+        """Return the ancestors: `changes` compares with the first."""
+        parent = self.records.layer(layer).parent
+        return [parent, *self.lowers(parent)] if parent else []
+
+    def view(self, layer: str, *, writable: bool, volatile: bool = False) -> ThinRoot:
+        """Return the root; for a writer, let somebody watch the pool."""
+        self.records.layer(layer)
+        if writable:
+            start_watch(self.disks)
+        return ThinRoot(self, layer, writable)
+
+    def opened(
+        self, layer: str, *, writable: bool = False
+    ) -> AbstractContextManager[str]:
+        """Mount the layer's tree."""
+        return self.mounted(layer, writable=writable)
+
+    def changes(
+        self, layer: str, *, without: frozenset[str] = frozenset()
+    ) -> Iterator[Change]:
+        """Compare the two whole trees, both mounted."""
+        from minidocker.changes import changes_between
+
+        parent = self.records.layer(layer).parent
+        # one layer may be open twice: each time at a place of its own
+        upper = shown(ThinRoot(self, layer, False), f"{self.target(layer)}-changes")
+        below = self.opened(parent) if parent else nullcontext(None)
+        with upper as tree, below as lower:
+            yield from changes_between(lower, tree, without=without)
+
+    def report(self) -> dict[str, str | int]:
+        """Return the pool's figures."""
+        with open_session(self.disks) as session:
+            now = session.status()
+        pool, options = self.disks.pool, self.disks.options
+        return {
+            "Pool Name": pool.name,
+            "Pool Blocksize": BLOCK * SECTOR,
+            "Base Device Size": options.base_size,
+            "Backing Filesystem": options.fs,
+            "Data file": pool.data,
+            "Metadata file": pool.metadata,
+            "Data Space Used": now.data[0] * BLOCK * SECTOR,
+            "Data Space Total": now.data[1] * BLOCK * SECTOR,
+            "Metadata Space Used": now.metadata[0] * METADATA_BLOCK,
+            "Metadata Space Total": now.metadata[1] * METADATA_BLOCK,
+            "Deferred Removal Enabled": "true",
+        }
+
+    def ids(self) -> list[str]:
+        """List the files of the layers."""
+        return self.records.layers()
+
+    def remove(self, layer: str) -> None:
+        """Delete the layer's device; its blocks are free unless others share them."""
+        try:
+            thin = self.records.layer(layer)
+        except NotFoundError:
+            return
+        with open_session(self.disks) as session:
+            self.records.write(layer, thin.replace(deleted=True).to_json())
+            forget(session, layer, thin.device_id)
+        tree = self.target(layer)
+        for place in (self.disks.place(layer), tree, f"{tree}-changes"):
+            with suppress(OSError):
+                os.rmdir(place)
+
+
+# %% The driver
+def supported() -> str:
+    """Return why the driver cannot work here, or an empty text."""
+    if os.geteuid() != 0:
+        return "devicemapper needs root"
+    try:
+        with DeviceMapper():
+            return ""
+    except MinidockerError as why:
+        return str(why)
