@@ -167,8 +167,8 @@ def import_(given: Given) -> int:
 def info(given: Given) -> int:
     """``info [OPTIONS]``"""
     from minidocker.info import findings
-    from minidocker.values import fill
     from minidocker.tables import human_size
+    from minidocker.values import fill
 
     found = findings()
     engine = open_engine(given)
