@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -216,6 +217,7 @@ def secret_of(text: str) -> tuple[str, Secret]:
 
 
 # %% What the flags mean
+CHECK_ARGUMENT = "BUILDKIT_DOCKERFILE_CHECK"
 SQUASHED = "an image here keeps the layer of each step, and says which step each is"
 
 
@@ -233,11 +235,11 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
     strangers = (
         text.removeprefix("type=registry,ref=") for text in given.list("cache-from")
     )
+    arguments = pairs_of(given.list("build-arg"), "build-arg", from_environment=True)
+    arguments.pop(CHECK_ARGUMENT, None)  # not for the steps
     return BuildOptions(
         tags=given.list("tag"),
-        build_args=pairs_of(
-            given.list("build-arg"), "build-arg", from_environment=True
-        ),
+        build_args=arguments,
         no_cache=given.on("no-cache"),
         target=given.text("target") or None,
         cache_from=tuple(strangers),
@@ -250,48 +252,57 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
 
 
 # %% Checks
-def warnings_of(found: Input, engine: Engine) -> tuple[BuildWarning, ...]:
-    """Return what the build checks say of what is built."""
-    from minidocker.checks import check
+def warnings_of(found: Input, engine: Engine, given: Given) -> tuple[BuildWarning, ...]:
+    """Return what the build checks say; refuse it where the file wants no warnings."""
+    from minidocker import checks
     from minidocker.dockerfile import parse
-    from minidocker.stage import environment
-
-    def environment_of(image: str) -> dict[str, str] | None:
-        try:
-            config = engine.images.get(engine.images.resolve(image)).config
-        except MinidockerError:
-            return None
-        return environment(config.env if config else ())
 
     parsed = parse(found.text, found.name)
-    return check(parsed, environment=environment_of, ignored=found.tree.ignores)
+    told = pairs_of(given.list("build-arg"), "build-arg").get(CHECK_ARGUMENT)
+    options = checks.options_of(parsed) if told is None else checks.read_options(told)
+    certain = not any(pattern.keeps for pattern in found.tree.patterns)
+    warnings = checks.check(
+        parsed,
+        environment=lambda image: variables_of(image, engine),
+        ignored=lambda path: certain and found.tree.ignores(path),
+        options=options,
+    )
+    if warnings and options.error:
+        print_lines(map(str, warnings))
+        rules = ", ".join(dict.fromkeys(warning.rule.name for warning in warnings))
+        what = f"lint violation found for rules: {rules}"
+        hint = 'mend it, or leave "error=true" out of its "# check=" line'
+        raise DockerfileError(what, where=found.name, hint=hint)
+    return warnings
 
 
-def show_warnings(warnings: tuple[BuildWarning, ...]) -> int:
-    """Print warnings; return the exit status."""
+def variables_of(image: str, engine: Engine) -> dict[str, str] | None:
+    """Return the environment of an image, None for one that is not here."""
+    from minidocker.stage import environment
+
+    try:
+        config = engine.images.get(engine.images.resolve(image)).config
+    except MinidockerError:
+        return None
+    return environment(config.env if config else ())
+
+
+def tell_warnings(given: Given) -> int:
+    """Do ``build --check``."""
     from minidocker.checks import summary
 
+    engine = open_engine(given)
+    with input_of(given, engine) as found:
+        warnings = warnings_of(found, engine, given)
     print_lines([*map(str, warnings), summary(warnings)])
-    return 1 if warnings else 0
-
-
-def refuse_warnings(found: Input, engine: Engine) -> None:
-    """Refuse to build what asks to be refused for a warning."""
-    if b"check" not in found.text[:4096].lower():
-        return
-    from minidocker.checks import options_of as check_options
-    from minidocker.dockerfile import parse
-
-    if check_options(parse(found.text, found.name)).error:
-        for one in warnings_of(found, engine):
-            what = f"{one.rule.name}: {one.what}"
-            hint = 'leave out "error=true" of its "# check=" line, or mend it'
-            raise DockerfileError(what, where=one.where, hint=hint)
+    return 0
 
 
 # %% The commands
 def build(given: Given) -> int:
     """``build [OPTIONS] PATH|-``"""
+    if given.on("check"):
+        return tell_warnings(given)
     outputs = tuple(map(output_of, given.list("output")))
     engine = open_engine(given, Needs.MOUNTS)
     options = options_of(given, engine)
@@ -299,10 +310,8 @@ def build(given: Given) -> int:
     failed = True
     try:
         with input_of(given, engine) as found:
-            if given.on("check"):
-                failed = False
-                return show_warnings(warnings_of(found, engine))
-            refuse_warnings(found, engine)
+            if re.search(rb"(?im)^#\s*check\s*=.*error", found.text):
+                warnings_of(found, engine, given)
 
             def made(options: BuildOptions) -> str:
                 return engine.build(

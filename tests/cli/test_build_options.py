@@ -235,18 +235,3 @@ def test_eight_builds_at_once_give_one_image(store: Store, context: Context) -> 
     ids = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0] * 8
     assert len(ids) == 1
-
-
-def test_check_says_what_is_found_and_builds_nothing(
-    store: Store, context: Context
-) -> None:
-    path = context("FROM small:v1\nMAINTAINER me\nENV a $b\n")
-    done = store("build", "--check", path)
-    assert done.returncode == 1
-    assert "Dockerfile:2: MaintainerDeprecated" in done.stdout
-    assert "Step " not in done.stdout
-    good = store.says("build", "--check", context("FROM small:v1\nUSER 1\n"))
-    assert good == "Check complete, no warnings have been found.\n"
-    done = store("build", context("# check=error=true\nFROM small:v1\nMAINTAINER me\n"))
-    assert done.returncode == 1
-    assert "Dockerfile:3: MaintainerDeprecated" in done.stderr
