@@ -258,6 +258,20 @@ def test_the_last_line_counts():
     assert summary(one * 2) == "Check complete, 2 warnings have been found!"
 
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "checks"
+
+
+def test_a_golden_file_gives_the_warnings_that_are_recorded_beside_it():
+    text = (GOLDEN / "unwise.Dockerfile").read_text()
+    warnings = check(
+        parse(text),
+        environment=lambda image: {"NODE": "1"} if image == "node:" else None,
+        ignored=lambda path: path == "left",
+    )
+    shown = "".join(f"{warning}\n" for warning in warnings)
+    assert shown == (GOLDEN / "unwise.warnings").read_text()
+
+
 def test_every_rule_is_tested_here():
     source = Path(__file__).read_text(encoding="utf-8")
     parts = {rule: rule.value.split("{")[0][:14] for rule in Rule}

@@ -185,6 +185,18 @@ def test_past_ten_errors_only_their_number_is_told():
     assert str(why).splitlines()[-1] == "and 15 more"
 
 
+def test_ten_errors_are_told_whole():
+    why = refused("FROM a\n" + "X\n" * 10)
+    assert len(why.more) == 9
+    assert "more" not in str(why)
+
+
+def test_a_line_of_64_kib_less_one_is_read():
+    longest = "RUN " + "x" * (65_535 - 4)
+    assert parse(f"FROM a\n{longest}\r\n").instructions[1].text == longest
+    assert refused(f"FROM a\n{longest}x").where == "Dockerfile:2"
+
+
 def test_the_order_is_not_blamed_after_a_line_that_could_not_be_read():
     why = refused("FORM a\nRUN b")
     assert (why.where, why.more) == ("Dockerfile:1", ())
@@ -216,6 +228,8 @@ def test_an_excerpt_has_tabs_wide_characters_and_no_control_characters():
     why = refused("FROM a\nENV\t日本=x \x1b[2J\n")
     assert why.excerpt == "   2 | ENV\t日本=x \ufffd[2J\n     |    \t       ^~~~"
     assert "\x1b" not in str(why)
+    why = refused("FROM a\nENV e\u0301e\u0301=x bad\n")
+    assert why.excerpt.splitlines()[1] == "     |          ^~~"
 
 
 def test_flags_of_every_kind():

@@ -86,6 +86,8 @@ SEEN = {
         ("${D//\\\\/-}", "C:-x"),
         ('"${F%.*}"', "a.tar"),
         ("${F%'.gz'}", "a.tar"),
+        ("${F#${GONE:-\\a.}}", "tar.gz"),
+        ('${S#"\\*"}', "/x}*"),
         ('${F%".gz"}', "a.tar"),
         ("${GONE:-'a b'\"$A\"}", "a ba"),
     ],
@@ -145,6 +147,8 @@ def test_the_escape_character_can_be_another():
         ("''", [""]),
         ("a 'b c'd", ["a", "b cd"]),
         ("  a  ", ["a"]),
+        ("a\\ b c", ["a b", "c"]),
+        ('a" b "c', ["a b c"]),
     ],
 )
 def test_words_split_at_unquoted_blanks(text: str, want: list[str]):
@@ -179,6 +183,8 @@ def test_unset_variables_are_named_unless_a_word_provides_for_that():
     text = "$A $B ${C:-d} ${D2+e} \"$E2\" '$F2' \\$G ${H%.x} ${A:+$I}"
     assert unset_in(text, SEEN) == ["B", "E2", "H", "I"]
     assert unset_in("${A:-$x}", SEEN) == ["x"]
+    assert unset_in("'$x' \\$y `$z", {}, "`") == ["y"]
+    assert unset_in("'$x' \\$y", {}, None) == ["x"]
 
 
 @pytest.mark.timeout(5)
@@ -192,7 +198,10 @@ def test_patterns_never_go_back():
 
 
 def test_braces_within_braces_have_an_end():
-    assert expand("${A:-" * 40 + "b" + "}" * 40, {}) == "b"
+    assert expand("${A:-" * 50 + "b" + "}" * 50, {}) == "b"
+    assert expand("${A:-b}" * 60, {}) == "b" * 60
+    with pytest.raises(DockerfileError):
+        expand("${A:-" * 51 + "b" + "}" * 51, {})
     for text in ["${A:-" * 10_000, '"${A:-' * 10_000, "${A#" * 10_000]:
         with pytest.raises(DockerfileError, match="braces within each other"):
             expand(text, {})
