@@ -25,7 +25,7 @@ from minidocker.errors import (
     UnsupportedError,
     did_you_mean,
 )
-from minidocker.expansion import expand
+from minidocker.expansion import check_words, expand
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.oci import ContainerConfig, ImageConfig, parse_reference
@@ -223,8 +223,9 @@ def plan(
 ) -> tuple[list[Instruction], list[Part]]:
     """Return the steps before the first FROM, and the stages to build.
 
-    Raises BuildError for an unknown target.
+    Raises BuildError for an unknown target, DockerfileError for an open quote.
     """
+    check_words(dockerfile.instructions, dockerfile.escape)
     before, parts = parts_of(dockerfile)
     target = find_target(parts, shop.options.target)
     preview = Workshop(

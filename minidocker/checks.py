@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from minidocker.dockerfile import Dockerfile, Instruction, Word
 from minidocker.errors import DockerfileError, MinidockerError, nearest
-from minidocker.expansion import expand, unset_in
+from minidocker.expansion import check_words, documents_of, expand, texts_of, unset_in
 from minidocker.lines import SEPARATOR, directive_error, excerpt, point
 from minidocker.oci import parse_reference
 from minidocker.records import Record
@@ -332,19 +332,11 @@ class Scope:
             self.placed = True
 
 
-EXPANDED = {
-    Word.ARG, Word.ENV, Word.LABEL, Word.COPY, Word.ADD, Word.WORKDIR, Word.USER,
-    Word.VOLUME, Word.EXPOSE, Word.STOPSIGNAL,
-}  # fmt: skip
-
-
 def undefined(it: Instruction, scope: Scope) -> Iterator[Finding]:
     """UndefinedVar"""
-    texts = [*it.args, it.flag("chown") or "", it.flag("chmod") or ""]
-    plain = [text for text in texts if not it.heredoc(text)]
-    names = [(n, t) for t in plain for n in unset_names(t, scope.known, scope.escape)]
-    for doc in (doc for doc in it.heredocs if doc.expands):
-        names += [(n, "") for n in unset_names(doc.content, scope.known, None)]
+    known, escape = scope.known, scope.escape
+    names = [(n, t) for t in texts_of(it) for n in unset_names(t, known, escape)]
+    names += [(n, "") for d in documents_of(it) for n in unset_names(d, known, None)]
     for name, text in dict(names).items():
         like = nearest(name, scope.known)
         if scope.whole or like:
@@ -355,8 +347,10 @@ def undefined(it: Instruction, scope: Scope) -> Iterator[Finding]:
 # %% What a stage knows
 def missing_directory(it: Instruction, scope: Scope) -> Iterator[Finding]:
     """WorkdirRelativePath"""
+    if it.word is not Word.WORKDIR or scope.placed:
+        return
     path = quietly(it.args[0], scope.known, scope.escape)
-    if it.word is Word.WORKDIR and not scope.placed and not path.startswith("/"):
+    if not path.startswith("/"):
         yield Finding(Rule.WorkdirRelativePath, it, (path,), it.args[0])
 
 
@@ -391,10 +385,9 @@ def check_scopes(file: Subject) -> Iterator[Finding]:
         scope = first_scope(stage, file, outer, below)
         scopes[stage.head.line] = scope
         for it in stage.body:
-            if it.word in EXPANDED:
-                yield from undefined(it, scope)
-                yield from missing_directory(it, scope)
-                yield from left_out(it, scope, file.ignored)
+            yield from undefined(it, scope)
+            yield from missing_directory(it, scope)
+            yield from left_out(it, scope, file.ignored)
             scope.enter(it, outer)
 
 
@@ -484,7 +477,10 @@ def check(
     ``environment`` returns the variables of a base image, or None when the image is
     not known. ``ignored`` says whether ``.dockerignore`` leaves a path out of the
     context. The options are the file's own where none are given.
+
+    Raises DockerfileError for words that cannot be expanded.
     """
+    check_words(dockerfile.instructions, dockerfile.escape)
     chosen = options or options_of(dockerfile)
     subject = subject_of(dockerfile, environment, ignored)
     found = (one for each in CHECKS for one in each(subject) if chosen.wants(one.rule))

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from minidocker.dockerfile import Instruction, Word
 from minidocker.errors import DockerfileError
+from minidocker.lines import point, raise_all
 
 
 # %% Patterns
@@ -298,3 +300,52 @@ def unset_in(
     reader = Reader(text, variables, escape or "\\", ("'", '"') if escape else ())
     reader.until("")
     return reader.unset
+
+
+# %% Before anything runs
+class Anything(Mapping[str, str]):
+    """Variables that are all set."""
+
+    def __getitem__(self, name: str) -> str:
+        return "x"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+EXPANDED = {
+    Word.FROM, Word.ARG, Word.ENV, Word.LABEL, Word.COPY, Word.ADD, Word.WORKDIR,
+    Word.USER, Word.VOLUME, Word.EXPOSE, Word.STOPSIGNAL,
+}  # fmt: skip
+
+
+def texts_of(it: Instruction) -> list[str]:
+    """Return the words of an instruction in which variables are expanded."""
+    if it.word not in EXPANDED:
+        return []
+    words = it.args[:1] if it.word is Word.FROM else it.args
+    flags = (v for n, v in it.flags if n in {"platform", "chown", "chmod", "exclude"})
+    return [word for word in (*words, *flags) if not it.heredoc(word)]
+
+
+def documents_of(it: Instruction) -> list[str]:
+    """Return the texts of here-documents in which variables are expanded."""
+    docs = it.heredocs if it.word in {Word.COPY, Word.ADD} else ()
+    return [doc.content for doc in docs if doc.expands]
+
+
+def check_words(instructions: Iterable[Instruction], escape: str) -> None:
+    """Refuse the words that cannot be expanded, all of them at once."""
+    faults: list[DockerfileError] = []
+    for it in instructions:
+        readers = [Reader(text, Anything(), escape) for text in texts_of(it)]
+        readers += [Reader(text, Anything(), "\\", ()) for text in documents_of(it)]
+        for reader in readers:
+            try:
+                reader.until("")
+            except DockerfileError as why:
+                faults.append(point(why, it.source, it.where.rpartition(":")[0]))
+    raise_all(faults)

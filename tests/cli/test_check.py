@@ -86,3 +86,17 @@ def test_a_file_may_want_warnings_to_be_errors(
     done = store("build", *flags, "--build-arg", argument, str(context))
     assert done.returncode == 0
     assert "not consumed" not in done.stdout + done.stderr
+
+
+def test_a_word_that_cannot_be_expanded_stops_a_build_before_its_first_step(
+    store: Store, context: Path
+) -> None:
+    (context / "Dockerfile").write_text("FROM small:v1\nRUN true\nENV A='b C=d\n")
+    for flags in ([], ["--check"]):
+        done = store("build", *flags, str(context))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            "minidocker: Dockerfile:3: no closing ' in \"'b C=d\"\n"
+            "   3 | ENV A='b C=d\n"
+            "     |       ^~~~~~\n"
+        )

@@ -63,7 +63,7 @@ RAW
 TABS
 """)
     assert files(bench, id) == {
-        "one": 'it\'s "world" \\$WHO\n', "many/RAW": "$WHO\n",
+        "one": 'it\'s "world" $WHO\n', "many/RAW": "$WHO\n",
         "many/TABS": "tabs world\n", "many/a": "a",
     }  # fmt: skip
     assert bench.tree(id)["one"][1] == 0o644

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidocker.dockerfile import parse
 from minidocker.errors import DockerfileError
-from minidocker.expansion import expand, expand_document, expand_words, unset_in
+from minidocker.expansion import (
+    check_words,
+    expand,
+    expand_document,
+    expand_words,
+    unset_in,
+)
 
 
 SEEN = {
@@ -205,6 +212,35 @@ def test_braces_within_braces_have_an_end():
     for text in ["${A:-" * 10_000, '"${A:-' * 10_000, "${A#" * 10_000]:
         with pytest.raises(DockerfileError, match="braces within each other"):
             expand(text, {})
+
+
+def test_words_that_cannot_be_expanded_are_told_all_before_anything_runs():
+    text = (
+        "ARG A='a\nFROM $B/${C\n"
+        'ENV D=e F="g\nLABEL h=${i!j}\nUSER ${k:?never set}\n'
+        "RUN echo '\nCMD echo \"\nENTRYPOINT ${\nSHELL [\"'\"]\nMAINTAINER o'brien\n"
+        "COPY --chown=${l <<A <<'B' /x\n'$m ${n\nA\n${o\nB\n"
+        "ONBUILD ENV p='q\n"
+    )
+    found = parse(text)
+    with pytest.raises(DockerfileError) as caught:
+        check_words(found.instructions, found.escape)
+    why = caught.value
+    told = [(each.where, each.word) for each in (why, *why.more)]
+    assert told == [
+        ("Dockerfile:1", "'a"),
+        ("Dockerfile:2", "${C"),
+        ("Dockerfile:3", '"g'),
+        ("Dockerfile:4", "${i!"),
+        ("Dockerfile:11", "${l"),
+        ("Dockerfile:11", "${n\n"),
+    ]
+
+
+def test_words_that_can_be_expanded_are_not_refused():
+    text = "FROM ${A:-b}\nENV C=${D?e} F='${'\nCOPY <<G ${H#*/} /\n'\nG\n"
+    found = parse(text)
+    check_words(found.instructions, found.escape)
 
 
 OPERATORS = ("#", "##", "%", "%%", ":-", "-", ":+", "+")
