@@ -168,9 +168,9 @@ def all_entries(images: ImageStore, layers: LayerStore) -> list[Entry]:
     for tags in images.names.read().values():
         for name, id in tags.items():
             names.setdefault(id, []).append(name)
-    with_child = set(parents.values())
+    with_child, sizes = set(parents.values()), dict[str, int]()
     entries = [
-        (before.get(id) or new_entry(images, layers, id)).replace(
+        (before.get(id) or new_entry(images, layers, id, sizes)).replace(
             parent=parent,
             has_child=id in with_child,
             names=tuple(sorted(names.get(id, ()))),
@@ -184,20 +184,31 @@ def all_entries(images: ImageStore, layers: LayerStore) -> list[Entry]:
     return entries
 
 
-def new_entry(images: ImageStore, layers: LayerStore, id: str) -> Entry:
-    """Read what an image JSON and its layers say; ``all_entries`` adds the rest."""
+def new_entry(
+    images: ImageStore, layers: LayerStore, id: str, sizes: dict[str, int]
+) -> Entry:
+    """Read what an image JSON and its layers say; ``all_entries`` adds the rest.
+
+    ``sizes`` are those of stacks that were read already, by their top chain id.
+    """
     from minidocker.oci import chain_id, go_json
 
     image = images.get(id)
-    try:
-        size = sum(layer.size for layer in layers.stack(image.diff_ids))
-    except NotFoundError:
-        size = -1
     chain = chain_id(image.diff_ids) if image.diff_ids else ""
+    if chain not in sizes:
+        sizes[chain] = stack_size(layers, image.diff_ids)
     labels = (image.config.labels if image.config else None) or {}
     text = go_json(dict(labels)).decode() if labels else ""
     created = nanoseconds_of(image.created) if image.created else NEVER
-    return Entry(id, created, size, chain, "", False, (), text)
+    return Entry(id, created, sizes[chain], chain, "", False, (), text)
+
+
+def stack_size(layers: LayerStore, diff_ids: tuple[str, ...]) -> int:
+    """Return the bytes of the files of a stack of layers, -1 where one is not here."""
+    try:
+        return sum(layer.size for layer in layers.stack(diff_ids))
+    except NotFoundError:
+        return -1
 
 
 def chains_in_use(images: ImageStore, layers: LayerStore) -> set[str]:
