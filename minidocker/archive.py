@@ -240,13 +240,15 @@ class TarWriter:
             self._parts.clear()
             self._pending = 0
 
-    def add(self, entry: Entry, fd: int | None = None) -> None:
-        """Write an entry, and ``entry.size`` bytes of ``fd`` if it is a file.
+    def add(self, entry: Entry, fd: int | None = None, data: bytes = b"") -> None:
+        """Write an entry, and of a file ``data`` or ``entry.size`` bytes of ``fd``.
 
         Raises ConflictError when the file is shorter than it was.
         """
         self.write(header(entry))
-        if entry.size:
+        if data:
+            self.write(data)
+        elif entry.size:
             self.copy(fd, entry.size, entry.name)
         if pad := -entry.size % BLOCK:
             self.write(bytes(pad))
@@ -304,12 +306,15 @@ class TreeWriter:
     """Write files of one tree into a tar, hard links as such.
 
     Each directory is reached from ``root`` without following a symbolic link, even if
-    somebody is changing the tree.
+    somebody is changing the tree. ``contents`` are those of small files that the
+    caller has just made, without attributes; they need not be read again.
     """
 
-    def __init__(self, root: str, put: Put) -> None:
+    def __init__(
+        self, root: str, put: Put, contents: dict[bytes, bytes] | None = None
+    ) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self.tar = TarWriter(put)
+        self.tar, self._contents = TarWriter(put), contents or {}
         self._root = os.open(root, flags)
         self._seen: dict[tuple[int, int], bytes] = {}
         self._at, self._fd = b"", self._root
@@ -351,7 +356,11 @@ class TreeWriter:
                     entry_of(name, st, kind=Kind.HARD_LINK, linkname=first, size=0)
                 )
                 return
-        if kind is Kind.FILE or kind is Kind.DIRECTORY:
+        data = self._contents.pop(name, b"")
+        if data and kind is Kind.FILE and len(data) == st.st_size:
+            self.size += st.st_size
+            self.tar.add(entry_of(name, st), data=data)
+        elif kind is Kind.FILE or kind is Kind.DIRECTORY:
             self._add_opened(name, base, parent, st)
         elif kind is Kind.SYMLINK:
             target = os.readlink(base, dir_fd=parent)

@@ -20,12 +20,18 @@ from minidocker.build_results import (
     verify,
 )
 from minidocker.container_verbs import Needs, open_engine, print_lines
-from minidocker.context import SourceTree, ignore_file, open_context, read_patterns
+from minidocker.context import (
+    SourceTree,
+    first_block,
+    ignore_file,
+    is_tar,
+    open_context,
+    read_patterns,
+)
 from minidocker.context import verdicts as every_verdict
 from minidocker.engine import Engine
 from minidocker.errors import (
     DockerfileError,
-    IntegrityError,
     MinidockerError,
     NotFoundError,
     ReferenceFault,
@@ -60,20 +66,6 @@ class Input(Record):
 REMOTE = ("http://", "https://", "git://", "git@", "ssh://")
 
 
-def is_tar(head: bytes) -> bool:
-    """Say whether bytes are the first header of a tar.
-
-    >>> is_tar(b"FROM scratch"), is_tar(bytes(512))
-    (False, False)
-    """
-    from minidocker.reading import verified
-
-    try:
-        return len(head) >= 512 and bool(verified(head[:512]).strip(b"\0"))
-    except IntegrityError:
-        return False
-
-
 def read_all(read: Read, most: int = 4 << 20) -> bytes:
     """Return what a stream has; UsageError when that is too much for a Dockerfile."""
     pieces, size = [], 0
@@ -87,9 +79,7 @@ def read_all(read: Read, most: int = 4 << 20) -> bytes:
 
 def peeked(read: Read) -> tuple[bytes, Read]:
     """Return the first 512 bytes, and a ``read`` that begins with them again."""
-    head = b""
-    while len(head) < 512 and (more := read(512 - len(head))):
-        head += more
+    head = first_block(read)
     rest = [head]
 
     def again(size: int) -> bytes:
@@ -247,6 +237,7 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
         labels=pairs_of(given.list("label"), "label"),
         secrets=dict(map(secret_of, given.list("secret"))),
         until=until,
+        pull_first=given.on("pull"),
         shell_on_error=given.on("shell-on-error"),
     )
 
@@ -377,6 +368,7 @@ COMMANDS = (
             Flag("no-cache", "Do not use cache when building the image"),
             Flag("output", "type=local|tar,dest=PATH", "o", LIST),
             Flag("progress", "auto, plain, rich or json", takes=TEXT, default="auto"),
+            Flag("pull", "Always attempt to pull a newer version of the image"),
             Flag("quiet", "Print only the image ID", "q"),
             Flag("secret", "Secret for a RUN: id=ID,src=FILE|env=NAME", takes=LIST),
             Flag("shell-on-error", "Open a shell in the container of a failed RUN"),

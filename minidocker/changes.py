@@ -280,13 +280,19 @@ def whiteout(path: str) -> bytes:
     return head + slash + b".wh." + base
 
 
-def pack_layer(tree: str, changes: Iterable[Change], put: Put) -> int:
+def pack_layer(
+    tree: str,
+    changes: Iterable[Change],
+    put: Put,
+    contents: dict[bytes, bytes] | None = None,
+) -> int:
     """Write changes as an OCI layer; ``tree`` has the files, at the same paths.
 
-    Returns the bytes of the files, each counted once. A whiteout is an empty file from
-    1970. Raises IntegrityError for a file whose own name would read as a whiteout.
+    Returns the bytes of the files, each counted once. ``contents`` are as in
+    TreeWriter. A whiteout is an empty file from 1970. Raises IntegrityError for a
+    file whose own name would read as a whiteout.
     """
-    with TreeWriter(tree, put) as writer:
+    with TreeWriter(tree, put, contents) as writer:
         for change in changes:
             base = change.path.rpartition("/")[2]
             if base.startswith(".wh."):

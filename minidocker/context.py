@@ -10,10 +10,19 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
-from minidocker.errors import BuildError, DockerfileError, NotFoundError, did_you_mean
+from minidocker.archive import BLOCK
+from minidocker.compression import decompressed
+from minidocker.errors import (
+    BuildError,
+    DockerfileError,
+    IntegrityError,
+    NotFoundError,
+    did_you_mean,
+)
 from minidocker.linux import Resolve, openat2
+from minidocker.reading import Read, verified
 from minidocker.records import Record
 
 
@@ -58,8 +67,10 @@ class Source(Record):
 
 
 # %% Wildcards
-def glob_regex(glob: str, *, deep: bool) -> re.Pattern[str]:
+def glob_regex(glob: str, *, deep: bool, below: bool = False) -> re.Pattern[str]:
     """Translate a wildcard pattern; ``deep`` gives ``**`` its meaning.
+
+    With ``below`` it matches what is below a match too.
 
     >>> bool(glob_regex("**/*.log", deep=True).match("var/log/a.log"))
     True
@@ -80,7 +91,7 @@ def glob_regex(glob: str, *, deep: bool) -> re.Pattern[str]:
         else:
             out += chosen or pieces.get(one or "") or re.escape((escaped or one)[-1])
     try:
-        return re.compile(out + r"\Z", re.DOTALL)
+        return re.compile(out + (r"(?:/.*)?\Z" if below else r"\Z"), re.DOTALL)
     except re.error as why:
         raise DockerfileError(f'bad pattern "{glob}"') from why
 
@@ -103,7 +114,7 @@ def read_patterns(text: str, where: str = ".dockerignore") -> tuple[Pattern, ...
             raise DockerfileError('"!" without a pattern', where=f"{where}:{number}")
         glob = posixpath.normpath(glob).lstrip("/") or "."
         try:
-            regex = glob_regex(glob, deep=True)
+            regex = glob_regex(glob, deep=True, below=True)
         except DockerfileError as why:
             raise DockerfileError(why.what, where=f"{where}:{number}") from why
         patterns.append(Pattern(glob, keeps, regex, f"{where}:{number}"))
@@ -112,12 +123,8 @@ def read_patterns(text: str, where: str = ".dockerignore") -> tuple[Pattern, ...
 
 def deciding_pattern(path: str, patterns: tuple[Pattern, ...]) -> Pattern | None:
     """Return the last pattern that matches ``path`` or a directory above it."""
-    steps = path.split("/")
-    prefixes = ["/".join(steps[: n + 1]) for n in range(len(steps))]
-    for pattern in reversed(patterns):
-        if any(pattern.regex.match(prefix) for prefix in prefixes):
-            return pattern
-    return None
+    matching = (one for one in reversed(patterns) if one.regex.match(path))
+    return next(matching, None)
 
 
 def is_ignored(path: str, patterns: tuple[Pattern, ...]) -> bool:
@@ -176,6 +183,12 @@ class SourceTree:
         os.close(self.fd)
         if self.near >= 0:
             os.close(self.near)
+
+    def again(self) -> SourceTree:
+        """Open the same tree once more, for another thread."""
+        return SourceTree(
+            self.root, self.patterns, owned=self.owned, lasting=self.lasting
+        )
 
     def beside(self, path: str) -> tuple[int, str]:
         """Return a descriptor of the directory of ``path``, and the name in it.
@@ -374,6 +387,43 @@ def find_sources(
     if not found:
         raise BuildError("no source files were specified", hint="no file matches")
     return found
+
+
+# %% Sources
+@contextmanager
+def opened_archive(tree: SourceTree, path: str) -> Iterator[Read]:
+    """Give a read function over a file, decompressed if it is compressed."""
+    with open(tree.open(path), "rb") as file:
+        yield decompressed(file.read, path)
+
+
+def is_tar(head: bytes) -> bool:
+    """Say whether bytes begin with the header of a tar.
+
+    >>> is_tar(b"FROM scratch"), is_tar(bytes(512))
+    (False, False)
+    """
+    try:
+        return len(head) >= BLOCK and bool(verified(head[:BLOCK]).strip(b"\0"))
+    except IntegrityError:
+        return False
+
+
+def first_block(read: Read) -> bytes:
+    """Return the first 512 bytes of a stream, or what there is."""
+    head = b""
+    while len(head) < BLOCK and (more := read(BLOCK - len(head))):
+        head += more
+    return head
+
+
+def is_archive(tree: SourceTree, path: str) -> bool:
+    """Say whether the content is a tar, perhaps gzip, bzip2, xz or zstd."""
+    try:
+        with opened_archive(tree, path) as read:
+            return is_tar(first_block(read))
+    except (IntegrityError, OSError):
+        return False
 
 
 # %% The context itself

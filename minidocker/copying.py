@@ -10,10 +10,20 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.context import IN_ROOT, READ, SMALL, Item, Source, SourceTree
+from minidocker.context import (
+    IN_ROOT,
+    LARDER,
+    READ,
+    SMALL,
+    Item,
+    Source,
+    SourceTree,
+    is_archive,
+    opened_archive,
+)
 from minidocker.errors import BuildError, DockerfileError
 from minidocker.linux import openat2
 from minidocker.records import Record
@@ -89,10 +99,14 @@ def symbolic_mode(text: str, mode: int, *, is_directory: bool = False) -> int:
 class Target:
     """A root file system that is written to, entered through one descriptor.
 
-    ``when`` is the modification time, in nanoseconds, of directories made.
+    ``when`` is the modification time, in nanoseconds, of directories made. ``written``
+    has the contents of small files that were put there, by name, for who reads them
+    next.
     """
 
-    __slots__ = ("at", "before", "fd", "link", "near", "owner", "when")
+    __slots__ = (
+        "at", "before", "fd", "link", "near", "owner", "room", "when", "written",
+    )  # fmt: skip
 
     def __init__(
         self, root: str, when: int, owner: tuple[int, int], *, link: bool = False
@@ -100,6 +114,8 @@ class Target:
         self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.when, self.owner, self.link = when, owner, link
         self.at, self.near, self.before = "", -1, (0, 0)
+        self.written: dict[bytes, bytes] = {}
+        self.room = LARDER
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +136,12 @@ class Target:
             info = os.fstat(self.near)
             self.at, self.before = above, (info.st_atime_ns, info.st_mtime_ns)
         return self.near, name
+
+    def keep(self, name: bytes, data: bytes) -> None:
+        """Keep the contents of a small file, while there is room."""
+        if len(data) <= self.room:
+            self.room -= len(data)
+            self.written[name] = data
 
     def leave(self) -> None:
         """Put the time of the directory that is open back, and close it."""
@@ -251,14 +273,6 @@ def make_room(fd: int, name: str, *, for_directory: bool) -> None:
 NO_FILE = "neither a file, a directory nor a link"
 
 
-def pour(source: int, target: int, size: int) -> None:
-    """Copy the content of one open file to another; a hole stays a hole."""
-    if size > SMALL:
-        copy_data(source, target, size)
-    else:
-        write_all(target, memoryview(os.read(source, SMALL)))
-
-
 def new_file(fd: int, name: str) -> int:
     """Open a new file ``name`` in the directory ``fd``; what had the name is gone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -269,32 +283,55 @@ def new_file(fd: int, name: str) -> int:
         return os.open(name, flags, 0o600, dir_fd=fd)
 
 
-def put_file(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -> None:
-    """Copy a regular file to ``name`` in the directory ``fd``.
+def put_file(
+    tree: SourceTree, item: Item, target: Target, path: str, manner: Manner
+) -> None:
+    """Copy a regular file to ``path``.
 
     Raises BuildError when it is not, or not any more, the file that was found.
     """
     info, data = item.info, tree.take(item.path)
-    target = new_file(fd, name)
+    key = os.fsencode(path[1:])
+    target.written.pop(key, None)
+    if data is None and info.st_size <= SMALL:
+        data = small_file(tree, item)
+    new = new_file(*target.beside(path))
     try:
         if data is None:
-            fill_file(tree, item, target)
+            fill_file(tree, item, new)
         else:
-            write_all(target, memoryview(data))
+            write_all(new, memoryview(data))
+            target.keep(key, data)
         mode = manner.new_mode(info.st_mode & 0o7777)
-        finish(target, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
+        finish(new, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
     finally:
-        os.close(target)
+        os.close(new)
+
+
+def small_file(tree: SourceTree, item: Item) -> bytes:
+    """Return the content of a small file."""
+    source = tree.open_item(item.path)
+    try:
+        data = os.read(source, SMALL + 1)
+        check_unchanged(item, os.fstat(source))
+    finally:
+        os.close(source)
+    return data
 
 
 def fill_file(tree: SourceTree, item: Item, target: int) -> None:
     """Copy the content of a file that may be large."""
-    info, source = item.info, tree.open_item(item.path)
+    source = tree.open_item(item.path)
     try:
-        pour(source, target, info.st_size)
-        now = os.fstat(source)
+        copy_data(source, target, item.info.st_size)
+        check_unchanged(item, os.fstat(source))
     finally:
         os.close(source)
+
+
+def check_unchanged(item: Item, now: os.stat_result) -> None:
+    """Raise BuildError for a file that is not as it was found."""
+    info = item.info
     if (now.st_size, now.st_mtime_ns, now.st_ino) != (
         info.st_size,
         info.st_mtime_ns,
@@ -327,15 +364,15 @@ def put_directory(
     to = to.rstrip("/")
     for item in source.items:
         path = f"{to}/{item.path[skip:]}"
-        fd, name = target.beside(path)
         mode = item.info.st_mode
         if stat.S_ISREG(mode):
-            put_file(tree, item, fd, name, manner)
+            put_file(tree, item, target, path, manner)
         elif stat.S_ISLNK(mode):
-            put_link(tree, item, fd, name, manner)
+            put_link(tree, item, *target.beside(path), manner)
         elif not stat.S_ISDIR(mode):
             raise BuildError(f'cannot copy "{item.path}": {NO_FILE}')
         else:
+            fd, name = target.beside(path)
             make_room(fd, name, for_directory=True)
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=fd)
@@ -409,84 +446,35 @@ def put_one(
         path = posixpath.join(to, posixpath.basename(source.path))
     else:
         path = to if manner.link else final_path(target, to)
-    fd, name = target.beside(path)
-    put_file(tree, source.items[0], fd, name, manner)
+    put_file(tree, source.items[0], target, path, manner)
     target.leave()
 
 
 # %% ADD's archives
-@contextmanager
-def opened_archive(tree: SourceTree, path: str) -> Iterator[Callable[[int], bytes]]:
-    """Give a read function over a file, decompressed if it is compressed."""
-    with open(tree.open(path), "rb") as file:
-        start = file.peek(6)
-        if start.startswith(b"\x1f\x8b"):
-            import gzip
-
-            with gzip.GzipFile(fileobj=file) as plain:
-                yield plain.read
-        elif start.startswith(b"BZh"):
-            import bz2
-
-            with bz2.BZ2File(file) as bunzipped:
-                yield bunzipped.read
-        elif start.startswith(b"\xfd7zXZ\0"):
-            import lzma
-
-            with lzma.LZMAFile(file) as unpacked:
-                yield unpacked.read
-        elif start.startswith(b"\x28\xb5\x2f\xfd"):
-            from zstandard import ZstdDecompressor
-
-            with ZstdDecompressor().stream_reader(file, read_across_frames=True) as one:
-                yield one.read
-        else:
-            yield file.read
-
-
-def damages() -> tuple[type[Exception], ...]:
-    """Return the classes of what reading a damaged archive raises."""
-    import lzma
-    import zlib
-
-    import zstandard
-
-    return (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-
-
-def is_archive(tree: SourceTree, path: str) -> bool:
-    """Say whether the content is a tar archive, perhaps gzip, bzip2, xz or zstd."""
-    import tarfile
-
-    try:
-        with opened_archive(tree, path) as read:
-            tarfile.TarInfo.frombuf(read(512), "utf-8", "surrogateescape")
-    except (OSError, ValueError, tarfile.HeaderError):
-        return False
-    except damages():
-        return False
-    return True
-
-
 def unpack_archive(
     tree: SourceTree, path: str, target: Target, to: str, manner: Manner
 ) -> None:
     """Unpack the archive ``path`` into the directory ``to``; owners are its own."""
-    try:
-        with opened_archive(tree, path) as read, target.inside(to) as place:
-            root = f"/proc/self/fd/{place}"
-            extract(read, root, ignore_owner=manner.ignore_owner)
-    except damages() as why:
-        raise BuildError(f'the archive "{path}" is damaged: {why}') from why
+    target.written.clear()  # an archive may have a file of any name
+    with opened_archive(tree, path) as read, target.inside(to) as place:
+        root = f"/proc/self/fd/{place}"
+        extract(read, root, ignore_owner=manner.ignore_owner)
 
 
 # %% All of it
 def copy_sources(
-    tree: SourceTree, sources: list[Source], root: str, to: str, manner: Manner
+    tree: SourceTree,
+    sources: list[Source],
+    root: str,
+    to: str,
+    manner: Manner,
+    *,
+    written: dict[bytes, bytes] | None = None,
 ) -> None:
     """Copy ``sources`` of ``tree`` to ``to`` in the root file system at ``root``.
 
     ``to`` is absolute, in the container; a slash at its end says "a directory".
+    ``written`` gets the contents of small files, by their names without a slash.
     Raises BuildError for a loop of links, or an owner that cannot be given.
     """
     if len(sources) > 1 and not to.endswith("/"):
@@ -497,5 +485,6 @@ def copy_sources(
     when = min(tree.look(s.path, follow=True).st_mtime_ns for s in sources)
     owner = manner.owner or (0, 0)
     with Target(root, when, owner, link=manner.link) as target:
+        target.written = {} if written is None else written
         for source in sources:
             copy_source(tree, source, target, to, manner)

@@ -158,12 +158,17 @@ class StorageDriver(ABC):
 
     # the remainder is the same for every driver
 
-    def pack(self, layer: str, put: Put) -> int:
-        """Write what ``layer`` changes as an OCI layer; return its files' bytes."""
+    def pack(
+        self, layer: str, put: Put, contents: dict[bytes, bytes] | None = None
+    ) -> int:
+        """Write what ``layer`` changes as an OCI layer; return its files' bytes.
+
+        ``contents`` are what the caller knows of small files in it, by name.
+        """
         from minidocker.changes import pack_layer
 
         with self.opened(layer) as tree:
-            return pack_layer(tree, self.changes(layer), put)
+            return pack_layer(tree, self.changes(layer), put, contents)
 
     def apply(
         self,

@@ -16,6 +16,7 @@ from minidocker.containers import Container, ContainerStore
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
 from minidocker.durable import (
     Batch,
+    is_marked,
     marked,
     replace_file,
     store_lock,
@@ -141,8 +142,9 @@ class Engine:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the store's lock while something is made; sweep first if alone."""
-        self.tidy()
+        """Hold the store's lock while something is made; first sweep what was left."""
+        if is_marked(self.root):
+            self.tidy()
         with (
             store_lock(self.root),
             marked(self.root),

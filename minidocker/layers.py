@@ -219,18 +219,24 @@ class LayerStore:
             size = self.driver.apply(cache_id, ahead, limit=limit, tape=tape)
         return tally.digest, size
 
-    def seal(self, cache_id: str, parent: str | None) -> Layer | None:
+    def seal(
+        self,
+        cache_id: str,
+        parent: str | None,
+        contents: dict[bytes, bytes] | None = None,
+    ) -> Layer | None:
         """Name a finished tree: compute its diff id, and stage the layer.
 
         None, and the tree is gone, when it changes nothing. A tree that is known
-        already is dropped, and the known layer returned.
+        already is dropped, and the known layer returned. ``contents`` are those of
+        small files in it that were just made, by name.
         """
         from minidocker.archive import Tally
 
         if self.epoch is not None:
             set_times_back(self.driver, cache_id, self.epoch)
         tally = Tally()
-        size = self.driver.pack(cache_id, tally)
+        size = self.driver.pack(cache_id, tally, contents)
         chain = chain_on(parent, tally.digest)
         if tally.digest == EMPTY_TAR:
             self.driver.remove(cache_id)
@@ -333,15 +339,21 @@ class LayerStore:
         """Return the chain id below a container's layer."""
         return read_text(f"{self.mounts}/{name}/parent")
 
-    def commit_rw(self, name: str, stubs: tuple[str, ...] = ()) -> Layer | None:
+    def commit_rw(
+        self,
+        name: str,
+        stubs: tuple[str, ...] = (),
+        contents: dict[bytes, bytes] | None = None,
+    ) -> Layer | None:
         """Turn a container's read-write layer into a read-only one, uncopied.
 
         The container has no layer any more. None when nothing was changed. ``stubs``
         are paths that something was mounted on; they go if nothing else is there.
+        ``contents`` are as for ``seal``.
         """
         mount_id, parent = self.mount_id(name), self.rw_parent(name)
         remove_mount_points(self.driver, mount_id, stubs)
-        layer = self.seal(mount_id, parent)
+        layer = self.seal(mount_id, parent, contents)
         remove_path(f"{self.mounts}/{name}")
         return layer
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 
 from minidocker.cache import (
@@ -26,7 +27,7 @@ from minidocker.cache import (
 )
 from minidocker.context import Pattern, Source, SourceTree, find_sources
 from minidocker.copying import Manner, Target, copy_sources
-from minidocker.errors import BuildError, NotFoundError
+from minidocker.errors import BuildError, IntegrityError, NotFoundError
 from minidocker.images import ImageStore
 from minidocker.layers import Layer
 from minidocker.oci import (
@@ -38,6 +39,13 @@ from minidocker.oci import (
 )
 from minidocker.records import Record
 from minidocker.stage import Stage, Workshop, go_time, this_platform
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
 
 
 # %% Looking for the step
@@ -84,13 +92,17 @@ def is_cached(
 def configs_of(
     images: ImageStore, ids: Iterable[str]
 ) -> dict[str, tuple[str, ContainerConfig]]:
-    """Return time and container configuration of images, by id."""
-    found = ((id, images.get(id)) for id in ids)
-    return {
-        id: (image.created or "", image.container_config)
-        for id, image in found
-        if image.container_config
-    }
+    """Return time and container configuration of images, by id.
+
+    One that is damaged, or is being removed, is no answer to anything.
+    """
+    found: dict[str, tuple[str, ContainerConfig]] = {}
+    for id in ids:
+        with suppress(NotFoundError, IntegrityError):
+            image = images.get(id)
+            if image.container_config:
+                found[id] = image.created or "", image.container_config
+    return found
 
 
 def move_on(stage: Stage, image: str) -> None:
@@ -318,6 +330,9 @@ class Origin(Record):
     unpacks: bool = False
 
 
+Found = tuple[Origin, Source]
+
+
 class Copying(Record):
     """A COPY or ADD, expanded: ``notes`` go into the history before the digest."""
 
@@ -344,40 +359,133 @@ def absolute(path: str, working_dir: str) -> str:
 def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
     """Copy files into the image so far, and commit."""
     try:
-        found, digests, parts = [], list[str](), list[Held]()
-        for origin in what.origins:
-            tree = origin.tree
-            for source in find_sources(
-                tree, origin.words, what.exclude, parents=what.parents
-            ):
-                digest, held = digest_of_source(tree, source, shop.index_of(tree))
-                found.append((origin, source))
-                digests.append(digest)
-                parts += held
-        digest = digest_of_sources(digests)
-        comment = f"#(nop) {what.word} {what.notes}{digest} in {what.to} "
-        wanted = stage.config.replace(cmd=(*stage.shell, comment))
-        if is_cached(shop, stage, wanted, tuple(parts)):
+        found = gathered(what)
+        if is_large(found) and is_new(shop, stage):
+            copy_while_digesting(shop, stage, what, found)
+            return
+        digest, parts = digest_of_all(shop, found)
+        wanted = copying_config(stage, what, digest)
+        if is_cached(shop, stage, wanted, parts):
             return
         with writable_layer(shop, stage.image) as name:
-            with shop.layers.rw_mounted(name) as root:
-                fill(root, absolute(what.to, stage.config.working_dir), what, found)
-            layer = shop.layers.commit_rw(name)
-            commit(shop, stage, wanted, layer=layer, parts=tuple(parts))
+            written = fill(shop, stage, name, what, found)
+            layer = shop.layers.commit_rw(name, contents=written)
+            commit(shop, stage, wanted, layer=layer, parts=parts)
     except BuildError as why:
         raise BuildError(f"{what.word} failed: {why.what}", hint=why.hint) from why
     except OSError as why:
         raise BuildError(f"{what.word} failed: {why}") from why
 
 
-def fill(root: str, to: str, what: Copying, found: list[tuple[Origin, Source]]) -> None:
-    """Copy the sources, each from its tree, to ``to`` below ``root``."""
+def gathered(what: Copying) -> list[Found]:
+    """Return the sources of a COPY, each with where it is from."""
+    return [
+        (origin, source)
+        for origin in what.origins
+        for source in find_sources(
+            origin.tree, origin.words, what.exclude, parents=what.parents
+        )
+    ]
+
+
+def digest_of_all(shop: Workshop, found: list[Found]) -> tuple[str, tuple[Held, ...]]:
+    """Return the digest that the history shows, and what went into it."""
+    digests, parts = list[str](), list[Held]()
+    for origin, source in found:
+        index = shop.index_of(origin.tree)
+        digest, held = digest_of_source(origin.tree, source, index)
+        digests.append(digest)
+        parts += held
+    return digest_of_sources(digests), tuple(parts)
+
+
+def copying_config(stage: Stage, what: Copying, digest: str) -> ContainerConfig:
+    """Return the container's configuration, by which the step is found again."""
+    comment = f"#(nop) {what.word} {what.notes}{digest} in {what.to} "
+    return stage.config.replace(cmd=(*stage.shell, comment))
+
+
+def fill(
+    shop: Workshop, stage: Stage, layer: str, what: Copying, found: list[Found]
+) -> dict[bytes, bytes]:
+    """Copy the sources, each from its tree, into a read-write layer.
+
+    Returns the contents of small files, by their names in the layer.
+    """
+    written: dict[bytes, bytes] = {}
+    to = absolute(what.to, stage.config.working_dir)
     if len(found) > 1 and not to.endswith("/"):
         raise BuildError(
             "with more than one source the destination must be a directory",
             hint=f'write "{to}/"',
         )
-    for origin, group in groupby(found, key=lambda pair: pair[0]):
-        sources = [source for _, source in group]
-        manner = what.manner.replace(unpacks=origin.unpacks)
-        copy_sources(origin.tree, sources, root, to, manner)
+    with shop.layers.rw_mounted(layer) as root:
+        for origin, group in groupby(found, key=lambda pair: pair[0]):
+            sources = [source for _, source in group]
+            manner = what.manner.replace(unpacks=origin.unpacks)
+            copy_sources(origin.tree, sources, root, to, manner, written=written)
+    return written
+
+
+# %% Two kinds of steps
+LARGE = 32 << 20  # bytes of a file that is worth a thread
+
+
+def is_large(found: list[Found]) -> bool:
+    """Say whether a large file is among the sources."""
+    items = (item for _, source in found for item in source.items)
+    return any(stat.S_ISREG(i.info.st_mode) and i.info.st_size > LARGE for i in items)
+
+
+def is_new(shop: Workshop, stage: Stage) -> bool:
+    """Say whether the cache cannot have the next step."""
+    if shop.options.no_cache or stage.missed:
+        return True
+    return not (shop.options.cache_from or built_from(shop.images, stage.image))
+
+
+@contextmanager
+def in_background(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
+    """Do ``work`` in a thread during a ``with`` block; give what returns its result."""
+    import threading
+
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            results.append(work())
+        except BaseException as why:  # noqa: BLE001
+            errors.append(why)
+
+    def result() -> Result:
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    try:
+        yield result
+    finally:
+        thread.join()
+
+
+def copy_while_digesting(
+    shop: Workshop, stage: Stage, what: Copying, found: list[Found]
+) -> None:
+    """Copy as ``copy_step`` does, and compute the digest at the same time."""
+    with ExitStack() as stack:
+        again = [
+            (origin.replace(tree=stack.enter_context(origin.tree.again())), source)
+            for origin, source in found
+        ]
+        name = stack.enter_context(writable_layer(shop, stage.image))
+        with in_background(lambda: digest_of_all(shop, again)) as result:
+            fill(shop, stage, name, what, found)
+        digest, parts = result()
+        wanted = copying_config(stage, what, digest)
+        if not is_cached(shop, stage, wanted, parts):
+            layer = shop.layers.commit_rw(name)
+            commit(shop, stage, wanted, layer=layer, parts=parts)

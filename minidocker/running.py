@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from minidocker.cache import digest_of_source
 from minidocker.context import clean_source, one_source
-from minidocker.copying import Manner, Target, copy_sources
+from minidocker.copying import Manner, copy_sources, set_owner
 from minidocker.dockerfile import Instruction
 from minidocker.errors import (
     BuildError,
@@ -175,7 +175,9 @@ def read_mount(text: str, expand: Callable[[str], str], directory: str) -> RunMo
 
     Raises DockerfileError for what cannot be meant, UnsupportedError for ssh.
     """
-    given = {name: expand(value) for name, value in split_options(text).items()}
+    given = split_options(text)
+    for name in given.keys() - {"from", "type"}:
+        given[name] = expand(given[name])
     kind = mount_kind(given)
     for name in given:
         if name not in OPTIONS[kind] | {"type"}:
@@ -261,14 +263,17 @@ def cache_directory(shop: Workshop, mount: RunMount) -> Iterator[str]:
 def new_cache(shop: Workshop, mount: RunMount, place: str) -> None:
     """Make the directory of a cache, whole and then at once."""
     new = shop.layers.batch.new_path()
-    with Target(os.path.dirname(new), 0, (0, 0)) as target:
-        os.close(target.directory(f"/{os.path.basename(new)}"))
+    os.mkdir(new)
     if mount.origin:
         with tree_from(shop, mount.origin) as tree:
             source = one_source(tree, clean_source(mount.source or "."))
             copy_sources(tree, [source], new, "/", Manner(owner=None))
-    os.chown(new, *mount.owner)
-    os.chmod(new, 0o755 if mount.mode is None else mount.mode)
+    fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        set_owner(fd, mount.owner)
+        os.fchmod(fd, 0o755 if mount.mode is None else mount.mode)
+    finally:
+        os.close(fd)
     try:
         os.rename(new, place)
     except OSError:

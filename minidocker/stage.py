@@ -38,7 +38,8 @@ class BuildOptions(Record):
     ``epoch`` (seconds, as SOURCE_DATE_EPOCH) replaces the clock; the same input then
     gives the same image ids. ``contexts`` are further contexts by name, each a
     directory or ``docker-image://NAME``. ``until`` is the number of the last step.
-    ``pull`` fetches an image that is not here, and returns its id.
+    ``pull`` fetches an image that is not here, or, with ``pull_first``, any, and
+    returns its id.
     """
 
     tags: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class BuildOptions(Record):
     secrets: Mapping[str, Secret] = MappingProxyType({})
     until: int | None = None
     pull: Callable[[str], str] | None = None
+    pull_first: bool = False
     shell_on_error: bool = False
 
 
@@ -279,6 +281,8 @@ class Workshop:
 
     def find_image(self, name: str) -> str:
         """Return the id of an image; fetch it where that is possible and needed."""
+        if self.options.pull_first and self.options.pull:
+            return self.options.pull(name)
         try:
             return self.images.resolve(name)
         except NotFoundError:

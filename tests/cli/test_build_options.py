@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -188,7 +189,8 @@ def test_verify_proves_that_two_builds_agree(store: Store, context: Context) -> 
     path = context("FROM small:v1\nRUN cat /proc/sys/kernel/random/uuid > /x\n")
     done = store("build", "--verify", path)
     assert done.returncode == 1
-    assert "two builds differ: layer 2 of 2: byte 512 of the layer's tar" in done.stderr
+    told = r"two builds differ: layer 2 of 2: byte 5\d\d of the layer's tar"
+    assert re.search(told, done.stderr)
     assert 'in "x"' in done.stderr
 
 

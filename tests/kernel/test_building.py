@@ -511,3 +511,14 @@ def test_a_real_program_that_fails_gives_its_status(bench: Workbench):
     with pytest.raises(BuildError) as caught:
         bench.build("FROM real\nRUN exit 42")
     assert caught.value.status == 42
+
+
+def test_a_file_that_an_archive_replaces_is_in_the_layer_as_it_became(
+    bench: Workbench,
+):
+    """The contents that are kept in memory must not outlive the file."""
+    (bench.context / "t.tar").write_bytes(tar_of({"a": b"A"}))
+    id = bench.build("FROM base\nADD a t.tar /x/")
+    layer = bench.layers.stack(bench.images.get(id).diff_ids)[-1]
+    bench.layers.tar_of(layer.chain_id, lambda data: None)  # checks the digest
+    assert bench.tree(id)["x/a"][2] == "A"

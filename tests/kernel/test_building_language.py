@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from digests import digest
 from scenery import tar_of, write
 from workbench import Recorder, Workbench
 
@@ -19,6 +20,7 @@ from minidocker.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from minidocker.moves import LARGE
 from minidocker.oci import ImageConfig, parse_reference
 from minidocker.stage import Fresh, Secret, Shown, Written, this_platform
 
@@ -586,3 +588,57 @@ def test_owners_of_another_stage_count(bench: Workbench):
     bench.build(text.format(8))
     assert bench.hits()[-2:] == [False, False]
     assert 'owner of "d" was 7:7, now 8:8' in reasons(bench)
+
+
+def test_an_image_that_is_not_here_is_pulled(bench: Workbench):
+    asked = []
+
+    def pull(name: str) -> str:
+        asked.append(name)
+        return bench.images.resolve("base")
+
+    bench.build("FROM far:v1\nCOPY --from=base /etc/group /g", pull=pull)
+    assert asked == ["far:v1"]
+    bench.build("FROM base", pull=pull, pull_first=True)
+    assert asked == ["far:v1", "base"]
+
+
+def test_a_damaged_image_does_not_stop_a_build(bench: Workbench):
+    bench.build("FROM base\nRUN x", tags=("old",))
+    path = Path(bench.images.content) / bench.images.resolve("old")[7:]
+    path.write_bytes(b"{}")
+    bench.build("FROM base\nRUN x")
+    assert bench.hits() == [False]
+
+
+def sparse(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(LARGE + 4096)
+        file.seek(LARGE)
+        file.write(b"the end")
+
+
+def test_a_large_file_is_digested_while_it_is_copied(bench: Workbench):
+    sparse(bench.context / "big/file")
+    text = "FROM base\nCOPY big /big\nUSER 1"
+    id = bench.build(text)
+    line = bench.images.get(id).history[-2].created_by
+    assert digest(bench.context, "big") in line
+    bench.build(text)
+    assert bench.hits() == [True, True]
+    bench.build(text, no_cache=True)
+    layer = bench.layers.stack(bench.images.get(id).diff_ids)[-1]
+    assert layer.size == LARGE + 4096
+    (bench.context / "big/file").chmod(0o600)
+    bench.build(text)
+    assert reasons(bench)[0] == 'mode of "big/file" was 644, now 600'
+
+
+def test_a_fault_beside_a_large_file_leaves_nothing(bench: Workbench):
+    sparse(bench.context / "big/file")
+    os.mkfifo(bench.context / "big/pipe")
+    before = bench.leavings()
+    with pytest.raises(BuildError, match="neither a file"):
+        bench.build("FROM base\nCOPY big /big", no_cache=True)
+    assert bench.leavings() == before

@@ -13,7 +13,7 @@ import pytest
 from scenery import described, listed, tar_of, write
 
 from minidocker.context import find_sources, open_context
-from minidocker.copying import Manner, Target, copy_sources, pour, set_owner
+from minidocker.copying import Manner, Target, copy_sources, set_owner
 from minidocker.errors import BuildError, IntegrityError
 
 
@@ -267,10 +267,11 @@ def test_a_hostile_archive_is_refused(
 
 def test_a_great_file_is_copied_whole(tmp_path: Path):
     data = os.urandom(1 << 20) * 3
-    (tmp_path / "from").write_bytes(data)
-    with open(tmp_path / "from", "rb") as source, open(tmp_path / "to", "wb") as target:
-        pour(source.fileno(), target.fileno(), len(data))
-    assert (tmp_path / "to").read_bytes() == data
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    (tmp_path / "from/great").write_bytes(data)
+    copied(tmp_path / "from", tmp_path / "to", "great", "/great")
+    assert (tmp_path / "to/great").read_bytes() == data
 
 
 def test_where_the_kernel_cannot_copy_we_do(
@@ -310,3 +311,25 @@ def test_a_target_makes_directories_once(root: Path):
         assert target.is_directory("/a/b")
         assert not target.is_directory("/etc/passwd")
     assert (root / "a/b/c").stat().st_mtime == 7
+
+
+def test_what_was_written_is_known_by_its_name_and_forgotten_when_replaced(
+    context: Path, root: Path
+):
+    (context / "t").write_bytes(tar_of({"a": b"A"}))
+    written: dict[bytes, bytes] = {}
+    with open_context(str(context)) as tree:
+        for name in ("a", "d", "t"):
+            for item in find_sources(tree, (name,))[0].items:
+                if stat.S_ISREG(item.info.st_mode):
+                    tree.keep(item.path, (context / item.path).read_bytes())
+        manner = Manner(owner=ME)
+        for words in [("a",), ("d",)]:
+            sources = find_sources(tree, words)
+            copy_sources(tree, sources, str(root), "/x/", manner, written=written)
+        assert written == {b"x/a": b"a", b"x/c": b"c", b"x/e/f": b"f"}
+        sources = find_sources(tree, ("t",))
+        unpacking = manner.replace(unpacks=True)
+        copy_sources(tree, sources, str(root), "/x/", unpacking, written=written)
+    assert written == {}
+    assert (root / "x/a").read_bytes() == b"A"
