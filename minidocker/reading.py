@@ -334,12 +334,14 @@ class TarReader:
         return data
 
     def _pass(self) -> None:
-        """Pass over what is left of an entry, in pieces."""
-        for _ in self.pieces():
-            pass
-        if self._pad:
+        """Pass over what is left of an entry."""
+        if self._tape is None:
+            self._stream.skip(self._left + self._pad)
+        else:
+            for _ in self.pieces():
+                pass
             self._take(self._pad)
-            self._pad = 0
+        self._left = self._pad = 0
 
     def _next(self) -> Entry | None:
         """Return the next entry, its long names and pax records taken in."""
