@@ -75,6 +75,13 @@ def tidy_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def ship_verbs() -> tuple[Command, ...]:
+    """Return the commands that ship images."""
+    from minidocker.ship_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def own_verbs() -> tuple[Command, ...]:
     """Return the commands of this chapter."""
     return COMMANDS
@@ -93,6 +100,7 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     tidy_verbs: (
         "tag", "rmi", "image prune", "container prune", "system prune", "system df",
     ),
+    ship_verbs: ("save", "load"),
     own_verbs: ("completion", "version"),
 }  # fmt: skip
 HOMES = {name: table for table, names in CHAPTERS.items() for name in names}
@@ -118,7 +126,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
         for name in (*CHAPTERS[table], "commit", "diff", "export")
         if name != "ps"
     },
-    **{f"image {name}": (name,) for name in ("build", "history", "import", "tag")},
+    **{
+        f"image {name}": (name,)
+        for name in ("build", "history", "import", "tag", "save", "load")
+    },
 }
 
 

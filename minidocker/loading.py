@@ -123,8 +123,9 @@ def docker_image(source: Source, line: Any) -> Found:
 
 def are_names(found: object) -> bool:
     """Whether this is a list of texts, or nothing."""
-    whole = isinstance(found, list) and len(found) <= 4096
-    return found is None or (whole and all(isinstance(one, str) for one in found))  # type: ignore[attr-defined]
+    if not isinstance(found, list):
+        return found is None
+    return len(found) <= 4096 and all(isinstance(one, str) for one in found)
 
 
 def tag_of(text: str) -> Reference:
