@@ -3,7 +3,8 @@ PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo pyth
 BIN    := .venv/bin
 STAMP  := .venv/installed
 PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
-  user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs
+  user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs \
+  golang-github-opencontainers-image-spec-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests

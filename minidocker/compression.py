@@ -356,7 +356,8 @@ def damages() -> tuple[type[Exception], ...]:
     from zstandard import ZstdError
 
     fault: Any = igzip_lib.IsalError
-    return EOFError, OSError, ValueError, LZMAError, fault, ZstdError, error
+    ours = IntegrityError  # the end of zstd's input, from `frames`
+    return EOFError, OSError, ValueError, LZMAError, fault, ZstdError, error, ours
 
 
 def decompressed(read: Read, where: str | None = None) -> Read:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from minidocker.changes import Change
     from minidocker.context import SourceTree
     from minidocker.dockerfile import Instruction
+    from minidocker.manifests import Platform
     from minidocker.reading import Read
     from minidocker.stage import BuildOptions
 
@@ -277,15 +278,21 @@ class Engine:
         source: str = "-",
         message: str = "",
         changes: tuple[str, ...] = (),
+        platform: Platform | None = None,
     ) -> str:
-        """Make an image with one layer of the tree in a tar; return its id."""
+        """Make an image with one layer, a tar as it comes; return its id."""
+        from minidocker.manifests import host_platform
+
         config = self.changed(ContainerConfig(), changes)
+        runs_on = platform or host_platform()
         with self.changing():
-            layer = self.layers.add(read)
+            layer = self.layers.add(read, limit=free_bytes(self.root))
             image = ImageConfig(
-                architecture=machine(),
+                architecture=runs_on.architecture,
                 config=config,
                 container_config=ContainerConfig(),
+                extra={"variant": runs_on.variant} if runs_on.variant else None,
+                os=runs_on.os,
             )
             line = HistoryEntry(comment=message or f"Imported from {source}")
             return self.finish(image, line, layer, None, reference)
@@ -334,6 +341,12 @@ def refuse_own_store(root: str, context: SourceTree) -> None:
         return
     hint = f'a line "{inside}" in .dockerignore, or another --root'
     raise UsageError("the store is in the context", where=context.root, hint=hint)
+
+
+def free_bytes(path: str) -> int:
+    """Return how many bytes the file system of a path has left for us."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 def machine() -> str:

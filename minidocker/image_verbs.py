@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from minidocker.container_verbs import (
     Needs,
@@ -14,8 +15,8 @@ from minidocker.container_verbs import (
     print_lines,
 )
 from minidocker.containers import Status
+from minidocker.engine import Engine
 from minidocker.errors import (
-    IntegrityError,
     MinidockerError,
     UsageError,
 )
@@ -100,63 +101,62 @@ def export(given: Given) -> int:
 
 
 # %% Images
-def tar_reader(source: str) -> Read:
+def tar_reader(engine: Engine, source: str) -> Read:
     """Open a tar, compressed or not; ``-`` is our input. Returns its ``read``.
 
-    Raises MinidockerError when it cannot be opened.
+    A tar at an address is fetched whole first. Raises MinidockerError.
     """
-    import bz2
-    import gzip
-    import io
-    import lzma
+    from minidocker.compression import decompressed
 
     if source.startswith(("http://", "https://")):
-        hint = "fetch it first: `curl URL | minidocker import -`"
-        raise UsageError("import does not fetch from the network", hint=hint)
+        fd = fetched(engine, source)
+    else:
+        try:
+            fd = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as why:
+            what = f"cannot be read: {why.strerror}"
+            raise MinidockerError(what, where=source) from why
+    return decompressed(lambda size: os.read(fd, size), source)
+
+
+def fetched(engine: Engine, url: str) -> int:
+    """Fetch what is at an address into an unnamed file; return its descriptor."""
+    from minidocker.outside import fetch
+
+    path = engine.batch.new_path()
     try:
-        number = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        file = io.BufferedReader(io.FileIO(number, closefd=number != 0), 1 << 18)
-        head = file.peek(6)[:6]
-    except OSError as why:
-        raise MinidockerError(f"cannot be read: {why.strerror}", where=source) from why
-    if head.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=file).read
-    if head.startswith(b"BZh"):
-        return bz2.BZ2File(file).read
-    if head.startswith(b"\xfd7zXZ"):
-        return lzma.LZMAFile(file).read
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        hint = "pipe it through `zstd -dc`"
-        raise UsageError("zstd is not supported", where=source, hint=hint)
-    return file.read
+        fetch(url, path)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def import_(given: Given) -> int:
-    """``import [OPTIONS] FILE|- [REPOSITORY[:TAG]]``"""
-    import lzma
-    import zlib
+    """``import [OPTIONS] FILE|URL|- [REPOSITORY[:TAG]]``"""
+    from minidocker.manifests import parse_platform
 
     source, meter = given.args[0], Meter("Importing")
     reference = optional_reference(given.args[1:])
+    wanted = given.text("platform")
+    platform = parse_platform(wanted) if wanted else None
     if source == "-" and os.isatty(0):
         raise UsageError("a tar is expected on the input, not a terminal")
-    read = tar_reader(source)
+    engine = open_engine(given, Needs.MOUNTS)
+    read = tar_reader(engine, source)
 
     def counted(size: int) -> bytes:
-        try:
-            data = read(size)
-        except (EOFError, ValueError, lzma.LZMAError, zlib.error) as why:
-            raise IntegrityError(f"cannot be unpacked: {why}", where=source) from why
+        data = read(size)
         meter.add(len(data))
         return data
 
-    engine = open_engine(given, Needs.MOUNTS)
     id = engine.import_(
         counted,
         reference,
         source=source,
         message=given.text("message"),
         changes=given.list("change"),
+        platform=platform,
     )
     meter.end()
     print(id)
@@ -202,9 +202,12 @@ CHANGE = Flag("change", "Apply Dockerfile instruction to the image", "c", LIST)
 
 COMMANDS = (
     Command(
-        "import", "[OPTIONS] FILE|- [REPOSITORY[:TAG]]",
+        "import", "[OPTIONS] FILE|URL|- [REPOSITORY[:TAG]]",
         "Import the contents from a tarball to create an image", import_,
-        (CHANGE, Flag("message", "Set commit message for the image", "m", TEXT)),
+        (
+            CHANGE, Flag("message", "Set commit message for the image", "m", TEXT),
+            Flag("platform", "Set the platform of the image: linux/arm64", takes=TEXT),
+        ),
         least=1, most=2, example="tar -C tree -c . | minidocker import - tree:v1",
     ),
     Command(

@@ -78,6 +78,9 @@ class Stream:
             length -= len(self.some(length))
 
 
+PATIENCE = 1.0  # seconds
+
+
 class Ahead:
     """Read in a thread, a few pieces ahead of who asks; end with ``with``.
 
@@ -126,7 +129,7 @@ class Ahead:
     def __exit__(self, *_: object) -> None:
         self._stopped = True
         self._room.release()
-        self._thread.join()
+        self._thread.join(PATIENCE)  # it may wait for a pipe that says nothing
 
 
 # %% Numbers
@@ -337,19 +340,17 @@ class TarReader:
         """Pass over what is left of an entry."""
         if self._tape is None:
             self._stream.skip(self._left + self._pad)
-        else:
-            for _ in self.pieces():
-                pass
-            self._take(self._pad)
-        self._left = self._pad = 0
+            self._left = self._pad = 0
+        for _ in self.pieces():
+            pass
 
     def _next(self) -> Entry | None:
         """Return the next entry, its long names and pax records taken in."""
         pax: Pax = {}
         while True:
-            if self._left or self._pad:
+            if self._left or (self._pad and self._tape is None):
                 self._pass()
-            block = self._take(BLOCK)
+            block, self._pad = self._take(self._pad + BLOCK)[self._pad :], 0
             if not block[0] and not any(block):
                 self._end(pax)
                 return None

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from minidocker.compression import Codec, codec_named
 from minidocker.container_verbs import Needs, open_engine, print_lines
 from minidocker.durable import store_lock
-from minidocker.engine import Engine
+from minidocker.engine import BASE, Engine, free_bytes
 from minidocker.errors import MinidockerError, UsageError
 from minidocker.flags import TEXT, Command, Flag, Given
 from minidocker.loading import load as load_images
@@ -42,7 +42,7 @@ class Bars:
         before, at = self.shown
         if name == before and done - at < self.STEP:
             return
-        from minidocker.views import human_size
+        from minidocker.tables import human_size
 
         self.shown = name, done
         text = f"{short_id(name)}: {human_size(done)}/{human_size(size)}"
@@ -88,7 +88,8 @@ def save(given: Given) -> int:
         raise UsageError(what, hint="-o FILE, or a pipe")
     engine = open_engine(given, Needs.MOUNTS)
     for text in given.args:
-        engine.find_image(text)
+        if text.removesuffix(":latest") == BASE:
+            engine.find_image(text)
     with store_lock(engine.root):
         orders = orders_of(engine.images, given.args)
         with shelf_at(path, form, engine.batch.tmp) as shelf:
@@ -116,12 +117,6 @@ def opened(engine: Engine, path: str, limit: int) -> Iterator[Source]:
     finally:
         if fd:
             os.close(fd)
-
-
-def free_bytes(path: str) -> int:
-    """Return how many bytes the file system of a path has left for us."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
 
 
 def load(given: Given) -> int:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import json
-from base64 import b64decode, b64encode
+from base64 import b64decode
+from binascii import b2a_base64
 from collections.abc import Callable, Iterator
 
 from minidocker.archive import Entry, Put, TreeWriter
@@ -100,7 +101,7 @@ BATCH = 256  # lines
 
 def base64(data: bytes) -> str:
     """Return bytes as they stand in JSON."""
-    return b64encode(data).decode()
+    return b2a_base64(data, newline=False).decode()
 
 
 class SplitWriter(Tape):
@@ -158,7 +159,7 @@ class SplitWriter(Tape):
         if entry.size:
             line += f',"size":{entry.size}'
             payload = f'"{base64(self._crc.to_bytes(8, "big"))}"'
-            if b"/".join(names_in(entry.name)) != path:
+            if not names(entry.name, path):
                 line += f',"real":"{base64(path)}"'
         self._line(f'{line},"payload":{payload}')
         self._crc = 0
@@ -170,6 +171,11 @@ class SplitWriter(Tape):
         self._file.close()
 
 
+def names(name: bytes, path: bytes) -> bool:
+    """Whether a member's name is that of the file at ``path``."""
+    return name.removeprefix(b"./") == path or b"/".join(names_in(name)) == path
+
+
 def name_fields(name: bytes) -> str:
     """Return a name as JSON; one that is not UTF-8 in base64.
 
@@ -177,7 +183,10 @@ def name_fields(name: bytes) -> str:
     ('"name":"etc/motd"', '"name_raw":"/w=="')
     """
     try:
-        return f'"name":{json.dumps(name.decode(), ensure_ascii=False)}'
+        text = name.decode()
+        if text.isprintable() and '"' not in text and "\\" not in text:
+            return f'"name":"{text}"'
+        return f'"name":{json.dumps(text, ensure_ascii=False)}'
     except UnicodeDecodeError:
         return f'"name_raw":"{base64(name)}"'
 

@@ -357,12 +357,21 @@ def shelf_at(path: str, form: Format, tmp: str) -> Iterator[Shelf]:
             yield DirectoryShelf(new)
     elif not path:
         yield shelf_on(1, tmp)
-    elif os.path.exists(path) and not os.path.isfile(path):
+    elif is_stream(path):
         with open(path, "wb", buffering=0) as file:
             yield shelf_on(file.fileno(), tmp)
     else:
         with finished(path) as new, open(new, "xb", buffering=0) as file:
             yield TarShelf(file.fileno())
+
+
+def is_stream(path: str) -> bool:
+    """Whether this is a pipe or a device, which cannot be replaced."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def shelf_on(fd: int, tmp: str) -> TarShelf:

@@ -55,7 +55,9 @@ def names_in(name: bytes) -> list[bytes]:
     >>> names_in(b"/a/./b/")
     [b'a', b'b']
     """
-    parts = [part for part in name.split(b"/") if part and part != b"."]
+    parts = name.split(b"/")
+    if b"" in parts or b"." in parts:
+        parts = [part for part in parts if part and part != b"."]
     if b".." in parts:
         raise IntegrityError("the name climbs with ..", where=printable(name))
     return parts

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from minidocker.archive import SECOND, Entry, Kind, Tally, TarWriter, header, pack
 from minidocker.errors import IntegrityError
-from minidocker.reading import TarReader
+from minidocker.reading import Ahead, TarReader
 
 
 END = bytes(1024)
@@ -299,3 +300,30 @@ def test_one_gibibyte_takes_no_memory(tmp_path: Path) -> None:
     pack(str(tmp_path), tally)
     assert tally.size > 1 << 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
+
+
+def test_reading_ahead_gives_the_same_bytes_and_the_same_errors() -> None:
+    data = os.urandom(3_000_000)
+    with Ahead(io.BytesIO(data).read) as read:
+        pieces = []
+        while piece := read(1 << 20):
+            pieces.append(piece)
+        assert read(1) == b""
+    assert b"".join(pieces) == data
+
+    def breaks(size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with Ahead(breaks) as read, pytest.raises(OSError, match="Input/output"):
+        read(1)
+
+
+def test_who_reads_ahead_is_not_held_by_a_silent_pipe() -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"some")
+    started = time.monotonic()
+    with Ahead(lambda size: os.read(ours, size)) as read:
+        assert read(4) == b"some"
+    assert time.monotonic() - started < 30
+    os.close(theirs)
+    os.close(ours)
