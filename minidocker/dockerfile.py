@@ -21,6 +21,7 @@ from minidocker.lines import (
     logical_lines,
     physical_lines,
     point,
+    printable,
     raise_all,
     shown_at,
     split_words,
@@ -469,7 +470,7 @@ def blamed(why: MinidockerError, text: str) -> str:
 
 def place(why: MinidockerError, it: Instruction) -> None:
     """Give an error its line, and the excerpt where a word is to blame."""
-    why.where = it.where
+    why.where, why.what = it.where, printable(why.what)
     word = blamed(why, it.text) if it.text == it.source.text else ""
     if word and not why.excerpt:
         line, why.excerpt = shown_at(it.source, word)

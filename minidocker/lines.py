@@ -130,9 +130,9 @@ def word_at(text: str, word: str) -> tuple[int, int]:
     """
     whole = re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text) if word else None
     at = whole.start() if whole else text.find(word) if word else -1
-    return (
-        (at, len(word)) if at >= 0 else (0, len(SEPARATOR.split(text, maxsplit=1)[0]))
-    )
+    if at < 0:
+        return 0, len(SEPARATOR.split(text, maxsplit=1)[0])
+    return at, len(word)
 
 
 def shown_at(logical: LogicalLine, word: str) -> tuple[int, str]:
@@ -146,6 +146,7 @@ def point(why: DockerfileError, logical: LogicalLine, name: str) -> DockerfileEr
     """Give an error its place, file and line, and the excerpt; return it."""
     line, why.excerpt = shown_at(logical, why.word)
     why.where, why.what = f"{name}:{line}", printable(why.what)
+    why.hint = printable(why.hint or "")
     return why
 
 
@@ -313,9 +314,9 @@ def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
 QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\."""
 LINE = re.compile(rf"""(?:{QUOTED}|[^'"\\])*\\?""", re.DOTALL)
 WORD = re.compile(
-    rf"""(?:\d*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+""", re.DOTALL
+    rf"""(?:[0-9]*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+""", re.DOTALL
 )
-MARK = re.compile(r"(\d*)<<(?!-\Z)(-?)[ \t]*([^<]+)", re.DOTALL)
+MARK = re.compile(r"([0-9]*)<<(?!-\Z)(-?)[ \t]*([^<]+)", re.DOTALL)
 ABLE = re.compile(r"(?:onbuild[\t\v\f\r ]+)?(?:run|copy|add)[\t\v\f\r ]+", re.I)
 NAME_QUOTES = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)""", re.DOTALL)
 
@@ -343,10 +344,9 @@ def heredoc_mark(word: str) -> Heredoc | None:
     found = MARK.fullmatch(word)
     if not found or not unquoted(found[3]):
         return None
-    quotes = [m.lastindex for m in NAME_QUOTES.finditer(found[3])]
-    return Heredoc(
-        unquoted(found[3]), "", set(quotes) <= {3}, bool(found[2]), int(found[1] or 0)
-    )
+    quoted = any(m.lastindex != 3 for m in NAME_QUOTES.finditer(found[3]))
+    number = int(found[1]) if 0 < len(found[1]) < 10 else 0
+    return Heredoc(unquoted(found[3]), "", not quoted, bool(found[2]), number)
 
 
 def without_arithmetic(text: str) -> str:

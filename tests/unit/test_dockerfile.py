@@ -191,6 +191,14 @@ def test_ten_errors_are_told_whole():
     assert "more" not in str(why)
 
 
+def test_a_message_has_nothing_that_a_terminal_obeys():
+    for text in ["RUN <<\x1b[2J", "ENV \x1b[2J", "USER \x1b[2J'", "\x1b[2J x"]:
+        assert "\x1b" not in str(refused(f"FROM a\n{text}\nX"))
+    why = BuildError('no file "\x1b[2J"')
+    place(why, parse("FROM a\nCOPY \x1b[2J /").instructions[1])
+    assert "\x1b" not in str(why)
+
+
 def test_a_line_of_64_kib_less_one_is_read():
     longest = "RUN " + "x" * (65_535 - 4)
     assert parse(f"FROM a\n{longest}\r\n").instructions[1].text == longest
@@ -402,6 +410,7 @@ LONG = 60_000
         f"HEALTHCHECK --interval={'1' * 5000}s CMD a",
         "RUN <<A " + "$((" * 20_000,
         "RUN <<A " + "'a" * 30_000,
+        "RUN " + "1" * 5000 + "<<A",
         "RUN " + "[" * LONG,
         "RUN --mount=" + "a\\" * 30_000,
         "ENV a=" + '"' * (LONG + 1),
