@@ -460,18 +460,19 @@ def parse(text: bytes | str, name: str = "Dockerfile") -> Dockerfile:
 
 
 # %% Errors of later chapters
-def blamed(why: MinidockerError, text: str) -> str:
-    """Return the word of ``text`` that an error is about, or nothing."""
-    if isinstance(why, DockerfileError) and why.word in text:
-        return why.word
+def blamed(why: MinidockerError, it: Instruction) -> str:
+    """Return the word of an instruction that an error is about, or nothing."""
+    carried = why.word if isinstance(why, DockerfileError) else ""
     quoted = re.findall('"([^"]+)"', why.what)
-    return next((word for word in quoted if word in text), "")
+    named = (word for word in it.args if f" {word}:" in why.what)
+    words = (word for word in (carried, *quoted, *named) if word)
+    return next((word for word in words if word in it.source.text), "")
 
 
 def place(why: MinidockerError, it: Instruction) -> None:
     """Give an error its line, and the excerpt where a word is to blame."""
     why.where, why.what = it.where, printable(why.what)
-    word = blamed(why, it.text) if it.text == it.source.text else ""
+    word = blamed(why, it) if it.text == it.source.text else ""
     if word and not why.excerpt:
         line, why.excerpt = shown_at(it.source, word)
         why.where = f"{it.where.rpartition(':')[0] or it.where}:{line}"

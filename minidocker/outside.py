@@ -15,7 +15,9 @@ from minidocker.errors import (
     BuildError,
     DockerfileError,
     IntegrityError,
+    NotFoundError,
     UnsupportedError,
+    did_you_mean,
 )
 from minidocker.expansion import expand_document
 from minidocker.lines import Heredoc
@@ -55,7 +57,12 @@ def tree_from(shop: Workshop, name: str) -> Iterator[SourceTree]:
     stage = None if given else shop.find_stage(name)
     image = stage.image if stage else replaced_image(shop, name)
     if image is None:
-        image = shop.find_image(name)
+        try:
+            image = shop.find_image(name)
+        except NotFoundError as why:
+            stages = (stage.name for stage in shop.stages if stage.name)
+            why.hint = did_you_mean(name, stages) or why.hint
+            raise
     with (
         writable_layer(shop, image) as layer,
         shop.layers.rw_mounted(layer) as root,

@@ -135,6 +135,18 @@ def test_build_arguments_that_nobody_asks_for_are_told_in_one_line(bench: Workbe
         ("FROM base\nCOPY --chmod=rwx a b", DockerfileError, 2, 'bad mode "rwx"'),
         ("FROM base\nCOPY --from=gone a b", NotFoundError, 2, 'no such image: "gone"'),
         ("FROM base\nCOPY gone b", BuildError, 2, "stat gone: file does not exist"),
+        (
+            "FROM base\nCOPY gone b",
+            BuildError,
+            2,
+            "   2 | COPY gone b\n     |      ^~~~",
+        ),
+        (
+            "FROM base AS one\nFROM one\nCOPY --from=onne /a /b",
+            NotFoundError,
+            3,
+            '   3 | COPY --from=onne /a /b\n     |             ^~~~\nhint: did you mean "one"?',
+        ),
         ("FROM base\nCOPY ../up b", BuildError, 2, "outside the build context"),
         ("FROM scratch\nRUN true", BuildError, 2, "nothing to run in"),
         ("FROM base\nUSER 1\nRUN --mount=type=ssh x", UnsupportedError, 3, "=ssh"),

@@ -216,6 +216,7 @@ def test_the_order_is_not_blamed_after_a_line_that_could_not_be_read():
         ('no such file "b c"', "Dockerfile:2", None),
         ('no such file "b"', "Dockerfile:3", "   3 |   b /to\n     |   ^"),
         ('stage "x" does not exist', "Dockerfile:2", None),
+        ("stat b: file does not exist", "Dockerfile:3", "   3 |   b /to\n     |   ^"),
         (
             'no "--from" here',
             "Dockerfile:2",
@@ -227,9 +228,10 @@ def test_an_error_of_a_step_is_placed_at_the_word_that_it_quotes(
     what: str, where: str, mark: str | None
 ):
     it = parse("FROM a\nCOPY --from=d \\\n  b /to").instructions[1]
-    why = BuildError(what)
-    place(why, it)
-    assert (why.where, why.excerpt or None) == (where, mark)
+    for kind in (BuildError, DockerfileError):
+        why = kind(what)
+        place(why, it)
+        assert (why.where, why.excerpt or None) == (where, mark)
 
 
 def test_an_excerpt_has_tabs_wide_characters_and_no_control_characters():
