@@ -389,12 +389,16 @@ def appends(fd: int) -> bool:
 
 @contextmanager
 def finished(path: str, *, directory: bool = False) -> Iterator[str]:
-    """Yield a name beside ``path``; what is there gets the name when all went well."""
+    """Yield a name beside ``path``; what is there gets the name when all went well.
+
+    A symbolic link stays, and what it points to is replaced: /dev/stdout is one.
+    """
+    path = os.path.realpath(path)
     if directory and os.path.isdir(path) and os.listdir(path):
         raise ConflictError("the directory is not empty", where=path)
     if not directory and os.path.isdir(path):
         raise ConflictError("it is a directory", where=path)
-    new = f"{path.rstrip('/')}.{os.urandom(4).hex()}"
+    new = f"{path}.{os.urandom(4).hex()}"
     try:
         yield new
         os.rename(new, path)

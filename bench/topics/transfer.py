@@ -44,14 +44,14 @@ def one_file(tree: Path, mebibytes: int) -> Path:
 
 
 def real_files(tree: Path, mebibytes: int) -> Path:
-    """Copy programs and texts of this machine into one tree, as an image has them."""
+    """Copy programs and texts of this machine, of a page and more, into one tree."""
     tree.mkdir()
     left = mebibytes * MIB
     for here, _, names in os.walk("/usr"):
         for name in sorted(names):
             path = Path(here, name)
             size = 0 if path.is_symlink() else path.stat().st_size
-            if 0 < size <= left:
+            if 4096 <= size <= left:
                 left -= size
                 shutil.copy(path, tree / f"{left:012d}")
     return tree

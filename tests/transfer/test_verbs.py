@@ -207,6 +207,22 @@ def test_save_does_not_write_to_a_terminal(built: Built):
     assert b"cowardly" in done.stderr
 
 
+def test_a_link_stays_and_its_file_is_replaced(built: Built, tmp_path: Path):
+    store, _ = built
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    store.says("save", "-o", str(tmp_path / "link"), "site:v1")
+    assert (tmp_path / "link").is_symlink()
+    assert "manifest.json" in members(tmp_path / "file")
+    with (tmp_path / "out").open("wb") as out:
+        argv = store.argv("save", "-o", "/dev/stdout", "site:v1")
+        subprocess.run(argv, stdout=out, check=True)
+    assert "manifest.json" in members(tmp_path / "out")
+    assert os.path.islink("/dev/stdout")
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=True)
+    assert done.stdout == (tmp_path / "out").read_bytes()
+
+
 def test_a_directory_that_is_not_empty_stays(built: Built, tmp_path: Path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
