@@ -10,12 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from minidocker.context import SourceTree
+from minidocker.durable import write_new
 from minidocker.engine import Engine
 from minidocker.errors import BuildError, UsageError, did_you_mean
 from minidocker.flags import Given
-from minidocker.oci import go_json
+from minidocker.oci import chain_ids, go_json, hex_of, parse_reference
 from minidocker.records import Record
 from minidocker.stage import BuildOptions
+from minidocker.trees import remove_path
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 
 # %% The noun
@@ -160,17 +167,64 @@ def give_tar(engine: Engine, id: str, path: str) -> None:
     """Write the image's tree as a tar to a file, or to our output."""
     from minidocker.archive import pack
 
-    if path == "-" and os.isatty(1):
-        raise UsageError("a tar is not for a terminal", hint="dest=FILE, or a pipe")
-    with (
-        tree_of_image(engine, id) as root,
-        open(path, "wb") if path != "-" else open(1, "wb", closefd=False) as file,
-    ):
+    with tree_of_image(engine, id) as root, output_file(path) as file:
         pack(root, file.write)
 
 
+def output_file(path: str) -> BinaryIO:
+    """Open what a tar is written to; "-" is our output. Raises UsageError."""
+    if path != "-":
+        return open(path, "wb")
+    if os.isatty(1):
+        raise UsageError("a tar is not for a terminal", hint="dest=FILE, or a pipe")
+    return open(1, "wb", closefd=False)
+
+
+def lay_out(engine: Engine, id: str, place: str) -> None:
+    """Write an image as an OCI layout below the directory ``place``."""
+    from minidocker.compression import compress_layer
+    from minidocker.manifests import Descriptor, Index, Manifest, Media, described
+
+    blobs, layers = f"{place}/blobs/sha256", list[Descriptor]()
+    os.makedirs(blobs)
+    for chain in chain_ids(engine.images.get(id).diff_ids):
+        with open(f"{blobs}/new", "wb") as file:
+            layers.append(compress_layer(engine.layers, chain, file.write))
+        os.rename(f"{blobs}/new", f"{blobs}/{hex_of(layers[-1].digest)}")
+    config = described(engine.images.raw(id), Media.OCI_CONFIG.value)
+    manifest = Manifest(config, tuple(layers)).to_json()
+    told = described(manifest, Media.OCI_MANIFEST.value)
+    names = [parse_reference(name).tag or "" for name in engine.images.tags_of(id)]
+    lines = [told.replace(annotations={REF_NAME: name}) for name in names if name]
+    for path, data in {
+        f"blobs/sha256/{hex_of(id)}": engine.images.raw(id),
+        f"blobs/sha256/{hex_of(told.digest)}": manifest,
+        "index.json": Index(tuple(lines or [told])).to_json(),
+        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+    }.items():
+        write_new(f"{place}/{path}", data)
+
+
+REF_NAME = "org.opencontainers.image.ref.name"
+
+
+def give_oci(engine: Engine, id: str, path: str) -> None:
+    """Write the image as an OCI layout in a tar, to a file or to our output."""
+    from minidocker.archive import names_below, pack
+
+    place = engine.batch.new_path()
+    try:
+        lay_out(engine, id, place)
+        for name in names_below(place):  # the same image, the same tar
+            os.utime(os.path.join(os.fsencode(place), name), (0, 0))
+        with output_file(path) as file:
+            pack(place, file.write)
+    finally:
+        remove_path(place)
+
+
 OUTPUTS: dict[str, Callable[[Engine, str, str], None]] = {
-    "local": give_directory, "tar": give_tar,
+    "local": give_directory, "tar": give_tar, "oci": give_oci,
 }  # fmt: skip
 
 
@@ -266,8 +320,6 @@ def layer_difference(engine: Engine, chains: tuple[str, str]) -> str:
 
 def difference(engine: Engine, one: str, two: str) -> str:
     """Say what is the first byte that differs in two images."""
-    from minidocker.oci import chain_ids
-
     images = [engine.images.get(id) for id in (one, two)]
     stacks = [image.diff_ids for image in images]
     for number, pair in enumerate(zip(*stacks, strict=False), 1):

@@ -366,7 +366,7 @@ COMMANDS = (
             Flag("iidfile", "Write the image ID to the file", takes=TEXT),
             Flag("label", "Set metadata for an image", takes=LIST),
             Flag("no-cache", "Do not use cache when building the image"),
-            Flag("output", "type=local|tar,dest=PATH", "o", LIST),
+            Flag("output", "type=local|tar|oci,dest=PATH", "o", LIST),
             Flag("progress", "auto, plain, rich or json", takes=TEXT, default="auto"),
             Flag("pull", "Always attempt to pull a newer version of the image"),
             Flag("quiet", "Print only the image ID", "q"),

@@ -1,6 +1,7 @@
 """The options of `build`, and `context ls`, as a user types them."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -237,3 +238,23 @@ def test_eight_builds_at_once_give_one_image(store: Store, context: Context) -> 
     ids = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0] * 8
     assert len(ids) == 1
+
+
+def test_the_result_may_be_an_oci_layout_that_others_read(
+    store: Store, context: Context, tmp_path: Path
+) -> None:
+    out = tmp_path / "image.tar"
+    path = context(TEXT, note="n")
+    words = ("-t", "given:v1", "-o", f"type=oci,dest={out}")
+    id = store.says("build", "-q", *words, path).strip()
+    with tarfile.open(out) as tar:
+        assert {"oci-layout", f"blobs/sha256/{id[7:]}"} <= set(tar.getnames())
+    done = subprocess.run(
+        ["skopeo", "--tmpdir", str(tmp_path), "inspect", "--config", "--raw",
+         f"oci-archive:{out}:v1"],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert hashlib.sha256(done.stdout).hexdigest() == id[7:]
+    again = tmp_path / "again.tar"
+    store.says("build", "-q", "-o", f"type=oci,dest={again}", path)
+    assert again.read_bytes() == out.read_bytes()
