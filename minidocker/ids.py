@@ -1,4 +1,4 @@
-# From book/24-ids.md. Edit there and tangle, or here and tangle --back.
+# From book/26-ids.md. Edit there and tangle, or here and tangle --back.
 
 # %% Ids: which bytes hash to what
 """List the digests of an image: of which bytes each is, and how to check it by hand."""
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 
 from minidocker.archive import Put, Tally
+from minidocker.compression import compress_layer
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
@@ -24,6 +26,7 @@ class Kind(Enum):
     IMAGE = "image id"
     DIFF = "diff id"
     CHAIN = "chain id"
+    BLOB = "blob digest"
     MANIFEST = "manifest digest"
 
 
@@ -61,11 +64,16 @@ class Verdict(Record):
 
 # %% The claims
 def claims_of(
-    images: ImageStore, id: str, name: str, program: str = "minidocker"
+    images: ImageStore,
+    id: str,
+    name: str,
+    program: str = "minidocker",
+    blobs: LayerStore | None = None,
 ) -> Iterator[Claim]:
     """Yield the digests of an image: its own, those of its layers from the bottom.
 
-    ``name`` and ``program`` are how the commands name the image and us.
+    ``name`` and ``program`` are how the commands name the image and us. With the layers
+    as ``blobs``, each is compressed for the digest that a registry would have.
     """
     path = shlex.quote(f"{images.content}/{hex_of(id)}")
     yield Claim(Kind.IMAGE, id, 0, "the image JSON", f"sha256sum {path}")
@@ -83,12 +91,24 @@ def claims_of(
             what = "the chain id below, a space, the diff id"
             text = f"printf %s '{below} {diff_id}' | sha256sum"
         yield Claim(Kind.CHAIN, chain, number, what, text)
+        if blobs:
+            yield blob_claim(blobs, chain, number, name, program)
     for known in images.digests_of(id):
         what = f"the manifest that a registry has of {known.partition('@')[0]}"
         yield Claim(Kind.MANIFEST, known.partition("@")[2], 0, what, "")
 
 
 # %% The claims
+def blob_claim(
+    layers: LayerStore, chain: str, number: int, name: str, program: str
+) -> Claim:
+    """Return the digest of a layer as we push it; reads and compresses the layer."""
+    digest = compress_layer(layers, chain, lambda data: None).digest
+    words = f"{program} ids --bytes {digest} {shlex.quote(name)}"
+    what = "the layer's tar, compressed as push sends it (gunzip gives the tar)"
+    return Claim(Kind.BLOB, digest, number, what, f"{words} | sha256sum")
+
+
 def write_bytes(
     images: ImageStore, layers: LayerStore, id: str, digest: str, put: Put
 ) -> None:
@@ -108,8 +128,18 @@ def write_bytes(
         at = chains.index(digest)
         put(f"{chains[at - 1]} {diff_ids[at]}".encode())
     else:
-        hint = "`minidocker ids IMAGE` lists those that it has"
-        raise NotFoundError(f'the image has no bytes of "{digest}"', hint=hint)
+        write_blob(layers, chains, digest, put)
+
+
+def write_blob(layers: LayerStore, chains: list[str], digest: str, put: Put) -> None:
+    """Write the layer whose blob has a digest. Raises NotFoundError."""
+    for chain in chains:
+        with suppress(IntegrityError):  # a damaged layer has no blob to be found
+            if compress_layer(layers, chain, lambda data: None).digest == digest:
+                compress_layer(layers, chain, put)
+                return
+    hint = "`minidocker ids IMAGE` lists those that it has"
+    raise NotFoundError(f'the image has no bytes of "{digest}"', hint=hint)
 
 
 def verdict_on(

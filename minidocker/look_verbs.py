@@ -325,7 +325,8 @@ def ids(given: Given) -> int:
         return 0
     root = given.text("root")
     program = f"minidocker --root {engine.root}" if root else "minidocker"
-    claims = list(chapter.claims_of(images, id, text, program))
+    blobs = layers if given.on("blobs") else None
+    claims = list(chapter.claims_of(images, id, text, program, blobs))
     verdicts = []
     if given.on("verify"):
         verdicts = [chapter.verdict_on(images, layers, id, one) for one in claims]
@@ -424,6 +425,7 @@ COMMANDS = (
         "ids", "[OPTIONS] IMAGE",
         "Show of which bytes each id is the digest, and how to check it", ids,
         (
+            Flag("blobs", "Compress each layer, for the digest that push gives it"),
             Flag("bytes", "Write the bytes of one of the digests", takes=TEXT),
             Flag("format", "json: one object a line", takes=TEXT),
             Flag("verify", "Hash everything anew; status 1 if anything is wrong"),

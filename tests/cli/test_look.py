@@ -70,7 +70,7 @@ def test_explain_tells_both_halves(built: Store) -> None:
 
 def test_ids_are_checked_by_the_commands_that_they_name(built: Store) -> None:
     checked = 0
-    for line in built.says("ids", "--format", "json", "web:v1").splitlines():
+    for line in built.says("ids", "--blobs", "--format", "json", "web:v1").splitlines():
         claim = json.loads(line)
         ours = f"{sys.executable} -m minidocker --root {built.root} "
         command = re.sub(r"^minidocker( --root \S+)? ", ours, claim["Check"])
@@ -79,7 +79,7 @@ def test_ids_are_checked_by_the_commands_that_they_name(built: Store) -> None:
         )
         assert said.stdout.split()[0] == claim["Digest"].removeprefix("sha256:")
         checked += 1
-    assert checked == 5
+    assert checked == 7
 
 
 def test_ids_verify_says_what_is_wrong(built: Store) -> None:

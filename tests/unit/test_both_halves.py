@@ -1,5 +1,6 @@
 """`explain` says what a build did, and `ids` of which bytes each digest is."""
 
+import gzip
 import hashlib
 import json
 import subprocess
@@ -191,6 +192,21 @@ def test_each_digest_is_found_again(bench: Workbench) -> None:
         sink = bytearray()
         write_bytes(bench.images, bench.layers, id, claim.digest, sink.extend)
         assert f"sha256:{hashlib.sha256(sink).hexdigest()}" == claim.digest
+
+
+def test_a_blob_is_what_gunzip_turns_into_the_tar(bench: Workbench) -> None:
+    id = bench.images.resolve("web")
+    claims = list(claims_of(bench.images, id, "web", blobs=bench.layers))
+    blobs = [claim for claim in claims if claim.kind is Kind.BLOB]
+    assert [claim.layer for claim in blobs] == [1, 2, 3]
+    diff_ids = bench.images.get(id).diff_ids
+    for claim in blobs:
+        assert verdict_on(bench.images, bench.layers, id, claim).right
+        sink = bytearray()
+        write_bytes(bench.images, bench.layers, id, claim.digest, sink.extend)
+        assert f"sha256:{hashlib.sha256(sink).hexdigest()}" == claim.digest
+        tar = hashlib.sha256(gzip.decompress(sink)).hexdigest()
+        assert f"sha256:{tar}" == diff_ids[claim.layer - 1]
 
 
 def test_the_commands_give_the_digits(bench: Workbench) -> None:
