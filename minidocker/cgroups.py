@@ -266,10 +266,21 @@ def fill_cpuset(place: str) -> None:
 
 def switch_on(place: str, controllers: Iterable[str]) -> None:
     """Switch controllers of version 2 on for the children of ``place``."""
-    there = read(f"{place}/cgroup.subtree_control").split()
-    for name in controllers:
-        if name not in there:
-            write(f"{place}/cgroup.subtree_control", f"+{name}")
+    path = f"{place}/cgroup.subtree_control"
+    there = read(path).split()
+    new = [name for name in controllers if name not in there]
+    if new and place == V2 and os.path.exists(f"{place}/cgroup.type"):
+        make_room(place)  # the true root has no type
+    for name in new:
+        write(path, f"+{name}")
+
+
+def make_room(place: str) -> None:
+    """Move who is in the group ``place`` into a child, ``init``; idempotent."""
+    os.makedirs(f"{place}/init", exist_ok=True)
+    for pid in read(f"{place}/cgroup.procs").split():
+        with suppress(ProcessLookupError):
+            write(f"{place}/init/cgroup.procs", pid)
 
 
 # %% A group
@@ -284,7 +295,7 @@ def make_directory(hierarchies: Hierarchies, controller: str, id: str) -> str:
         try:
             os.makedirs(above, exist_ok=True)
             if hierarchies.version == 2:
-                every = [name for name, _ in hierarchies.roots]
+                every = [n for n, _ in hierarchies.roots if n in (*CONTROLLERS, "io")]
                 switch_on(root, every)
                 switch_on(above, every)
             elif controller == "cpuset":

@@ -81,3 +81,32 @@ def test_a_user_may_limit_in_the_part_that_was_given_to_it(
     finally:
         for name in ("session", ""):
             (place / name).rmdir()
+
+
+IN_A_CONTAINER = """
+set -e
+echo $$ >/sys/fs/cgroup/outer/cgroup.procs
+exec unshare --cgroup --mount sh -c 'umount /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$@"' sh "$@"
+"""
+
+
+def test_in_a_container_of_others_everybody_makes_room(shop: Shop) -> None:
+    """There the root of the tree is a group like any other, and we are in it."""
+    outer = Path("/sys/fs/cgroup/outer")
+    outer.mkdir()
+    try:
+        words = shop.argv(
+            "run", "--rm", "--memory", "16m", "box", "tail", "-c", "300m", "/dev/zero"
+        )
+        done = subprocess.run(
+            ["sh", "-c", IN_A_CONTAINER, "sh", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 137, done.stderr
+        assert [p.name for p in outer.iterdir() if p.is_dir()] == ["init"]
+    finally:
+        for place in (outer / "init", outer):
+            if place.exists():
+                place.rmdir()
