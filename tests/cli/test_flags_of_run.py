@@ -59,6 +59,14 @@ def test_an_init_stands_before_the_program(one: Store) -> None:
     assert [process.stdout.readline(), process.stdout.readline()] == ["2\n", "ready\n"]
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 9
+    sleeper = subprocess.Popen(
+        one.argv("run", "--rm", "--init", "small:v1", "sh", "-c", "echo up; sleep 600"),
+        stdout=subprocess.PIPE,
+    )
+    assert sleeper.stdout is not None
+    assert sleeper.stdout.readline() == b"up\n"
+    sleeper.send_signal(signal.SIGTERM)
+    assert sleeper.wait() == 143
     assert one("run", "--rm", "--init", "small:v1", "nothere").returncode == 127
     assert one("run", "--rm", "--init", "small:v1", "/bin/plain").returncode == 126
 
