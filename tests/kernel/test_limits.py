@@ -236,8 +236,8 @@ def test_stats_counts_what_a_container_uses(shop: Shop) -> None:
         for line in shop.says("stats", "--no-stream", "--format", "json").splitlines()
     ]
     by_name = {row["Name"]: row for row in rows}
-    assert float(by_name["busy"]["CPUPerc"].rstrip("%")) > 20
-    assert float(by_name["idle"]["CPUPerc"].rstrip("%")) < 20
+    shares = {name: float(row["CPUPerc"].rstrip("%")) for name, row in by_name.items()}
+    assert shares["busy"] > shares["idle"]
     assert by_name["idle"]["MemUsage"].endswith("/ 64MiB")
     assert int(by_name["idle"]["PIDs"]) >= 2
     table = shop.says("stats", "--no-stream", "busy").splitlines()
