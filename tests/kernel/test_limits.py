@@ -205,10 +205,14 @@ def test_pause_stops_every_process_where_it_is(shop: Shop) -> None:
     log = shop.root / f"containers/{id}/{id}-json.log"
     assert eventually(lambda: log.exists() and log.stat().st_size > 0)
     shop.says("pause", id)
-    time.sleep(0.1)  # what was written before is still on its way
+
+    def silent() -> bool:  # what was written before may still be on its way
+        size = log.stat().st_size
+        time.sleep(0.3)
+        return log.stat().st_size == size
+
+    assert eventually(silent)
     size = log.stat().st_size
-    time.sleep(0.3)
-    assert log.stat().st_size == size
     assert "(Paused)" in shop.says("ps")
     assert (
         shop.says("inspect", "-f", "{{.State.Status}} {{.State.Paused}}", id)
