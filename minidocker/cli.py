@@ -82,6 +82,13 @@ def ship_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def registry_verbs() -> tuple[Command, ...]:
+    """Return the commands that send images and bring them."""
+    from minidocker.registry_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def own_verbs() -> tuple[Command, ...]:
     """Return the commands of this chapter."""
     return COMMANDS
@@ -101,6 +108,7 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
         "tag", "rmi", "image prune", "container prune", "system prune", "system df",
     ),
     ship_verbs: ("save", "load"),
+    registry_verbs: ("pull", "push", "login", "logout"),
     own_verbs: ("completion", "version"),
 }  # fmt: skip
 HOMES = {name: table for table, names in CHAPTERS.items() for name in names}
@@ -128,7 +136,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     },
     **{
         f"image {name}": (name,)
-        for name in ("build", "history", "import", "tag", "save", "load")
+        for name in (
+            "build",
+            "history",
+            "import",
+            "load",
+            "pull",
+            "push",
+            "save",
+            "tag",
+        )
     },
 }
 

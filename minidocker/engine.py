@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 
 from minidocker.containers import Container, ContainerStore
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
@@ -26,6 +27,9 @@ from minidocker.durable import (
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
+    MinidockerError,
+    NotFoundError,
+    RegistryError,
     UnsupportedError,
     UsageError,
     did_you_mean,
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from minidocker.changes import Change
     from minidocker.context import SourceTree
     from minidocker.dockerfile import Instruction
+    from minidocker.exchange import Event, Pulled, Pushed, Tell
     from minidocker.manifests import Platform
     from minidocker.reading import Read
     from minidocker.stage import BuildOptions
@@ -117,6 +122,15 @@ def first_driver(root: str, name: str) -> str:
 
 
 # %% The engine
+class Pull(Enum):
+    """When a command fetches an image; the value is its word for ``--pull``."""
+
+    MISSING = "missing"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+# %% The engine
 BASE = "minidocker/base"
 
 
@@ -166,15 +180,88 @@ class Engine:
                 sweep(self.layers, containers=names, chains=chains)
                 unmark(self.root)
 
-    def find_image(self, text: str) -> str:
-        """Return an image's id; make the base image when it is asked for first."""
+    def find_image(self, text: str, when: Pull = Pull.MISSING) -> str:
+        """Return an image's id; make the base image when it is asked for first.
+
+        One that is not here is pulled if ``when`` allows it.
+        """
         if text not in (BASE, f"{BASE}:latest"):
-            return self.images.resolve(text)
+            return self.found_or_pulled(text, when)
         exact = self.images.names.exact
         if found := exact(text):
             return found
         with turn(f"{self.root}/base.lock"):
             return exact(text) or make_base_image(self, parse_reference(text))
+
+    def found_or_pulled(self, text: str, when: Pull) -> str:
+        """Return the id of an image that is here, or is fetched."""
+        if when is Pull.ALWAYS:
+            return self.pull_for(parse_reference(text).tagged)
+        try:
+            return self.images.resolve(text)
+        except NotFoundError as missing:
+            if when is Pull.NEVER:
+                raise
+            return self.pull_missing(text, missing)
+
+    # registries
+
+    def pull(
+        self,
+        reference: Reference,
+        tell: Tell,
+        platform: Platform | None = None,
+        *,
+        first: str = "",
+    ) -> Pulled:
+        """Bring an image; tell ``first`` once the registry answers."""
+        from minidocker.exchange import Puller, client_for
+
+        client = client_for(reference.registry)
+        client.connect()
+        if first:
+            self.notice(first)
+        try:
+            with self.changing():
+                puller = Puller(client, self.images, self.layers, tell, platform)
+                return puller.pull(reference.tagged)
+        except MinidockerError:
+            self.tidy()
+            raise
+
+    def push(self, reference: Reference, tell: Tell) -> Pushed:
+        """Send an image to its registry."""
+        from minidocker.exchange import Pusher, client_for
+
+        client = client_for(reference.registry)
+        with store_lock(self.root), self.driver.held():
+            return Pusher(client, self.images, self.layers, tell).push(reference)
+
+    def pull_missing(self, text: str, missing: NotFoundError) -> str:
+        """Bring an image that was asked for and is not here."""
+        try:
+            reference = parse_reference(text).tagged
+        except UsageError:
+            raise missing from None
+        first = f"Unable to find image '{reference}' locally"
+        try:
+            return self.pull_for(reference, first)
+        except (RegistryError, NotFoundError) as why:
+            line = f"{why.where}: {why.what}" if why.where else why.what
+            what = f"{missing.what}, and it cannot be pulled: {line}"
+            raise NotFoundError(what, hint=why.hint or missing.hint) from why
+
+    def pull_for(self, reference: Reference, first: str = "") -> str:
+        """Bring an image for a command whose output is another's; return its id."""
+
+        def tell(event: Event) -> None:
+            if event.total is None:
+                self.notice(f"{event.id}: {event.status}")
+
+        found = self.pull(reference, tell, first=first)
+        self.notice(f"Digest: {found.digest}")
+        self.notice(f"Status: {found.status}")
+        return found.id
 
     # containers
 
@@ -184,9 +271,10 @@ class Engine:
         config: ContainerConfig,
         host: HostConfig | None = None,
         name: str = "",
+        pull: Pull = Pull.MISSING,
     ) -> Container:
         """Make a container of an image; ``config`` is the command line's part."""
-        id = self.find_image(image)
+        id = self.find_image(image, pull)
         whole = complete_config(self.images.get(id).config or ContainerConfig(), config)
         with store_lock(self.root):
             whole = whole.replace(image=image)
@@ -318,6 +406,9 @@ class Engine:
         refuse_own_store(self.root, context)
         parsed = parse(dockerfile, name)
         self.make_base_if_needed(parsed.instructions)
+        if options.pull is None:
+            when = Pull.ALWAYS if options.pull_first else Pull.MISSING
+            options = options.replace(pull=lambda name: self.find_image(name, when))
         with self.changing():
             runner = ContainerRunner(self.batch.tmp, output)
             builder = Builder(self.images, self.layers, runner, progress)

@@ -31,6 +31,7 @@ from minidocker.wire import (
     challenges_of,
     check_status,
     checked_url,
+    done_with,
     endpoint,
     is_local,
     origin,
@@ -110,11 +111,11 @@ class Client:
         check_status(response, (200, 401), self.host)
         self.wire.base = base
         self.authorizer.offered = challenges_of(response)
-        response.close()
+        done_with(response)
 
     def check_login(self) -> None:
         """Raise RegistryError when the registry does not take our login."""
-        self.call("GET", "/v2/", where=self.registry).close()
+        done_with(self.call("GET", "/v2/", where=self.registry))
 
     def url(self, path: str, sender: str = "") -> str:
         """Return the address of a path, or of what a server named."""
@@ -161,7 +162,7 @@ class Client:
             target = response.headers.get("Location")
             if response.status not in REDIRECTS or not target:
                 return response
-            response.close()
+            done_with(response)
             if method not in ("GET", "HEAD"):
                 raise RegistryError("redirects an upload", where=self.registry)
             url = self.url(target, sender=url)
@@ -184,7 +185,7 @@ class Client:
                 break
             if not self.authorizer.answer(challenges_of(response), scope, header):
                 break
-            response.close()
+            done_with(response)
         return response
 
     def read(
@@ -235,7 +236,7 @@ def put_manifest(client: Client, repository: str, which: str, it: Document) -> N
         expected=(200, 201, 202),
         where=where,
     )
-    response.close()
+    done_with(response)
     check_digest(response, it.digest, where)
 
 
@@ -350,7 +351,7 @@ def blob_size(client: Client, repository: str, digest: str) -> int | None:
         expected=(200, 404),
         where=f"{client.registry}/{repository}",
     )
-    response.close()
+    done_with(response)
     said = response.headers.get("Content-Length", "")
     return int(said) if response.status == 200 and said.isdecimal() else None
 
@@ -372,10 +373,10 @@ def mount_blob(client: Client, repository: str, digest: str, origin: str) -> boo
         )
     except RegistryError:
         return False
-    response.close()
+    done_with(response)
     if response.status == 202 and (place := response.headers.get("Location")):
         with suppress(RegistryError, NotFoundError):
-            client.once("DELETE", place, scope=scopes[0], expected=(204,)).close()
+            done_with(client.once("DELETE", place, scope=scopes[0], expected=(204,)))
     return response.status == 201
 
 
@@ -412,7 +413,7 @@ class Upload:
         response = self.client.once(
             method, path, scope=self.scope, where=self.where, **more
         )
-        response.close()
+        done_with(response)
         if target := response.headers.get("Location"):
             self.place = self.client.url(target, sender=self.client.url(path))
         return response

@@ -17,7 +17,7 @@ from minidocker.container_verbs import (
     need_terminal,
     open_engine,
 )
-from minidocker.engine import Engine
+from minidocker.engine import Engine, Pull
 from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you_mean
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
 from minidocker.lifecycle import ULIMITS, tmpfs_step
@@ -293,6 +293,15 @@ def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
 
 
 # %% The verb
+def pull_policy(text: str) -> Pull:
+    """Return when an image is to be fetched. Raises UsageError for another word."""
+    for one in Pull:
+        if one.value == text:
+            return one
+    hint = did_you_mean(text, [one.value for one in Pull])
+    raise UsageError(f'invalid pull option: "{text}"', hint=hint)
+
+
 def run(given: Given) -> int:
     """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
     need_terminal(given)
@@ -300,7 +309,8 @@ def run(given: Given) -> int:
     try:
         engine = open_engine(given, Needs.TREES)
         host = host_of(given, words, engine)
-        container = engine.create(given.args[0], config, host, given.text("name"))
+        when = pull_policy(given.text("pull"))
+        container = engine.create(given.args[0], config, host, given.text("name"), when)
     except MinidockerError as why:
         if why.status != 1:
             raise
@@ -341,6 +351,7 @@ SECURITY_FLAGS = (
     Flag("oom-score-adj", "Tune host's OOM preferences (-1000 to 1000)", takes=NUMBER),
     Flag("pid", "PID namespace to use: host or container:NAME", takes=TEXT),
     Flag("privileged", "Give extended privileges to this container"),
+    Flag("pull", "Fetch the image: always, missing, never", "", TEXT, "missing"),
     Flag("read-only", "Mount the container's root filesystem as read only"),
     Flag("security-opt", "Security Options", takes=LIST),
     Flag("shm-size", "Size of /dev/shm", takes=TEXT),

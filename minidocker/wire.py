@@ -58,6 +58,10 @@ class UnreachableError(PassingError):
     """No connection could be made at all."""
 
 
+class DeniedError(RegistryError):
+    """The registry knows us not, or not well enough."""
+
+
 T = TypeVar("T")
 PIECE = 1 << 18  # bytes read at once
 USER_AGENT = "minidocker"
@@ -273,6 +277,15 @@ def pieces(response: BaseHTTPResponse, limits: Limits) -> Iterator[bytes]:
         yield piece
 
 
+def done_with(response: BaseHTTPResponse) -> None:
+    """Let the connection be used again, or close it when much is still to come."""
+    left = response.length_remaining
+    if left is not None and left <= 1 << 16:
+        response.drain_conn()
+    else:
+        response.close()
+
+
 def read_all(response: BaseHTTPResponse, most: int, limits: Limits) -> bytes:
     """Read a short body. Raises IntegrityError for more than ``most`` bytes."""
     found, size = [], 0
@@ -353,7 +366,7 @@ def check_status(
         raise PassingError(f"answers {status}{said}", where=where, after=after)
     if status in (401, 403):
         hint = f"`minidocker login {where.partition('/')[0]}`, or it does not exist"
-        raise RegistryError(f"access is denied{said}", where=where, hint=hint)
+        raise DeniedError(f"access is denied{said}", where=where, hint=hint)
     if status == 404:
         raise NotFoundError(f"not found{said}", where=where)
     raise RegistryError(f"answers {status}{said}", where=where)

@@ -6,6 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+
+# No test asks the world: names without a registry are looked for where nobody listens.
+os.environ["MINIDOCKER_HUB"] = "127.0.0.1:1"
+
+
+# A machine that is busy is slow, and that is no failure.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def empty_groups() -> list[str]:
@@ -36,6 +46,14 @@ def traces() -> dict[str, list[str]]:
         "loop devices": sorted(loops),
         "links": sorted(links),
     }
+
+
+def in_use(group: str) -> bool:
+    """Whether a control group has a process: it is no leaving, perhaps not even ours."""
+    try:
+        return any(p.read_text() for p in Path(group).rglob("cgroup.procs"))
+    except OSError:
+        return True
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli.conftest import small_tree  # noqa: F401 - a fixture
 from peers import docker_registry
 
 from registry.fake import Fake, fake_registry

@@ -186,6 +186,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     fake: "Fake"
 
+    def process_request(self, *given: object) -> None:
+        self.fake.connections += 1
+        super().process_request(*given)  # type: ignore[arg-type]
+
     def handle_error(self, *_: object) -> None:
         pass
 
@@ -207,6 +211,7 @@ class Fake:
         self.tokens: list[str] = []
         self.realm = ""
         self.lock = threading.Lock()
+        self.connections = 0
         self.host = ""
         self.server: Server
 
