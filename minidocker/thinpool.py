@@ -377,13 +377,22 @@ def recover(session: Session) -> None:
 
 
 def forget(session: Session, layer: str, id: int) -> None:
-    """Delete a thin device and its file; either may be gone already."""
+    """Delete a thin device and its file; either may be gone already.
+
+    Its block device may have gone a moment ago, and the kernel not be done with it.
+    """
     deactivate(session.dm, session.device(layer))
-    try:
-        delete(session.dm, session.pool, id)
-    except SysError as why:
-        if why.errno != errno.ENODATA:
-            raise
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            delete(session.dm, session.pool, id)
+        except SysError as why:
+            if why.errno == errno.EBUSY and time.monotonic() < until:
+                time.sleep(0.01)
+                continue
+            if why.errno != errno.ENODATA:
+                raise
+        break
     session.records.drop(layer)
 
 

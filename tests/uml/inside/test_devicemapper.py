@@ -128,18 +128,17 @@ def test_a_killed_build_leaves_a_pool_that_the_next_command_uses(
     store: Store, tmp_path: Path
 ) -> None:
     store.do("run", "--rm", "minidocker/base", "true")
-    (tmp_path / "Dockerfile").write_text(
-        "FROM minidocker/base\n" + "RUN echo x >> /x\n" * 4
-    )
+    context = tmp_path / "context"
+    context.mkdir()
+    text = "FROM minidocker/base\n" + "RUN echo x >> /x\n" * 4
+    (context / "Dockerfile").write_text(text)
     for number in range(4):
-        build = store.start(
-            "build", "--no-cache", str(tmp_path), start_new_session=True
-        )
+        build = store.start("build", "--no-cache", str(context), start_new_session=True)
         time.sleep(0.15 * (number + 1))
         os.killpg(build.pid, signal.SIGKILL)
         build.communicate()
         assert store.do("run", "--rm", "minidocker/base", "echo", "ok") == "ok"
-    store.do("build", "-t", "whole", str(tmp_path))
+    store.do("build", "-t", "whole", str(context))
     assert store.do("run", "--rm", "whole", "wc", "-l", "/x").split()[0] == "4"
     until(no_devices)
     metadata = store.root / "devicemapper" / "devicemapper" / "metadata"
