@@ -48,14 +48,6 @@ def traces() -> dict[str, list[str]]:
     }
 
 
-def in_use(group: str) -> bool:
-    """Whether a control group has a process: it is no leaving, perhaps not even ours."""
-    try:
-        return any(p.read_text() for p in Path(group).rglob("cgroup.procs"))
-    except OSError:
-        return True
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     before = traces()
