@@ -146,6 +146,8 @@ def parse_json(text: str) -> Any:
         value, end = make_scanner(Grammar)(text, start)  # type: ignore[arg-type]
     except StopIteration as why:
         raise ValueError(f"no JSON value at character {why.value}") from None
+    except SystemError:  # its error is json.decoder's, which it does not import
+        raise ValueError("no whole JSON value") from None
     if text[end:].strip(BLANKS):
         raise ValueError(f"more than one JSON value: character {end}")
     return value

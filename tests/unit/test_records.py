@@ -3,6 +3,8 @@
 import dataclasses
 import doctest
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -116,3 +118,24 @@ def test_what_is_no_json_is_a_value_error(text: str) -> None:
 def test_what_json_cannot_say_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="no JSON value"):
         json_text({"a": object()})
+
+
+def test_broken_json_is_a_value_error_also_where_nobody_has_imported_json():
+    script = """
+import sys
+from minidocker.records import parse_json
+for text in sys.argv[1:]:
+    try:
+        print(parse_json(text))
+    except ValueError:
+        print("ValueError")
+assert "json" not in sys.modules
+"""
+    texts = ['["a', '["a" ', '{"a"', '{"a":1', '["\\x"]', "[", "nul", "[NaN]", "[1]"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *texts],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n") == ["ValueError"] * 8 + ["[1]", ""], done.stderr
