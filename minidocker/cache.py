@@ -12,10 +12,11 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 
+from minidocker.archive import sha256_for
 from minidocker.context import SMALL, Item, Source, SourceTree
 from minidocker.durable import Batch
 from minidocker.errors import BuildError
-from minidocker.oci import ContainerConfig
+from minidocker.oci import ContainerConfig, hex_of, sha256_text
 from minidocker.records import Record
 
 
@@ -121,8 +122,6 @@ def add_content(total: _Hash, tree: SourceTree, item: Item) -> None:
 
 def digest_of(tree: SourceTree, item: Item, index: StatIndex | None = None) -> Held:
     """Return what counts of a file with its digest, read or from the index."""
-    from hashlib import sha256
-
     facts, mode = facts_of(tree, item), item.info.st_mode
     is_file = stat.S_ISREG(mode)
     known = index.find(item) if index and is_file else None
@@ -130,7 +129,8 @@ def digest_of(tree: SourceTree, item: Item, index: StatIndex | None = None) -> H
         return Held(item.path, facts, "", known)
     began = time.time_ns()
     link = tree.link_target(item.path) if stat.S_ISLNK(mode) else ""
-    total = sha256(tarsum_header(tree, item, link))
+    total = sha256_for(item.info.st_size)
+    total.update(tarsum_header(tree, item, link))
     if is_file:
         add_content(total, tree, item)
     digest = total.hexdigest()
@@ -218,9 +218,7 @@ class StatIndex:
 # %% All of a COPY
 def digest_of_list(kind: str, digests: Iterable[str]) -> str:
     """Return ``kind:HEX`` over several digests, in the order given."""
-    from hashlib import sha256
-
-    return f"{kind}:{sha256(','.join(digests).encode()).hexdigest()}"
+    return f"{kind}:{hex_of(sha256_text(','.join(digests).encode()))}"
 
 
 def directories_of(items: Iterable[Item], top: str) -> set[str]:
@@ -241,6 +239,7 @@ def digest_of_source(
     items = list(source.items)
     if source.is_directory and source.real != "." and not tree.ignores(source.real):
         items.append(Item(source.real, tree.look(source.real, follow=False)))
+    sha256_for(sum(item.info.st_size for item in items))  # many small ones are much
     parts = [digest_of(tree, item, index) for item in items]
     if not source.is_directory:
         return f"file:{parts[0].digest}", parts

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.archive import BLOCK
-from minidocker.compression import decompressed
 from minidocker.errors import (
     BuildError,
     DockerfileError,
@@ -393,6 +392,8 @@ def find_sources(
 @contextmanager
 def opened_archive(tree: SourceTree, path: str) -> Iterator[Read]:
     """Give a read function over a file, decompressed if it is compressed."""
+    from minidocker.compression import decompressed
+
     with open(tree.open(path), "rb") as file:
         yield decompressed(file.read, path)
 

@@ -73,7 +73,8 @@ class Batch:
 
     def new_path(self) -> str:
         """Return an unused path on the store's file system, to make something at."""
-        os.makedirs(self.tmp, 0o700, exist_ok=True)
+        if not self.staged:
+            os.makedirs(self.tmp, 0o700, exist_ok=True)
         return f"{self.tmp}/{os.urandom(8).hex()}"
 
     def stage(self, final: str, data: bytes) -> None:

@@ -235,7 +235,7 @@ class LayerStore:
 
         if self.epoch is not None:
             set_times_back(self.driver, cache_id, self.epoch)
-        tally = Tally()
+        tally = Tally(whole=True)
         size = self.driver.pack(cache_id, tally, contents)
         chain = chain_on(parent, tally.digest)
         if tally.digest == EMPTY_TAR:

@@ -197,7 +197,7 @@ def physical_lines(text: bytes | str, name: str) -> list[str]:
 
 
 # %% Directives
-DIRECTIVE = re.compile(rf"#[{BLANKS}]*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+)\Z")
+DIRECTIVE = rf"#[{BLANKS}]*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+)\Z"
 DIRECTIVES = ("escape", "syntax", "check")
 
 
@@ -227,7 +227,8 @@ def directives(lines: list[str], name: str) -> tuple[Directive, ...]:
     """
     seen: list[Directive] = []
     for number, line in enumerate(lines, 1):
-        found = DIRECTIVE.match(strip(line))
+        text = strip(line)
+        found = re.match(DIRECTIVE, text) if text.startswith("#") else None
         if not found or found[1].lower() not in DIRECTIVES:
             break
         new = Directive(found[1].lower(), found[2], number, bare(line))
@@ -255,7 +256,7 @@ def split_words(text: str, escape: str) -> tuple[str, ...]:
 
 
 # %% Words, flags, JSON
-HALF_PAIR = re.compile("[\ud800-\udfff]")
+HALF_PAIR = "[\ud800-\udfff]"
 
 
 def json_list(text: str) -> tuple[str, ...] | None:
@@ -274,13 +275,13 @@ def json_list(text: str) -> tuple[str, ...] | None:
         return None
     if not all(isinstance(one, str) for one in found):
         raise DockerfileError("a JSON list may hold only strings", word=text)
-    return tuple(HALF_PAIR.sub("\ufffd", one) for one in found)
+    return tuple(re.sub(HALF_PAIR, "\ufffd", one) for one in found)
 
 
 # %% Words, flags, JSON
 SINGLE, DOUBLE = r"'((?:\\.|[^'\\])*)'?", r'"((?:\\.|[^"\\])*)"?'
-PART = re.compile(rf"""{SINGLE}|{DOUBLE}|((?:\\.|[^{BLANKS}'"\\])+)""", re.DOTALL)
-FLAG = re.compile(rf"--(?:{PART.pattern})*\\?", re.DOTALL)
+PART = rf"""(?s:{SINGLE}|{DOUBLE}|((?:\\.|[^{BLANKS}'"\\])+))"""
+FLAG = rf"--(?:{PART})*\\?"
 
 
 def flag_text(word: str) -> str:
@@ -289,7 +290,7 @@ def flag_text(word: str) -> str:
     >>> flag_text("--from='a b'")
     '--from=a b'
     """
-    found = ("".join(m.groups("")) for m in PART.finditer(word))
+    found = ("".join(m.groups("")) for m in re.finditer(PART, word))
     return "".join(re.sub(r"\\(.)|\\\Z", r"\1", part) for part in found)
 
 
@@ -300,7 +301,7 @@ def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
     ([('from', 'build'), ('link', None)], 'a b')
     """
     flags: list[tuple[str, str | None]] = []
-    while found := FLAG.match(rest):
+    while rest.startswith("--") and (found := re.match(FLAG, rest)):
         rest = strip(rest[found.end() :])
         word = flag_text(found[0])
         if word == "--":
@@ -312,13 +313,11 @@ def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
 
 # %% Here-documents
 QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\."""
-LINE = re.compile(rf"""(?:{QUOTED}|[^'"\\])*\\?""", re.DOTALL)
-WORD = re.compile(
-    rf"""(?:[0-9]*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+""", re.DOTALL
-)
-MARK = re.compile(r"([0-9]*)<<(?!-\Z)(-?)[ \t]*([^<]+)", re.DOTALL)
-ABLE = re.compile(r"(?:onbuild[\t\v\f\r ]+)?(?:run|copy|add)[\t\v\f\r ]+", re.I)
-NAME_QUOTES = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.)""", re.DOTALL)
+LINE = rf"""(?s:(?:{QUOTED}|[^'"\\])*\\?)"""
+WORD = rf"""(?s:(?:[0-9]*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+)"""
+MARK = r"([0-9]*)<<(?!-\Z)(-?)[ \t]*([^<]+)"
+ABLE = r"(?i:(?:onbuild[\t\v\f\r ]+)?(?:run|copy|add)[\t\v\f\r ]+)"
+NAME_QUOTES = r"""(?s:'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.))"""
 
 
 def unquoted(name: str) -> str:
@@ -332,7 +331,7 @@ def unquoted(name: str) -> str:
         double = re.sub(r'\\(["$\\])', r"\1", found[2] or "")
         return found[1] or double or found[3] or ""
 
-    return NAME_QUOTES.sub(one, name)
+    return re.sub(NAME_QUOTES, one, name)
 
 
 def heredoc_mark(word: str) -> Heredoc | None:
@@ -341,10 +340,10 @@ def heredoc_mark(word: str) -> Heredoc | None:
     >>> heredoc_mark("3<<-'EOF'")
     Heredoc(name='EOF', content='', expands=False, strip_tabs=True, descriptor=3)
     """
-    found = MARK.fullmatch(word)
+    found = re.fullmatch(MARK, word)
     if not found or not unquoted(found[3]):
         return None
-    quoted = any(m.lastindex != 3 for m in NAME_QUOTES.finditer(found[3]))
+    quoted = any(m.lastindex != 3 for m in re.finditer(NAME_QUOTES, found[3]))
     number = int(found[1]) if 0 < len(found[1]) < 10 else 0
     return Heredoc(unquoted(found[3]), "", not quoted, bool(found[2]), number)
 
@@ -368,15 +367,15 @@ def heredoc_marks(text: str) -> list[Heredoc]:
     >>> [mark.name for mark in heredoc_marks("RUN <<A cat 3<<-'B' '<<C' <<<D")]
     ['A', 'B']
     """
-    able = ABLE.match(text)
-    if not able or "<<" not in text or not LINE.fullmatch(text):
+    able = re.match(ABLE, text) if "<<" in text else None
+    if not able or not re.fullmatch(LINE, text):
         return []
     try:
         if json_list(take_flags(text[able.end() :])[1]) is not None:
             return []
     except DockerfileError:
         return []
-    words = WORD.finditer(without_arithmetic(text))
+    words = re.finditer(WORD, without_arithmetic(text))
     return [mark for word in words if (mark := heredoc_mark(word[0]))]
 
 

@@ -21,7 +21,6 @@ from minidocker.mounts import MountFlags
 from minidocker.namespaces import Bind, Content, Filesystem, MountStep
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.program import Network, ProcessSpec
-from minidocker.pump import Client
 from minidocker.runtime import start
 from minidocker.stage import (
     BARE,
@@ -34,7 +33,6 @@ from minidocker.stage import (
     Workshop,
     Written,
 )
-from minidocker.supervisor import attend
 from minidocker.trees import remove_path
 
 
@@ -82,6 +80,9 @@ class ContainerRunner(Runner):
         stderr: int | None = None,
     ) -> int:
         """Run ``argv`` to its end; return its exit status."""
+        from minidocker.pump import Client
+        from minidocker.supervisor import attend
+
         own = (1, 2) if self.output < 0 else (self.output, self.output)
         out, err = own[0] if stdout is None else stdout, stderr or own[1]
         with self.spec(view, config, around) as bare:
@@ -107,6 +108,9 @@ class ContainerRunner(Runner):
 
     def shell(self, view: RootView, config: ContainerConfig, around: Around) -> None:
         """Open a shell in a failed step's container, with a terminal if we have one."""
+        from minidocker.pump import Client
+        from minidocker.supervisor import attend
+
         with self.spec(view, config, around) as bare:
             shell = (config.shell or ("/bin/sh",))[:1]
             spec = bare.replace(argv=shell, hostname="failed-step", tty=os.isatty(0))
