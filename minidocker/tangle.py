@@ -1,4 +1,4 @@
-# From book/90-tangle.md. Edit there and tangle, or here and tangle --back.
+# From book/98-tangle.md. Edit there and tangle, or here and tangle --back.
 
 # %% Appendix: from chapters to modules
 """Tangle: write the code cells of chapters into modules, and carry edits back.
