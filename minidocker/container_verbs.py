@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from minidocker.containers import Container, State, Status
 from minidocker.durable import is_marked
 from minidocker.engine import Engine
 from minidocker.errors import (
@@ -30,6 +29,11 @@ from minidocker.flags import (
     Given,
     default_root,
 )
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.containers import Container, State
 
 
 # %% Rights, and the store
@@ -222,6 +226,7 @@ def known_containers(given: Given) -> tuple[Engine, list[tuple[Container, State]
 
 def ps(given: Given) -> int:
     """``ps [OPTIONS]``"""
+    from minidocker.containers import Status
     from minidocker.tables import formatted
     from minidocker.views import container_row, ps_view
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
-from minidocker.containers import Container, ContainerStore
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
 from minidocker.durable import (
     Batch,
@@ -36,7 +35,6 @@ from minidocker.errors import (
 )
 from minidocker.images import ImageStore
 from minidocker.layers import Layer, LayerStore, read_text, sweep
-from minidocker.lifecycle import complete_config, sweep_containers
 from minidocker.oci import (
     ContainerConfig,
     HistoryEntry,
@@ -44,17 +42,18 @@ from minidocker.oci import (
     Reference,
     parse_reference,
 )
-from minidocker.program import HostConfig
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minidocker.archive import Put
     from minidocker.changes import Change
+    from minidocker.containers import Container, ContainerStore
     from minidocker.context import SourceTree
     from minidocker.dockerfile import Instruction
     from minidocker.exchange import Event, Pulled, Pushed, Tell
     from minidocker.manifests import Platform
+    from minidocker.program import HostConfig
     from minidocker.reading import Read
     from minidocker.stage import BuildOptions
 
@@ -153,7 +152,16 @@ class Engine:
         self.batch = Batch(self.root, os.path.join(self.root, "tmp"))
         self.layers = LayerStore(self.root, self.driver, self.batch)
         self.images = ImageStore(self.root, self.driver.name, self.batch)
-        self.containers = ContainerStore(self.root, self.layers, self.images)
+        self._containers: ContainerStore | None = None
+
+    @property
+    def containers(self) -> ContainerStore:
+        """The containers; a build that has no RUN does not load their code."""
+        if self._containers is None:
+            from minidocker.containers import ContainerStore
+
+            self._containers = ContainerStore(self.root, self.layers, self.images)
+        return self._containers
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -171,12 +179,14 @@ class Engine:
     def tidy(self) -> None:
         """Remove what a crash left, unless somebody is making something."""
         from minidocker.catalog import chains_in_use
+        from minidocker.lifecycle import sweep_containers
 
         with store_lock(self.root, exclusive=True) as alone:
             if alone:
                 sweep_containers(self.containers)
                 names = self.containers.ids()
                 chains = chains_in_use(self.images, self.layers)
+                self.images.sweep()
                 sweep(self.layers, containers=names, chains=chains)
                 unmark(self.root)
 
@@ -274,6 +284,9 @@ class Engine:
         pull: Pull = Pull.MISSING,
     ) -> Container:
         """Make a container of an image; ``config`` is the command line's part."""
+        from minidocker.lifecycle import complete_config
+        from minidocker.program import HostConfig
+
         id = self.find_image(image, pull)
         whole = complete_config(self.images.get(id).config or ContainerConfig(), config)
         with store_lock(self.root):
@@ -290,6 +303,8 @@ class Engine:
         changes: tuple[str, ...] = (),
     ) -> str:
         """Make an image of what a container has changed; return its id."""
+        from minidocker.lifecycle import complete_config
+
         config = self.changed(
             complete_config(container.config, ContainerConfig()), changes
         )

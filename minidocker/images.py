@@ -210,6 +210,13 @@ class ImageStore:
         if self._parents is not None:
             self._parents.pop(id, None)
 
+    def sweep(self) -> None:
+        """Remove the metadata of images that are not there: a crash came between."""
+        there = set(self.batch.names(self.content))
+        for name in self.batch.names(self.metadata):
+            if name not in there:
+                remove_path(f"{self.metadata}/{name}")
+
     # the family
 
     def parent(self, id: str) -> str | None:

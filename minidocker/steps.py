@@ -17,11 +17,7 @@ from minidocker.errors import UsageError
 from minidocker.images import BARE as NO_NOTES
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.mounts import MountFlags
-from minidocker.namespaces import Bind, Content, Filesystem, MountStep
 from minidocker.oci import ContainerConfig, ImageConfig
-from minidocker.program import Network, ProcessSpec
-from minidocker.runtime import start
 from minidocker.stage import (
     BARE,
     Around,
@@ -36,9 +32,18 @@ from minidocker.stage import (
 from minidocker.trees import remove_path
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.namespaces import MountStep
+    from minidocker.program import ProcessSpec
+
+
 # %% A container for each RUN
 def mount_step(what: Shown | Fresh | Written) -> MountStep:
     """Return the step of a mount plan that shows something to a RUN."""
+    from minidocker.mounts import MountFlags
+    from minidocker.namespaces import Bind, Content, Filesystem
+
     if isinstance(what, Shown):
         return Bind(what.path, what.target, what.readonly)
     if isinstance(what, Written):
@@ -81,6 +86,7 @@ class ContainerRunner(Runner):
     ) -> int:
         """Run ``argv`` to its end; return its exit status."""
         from minidocker.pump import Client
+        from minidocker.runtime import start
         from minidocker.supervisor import attend
 
         own = (1, 2) if self.output < 0 else (self.output, self.output)
@@ -94,6 +100,8 @@ class ContainerRunner(Runner):
         self, view: RootView, config: ContainerConfig, around: Around
     ) -> Iterator[ProcessSpec]:
         """Give what a container of a step is started with, its command apart."""
+        from minidocker.program import Network, ProcessSpec
+
         with empty_directory(self.tmp) as rootfs:
             yield ProcessSpec(
                 (),
@@ -109,6 +117,7 @@ class ContainerRunner(Runner):
     def shell(self, view: RootView, config: ContainerConfig, around: Around) -> None:
         """Open a shell in a failed step's container, with a terminal if we have one."""
         from minidocker.pump import Client
+        from minidocker.runtime import start
         from minidocker.supervisor import attend
 
         with self.spec(view, config, around) as bare:

@@ -32,3 +32,16 @@ def test_a_digest_is_a_name_but_no_tag(images: ImageStore) -> None:
     assert images.digests_of(id) == []
     with pytest.raises(NotFoundError):
         images.resolve(f"127.0.0.1:5000/a/b@{DIGEST}")
+
+
+def test_a_sweep_removes_metadata_whose_image_a_crash_kept_away(
+    images: ImageStore,
+) -> None:
+    parent = images.add(ImageConfig(author="a"), None)
+    child = images.add(ImageConfig(author="b"), parent)
+    orphan = Path(images.metadata) / ("0" * 64)
+    orphan.mkdir()
+    (orphan / "parent").write_text(parent)
+    images.sweep()
+    assert not orphan.exists()
+    assert images.parent(child) == parent
