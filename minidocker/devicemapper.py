@@ -40,6 +40,7 @@ from minidocker.errors import (
 )
 from minidocker.linux import CloneFlags, SysError, unshare
 from minidocker.mounts import (
+    AT_FDCWD,
     MountAttr,
     MountFlags,
     UmountFlags,
@@ -92,7 +93,7 @@ class ThinRoot(Mountable):
         finally:
             umount2(place, UmountFlags.DETACH)
         if not self.writable:
-            mount_setattr(-100, target, MountAttr.RDONLY)
+            mount_setattr(AT_FDCWD, target, MountAttr.RDONLY)
 
     def description(self) -> dict[str, str]:
         """Return which device it is, in Docker's names."""
