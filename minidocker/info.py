@@ -124,48 +124,32 @@ def capabilities() -> Finding:
 
 
 # %% The list
+def judged(name: str, refused: str, works: str, else_: str = "") -> Finding:
+    """Return a finding: what follows where it works, and where it is refused."""
+    return Finding(name, not refused, f"{else_}{refused}" if refused else works)
+
+
 def findings() -> list[Finding]:
     """Try everything; the names are those of `info`."""
-    root = os.geteuid() == 0
+    lone = "" if os.geteuid() == 0 else ", without root"
     user = attempt(new_user_namespace)
-    spaces, overlay = attempt(new_namespaces), attempt(an_overlay)
-    seccomp = attempt(a_filter)
     mapper, fuse = usable("/dev/mapper/control"), usable("/dev/fuse")
+    nobody = "users without root can run containers"
+    filters = "only --security-opt seccomp=unconfined: "
+    thin = "thin snapshots are possible" if mapper else "no driver devicemapper"
+    fused = "file systems in user space" if fuse else "not needed by any driver"
     return [
-        Finding(
-            "Namespaces",
-            not spaces,
-            spaces or "containers are isolated" + ("" if root else ", without root"),
-        ),
-        Finding(
-            "User namespaces",
-            not user,
-            why_no_user_namespace()
-            if user
-            else "users without root can run containers",
-        ),
-        Finding(
+        judged("Namespaces", attempt(new_namespaces), f"containers are isolated{lone}"),
+        judged("User namespaces", user and why_no_user_namespace(), nobody),
+        judged(
             "Overlayfs",
-            not overlay,
-            f"layers are copied (vfs): {overlay}" if overlay else "driver overlay2",
+            attempt(an_overlay),
+            "driver overlay2",
+            "layers are copied (vfs): ",
         ),
-        Finding(
-            "Seccomp",
-            not seccomp,
-            f"only --security-opt seccomp=unconfined: {seccomp}"
-            if seccomp
-            else "system calls are filtered",
-        ),
+        judged("Seccomp", attempt(a_filter), "system calls are filtered", filters),
         capabilities(),
         control_groups(),
-        Finding(
-            "Device mapper",
-            mapper,
-            "thin snapshots are possible" if mapper else "no driver devicemapper",
-        ),
-        Finding(
-            "FUSE",
-            fuse,
-            "file systems in user space" if fuse else "not needed by any driver",
-        ),
+        Finding("Device mapper", mapper, thin),
+        Finding("FUSE", fuse, fused),
     ]

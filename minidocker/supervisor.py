@@ -135,11 +135,7 @@ def supervise(
     try:
         log = JsonLog(store.path(container.id, f"{container.id}-json.log"))
         group = container_group(container)
-        spec = process_spec(store, container).replace(group=group)
-        if container.host.init:
-            from minidocker.elf import init_file
-
-            spec = spec.replace(init=init_file())
+        spec = whole_spec(store, container, group)
         wants_input = container.config.open_stdin
         code = attend(spec, start, client, log, note, stdin=wants_input)
     except RuntimeFault as why:
@@ -151,15 +147,31 @@ def supervise(
         if container.host.auto_remove:
             discard(store, container.id, container.name)
         else:
-            ended = {"pid": 0, "exit_code": code, "error": error, "oom_killed": killed}
-            status = Status.CREATED if error else Status.EXITED
-            ended_state = state.replace(status=status, finished=timestamp(), **ended)
-            write_state(file, ended_state)
+            state = state.replace(exit_code=code, error=error, oom_killed=killed)
+            write_state(file, ended(state))
         os.close(lock)
     return code
 
 
 # %% A container's life, in one function
+def ended(state: State) -> State:
+    """Return the state of a container whose process is no more, or never was."""
+    status = Status.CREATED if state.error else Status.EXITED
+    return state.replace(status=status, pid=0, finished=timestamp())
+
+
+def whole_spec(
+    store: ContainerStore, container: Container, group: Group | None
+) -> ProcessSpec:
+    """Return what the first process is started with: its groups, and its init."""
+    spec = process_spec(store, container).replace(group=group)
+    if not container.host.init:
+        return spec
+    from minidocker.elf import init_file
+
+    return spec.replace(init=init_file())
+
+
 def container_group(container: Container) -> Group:
     """Make the groups of a container that is about to start.
 
