@@ -59,15 +59,15 @@ def test_each_is_refused_in_one_line_and_leaves_nothing(
     (tmp_path / "Dockerfile").write_text("FROM small:v1\nADD bad.tar /data/\n")
     for name, archive in HOSTILE.items():
         (tmp_path / "bad.tar").write_bytes(archive)
-        imported = store("import", str(tmp_path / "bad.tar"), "bad")
-        built = store("build", "-t", "bad", str(tmp_path))
+        imported = store("import", str(tmp_path / "bad.tar"), "hostile")
+        built = store("build", "-t", "hostile", str(tmp_path))
         for done in (imported, built):
             assert done.returncode == 1, name
             lines = done.stderr.splitlines()
             assert lines[0].startswith("minidocker: "), name
             assert len(lines) <= 2, name
         assert sorted(os.listdir(layers)) == before, name
-    assert store("history", "bad").returncode == 1
+    assert store("history", "hostile").returncode == 1
     assert sorted(os.listdir(tmp_path)) == ["Dockerfile", "bad.tar"]
 
 
