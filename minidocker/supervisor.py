@@ -144,20 +144,21 @@ def supervise(
     finally:
         os.write(lock, b"%d" % code)
         killed = leave_group(store, container, group)
-        if container.host.auto_remove:
-            discard(store, container.id, container.name)
-        else:
-            state = state.replace(exit_code=code, error=error, oom_killed=killed)
-            write_state(file, ended(state))
+        state = state.replace(exit_code=code, error=error, oom_killed=killed)
+        conclude(store, container, state)
         os.close(lock)
     return code
 
 
 # %% A container's life, in one function
-def ended(state: State) -> State:
-    """Return the state of a container whose process is no more, or never was."""
+def conclude(store: ContainerStore, container: Container, state: State) -> None:
+    """Remove what is left with ``auto_remove``; otherwise write down how it ended."""
+    if container.host.auto_remove:
+        discard(store, container.id, container.name)
+        return
     status = Status.CREATED if state.error else Status.EXITED
-    return state.replace(status=status, pid=0, finished=timestamp())
+    state = state.replace(status=status, pid=0, finished=timestamp())
+    write_state(store.path(container.id, "state.json"), state)
 
 
 def whole_spec(
