@@ -1,4 +1,4 @@
-# From book/11-archive.md. Edit there and tangle, or here and tangle --back.
+# From book/145-archive.md. Edit there and tangle, or here and tangle --back.
 
 # %% Archive: a layer is a tar
 """Write tar, the format in which layers travel.

@@ -1,4 +1,4 @@
-# From book/08-base.md. Edit there and tangle, or here and tangle --back.
+# From book/130-base.md. Edit there and tangle, or here and tangle --back.
 
 # %% Base: a root tree from this machine
 """Make a small root tree from this machine's programs, and a Python in it."""

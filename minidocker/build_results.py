@@ -1,4 +1,4 @@
-# From book/78-build-results.md. Edit there and tangle, or here and tangle --back.
+# From book/648-build-results.md. Edit there and tangle, or here and tangle --back.
 
 # %% Build results: progress, outputs, and twice the same
 """What a build shows and gives out: progress, directories and tars, verification."""

@@ -1,4 +1,4 @@
-# From book/42-builder.md. Edit there and tangle, or here and tangle --back.
+# From book/365-builder.md. Edit there and tangle, or here and tangle --back.
 
 # %% Builder: `docker build`, from the first line to the tag
 """Build an image from a Dockerfile and a context, step by step."""

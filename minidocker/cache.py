@@ -1,4 +1,4 @@
-# From book/36-cache.md. Edit there and tangle, or here and tangle --back.
+# From book/335-cache.md. Edit there and tangle, or here and tangle --back.
 
 # %% Cache: the same step, and why it was not
 """What makes two steps the same: configs, file digests, the first difference."""

@@ -1,4 +1,4 @@
-# From book/14-changes.md. Edit there and tangle, or here and tangle --back.
+# From book/160-changes.md. Edit there and tangle, or here and tangle --back.
 
 # %% Changes: what a layer says
 """Find what changed between two trees, and write it as a layer.

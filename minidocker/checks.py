@@ -1,4 +1,4 @@
-# From book/35-checks.md. Edit there and tangle, or here and tangle --back.
+# From book/330-checks.md. Edit there and tangle, or here and tangle --back.
 
 # %% Checks: what is allowed and not wise
 """Check a Dockerfile for what is allowed and unwise: BuildKit's build checks."""

@@ -1,4 +1,4 @@
-# From book/28-compression.md. Edit there and tangle, or here and tangle --back.
+# From book/270-compression.md. Edit there and tangle, or here and tangle --back.
 
 # %% Compression: a layer on the road
 """Compress layers in one pass, on all processors, and decompress what came, bounded.

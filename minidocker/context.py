@@ -1,4 +1,4 @@
-# From book/30-context.md. Edit there and tangle, or here and tangle --back.
+# From book/305-context.md. Edit there and tangle, or here and tangle --back.
 
 # %% Context: what COPY may read
 """The build context: .dockerignore, and what COPY and ADD find in it."""

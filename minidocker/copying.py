@@ -1,4 +1,4 @@
-# From book/31-copying.md. Edit there and tangle, or here and tangle --back.
+# From book/310-copying.md. Edit there and tangle, or here and tangle --back.
 
 # %% Copying: files into a root file system
 """Copy sources into a root file system without ever leaving it; ADD's archives."""

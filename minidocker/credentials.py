@@ -1,4 +1,4 @@
-# From book/60-credentials.md. Edit there and tangle, or here and tangle --back.
+# From book/510-credentials.md. Edit there and tangle, or here and tangle --back.
 
 # %% Credentials: who you are to a registry
 """Logins: the file of Docker's client, credential helpers, challenges and tokens.

@@ -1,4 +1,4 @@
-# From book/20-devicemapper.md. Edit there and tangle, or here and tangle --back.
+# From book/190-devicemapper.md. Edit there and tangle, or here and tangle --back.
 
 # %% Devicemapper: the third driver
 """The storage driver devicemapper: each layer is a thin snapshot of its parent.

@@ -1,4 +1,4 @@
-# From book/18-devices.md. Edit there and tangle, or here and tangle --back.
+# From book/180-devices.md. Edit there and tangle, or here and tangle --back.
 
 # %% Devices: device-mapper by ioctl
 """Block devices by ioctl: loop devices, device-mapper tables, thin pools.

@@ -1,4 +1,4 @@
-# From book/41-dispatch.md. Edit there and tangle, or here and tangle --back.
+# From book/360-dispatch.md. Edit there and tangle, or here and tangle --back.
 
 # %% Dispatch: one function for each instruction
 """What each instruction of a Dockerfile does: the dispatchers and their table."""

@@ -1,4 +1,4 @@
-# From book/33-dockerfile.md. Edit there and tangle, or here and tangle --back.
+# From book/320-dockerfile.md. Edit there and tangle, or here and tangle --back.
 
 # %% Dockerfile: lines to instructions
 """Parse a Dockerfile: the syntax of each instruction, its flags and arguments."""

@@ -1,4 +1,4 @@
-# From book/15-drivers.md. Edit there and tangle, or here and tangle --back.
+# From book/165-drivers.md. Edit there and tangle, or here and tangle --back.
 
 # %% Drivers: where the layers' trees are kept
 """Storage drivers: keep each layer's tree, and show it with those below it as one.

@@ -1,4 +1,4 @@
-# From book/16-durable.md. Edit there and tangle, or here and tangle --back.
+# From book/170-durable.md. Edit there and tangle, or here and tangle --back.
 
 # %% Durable: made whole elsewhere, synced, renamed
 """Write a store so that neither a reader nor a crash ever meets half a thing."""

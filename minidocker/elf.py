@@ -1,4 +1,4 @@
-# From book/06-elf.md. Edit there and tangle, or here and tangle --back.
+# From book/120-elf.md. Edit there and tangle, or here and tangle --back.
 
 # %% ELF: what a program needs to start
 """Read ELF files: the loader, the libraries, the closure of both; write a small one."""

@@ -1,4 +1,4 @@
-# From book/01-errors.md. Edit there and tangle, or here and tangle --back.
+# From book/010-errors.md. Edit there and tangle, or here and tangle --back.
 
 # %% Errors: how minidocker says no
 """The exception tree, the exit statuses, and how a message is phrased.

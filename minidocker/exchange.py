@@ -1,4 +1,4 @@
-# From book/65-exchange.md. Edit there and tangle, or here and tangle --back.
+# From book/560-exchange.md. Edit there and tangle, or here and tangle --back.
 
 # %% Exchange: push and pull
 """Whole images from a registry and to it: what is missing, side by side, in order.

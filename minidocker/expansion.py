@@ -1,4 +1,4 @@
-# From book/34-expansion.md. Edit there and tangle, or here and tangle --back.
+# From book/325-expansion.md. Edit there and tangle, or here and tangle --back.
 
 # %% Expansion: variables and quotes
 """Expand the variables and take off the quotes of a Dockerfile's words."""

@@ -1,4 +1,4 @@
-# From book/26-explain.md. Edit there and tangle, or here and tangle --back.
+# From book/250-explain.md. Edit there and tangle, or here and tangle --back.
 
 # %% Explain: both halves of each step
 """Explain an image step by step: what changed in its JSON, and what in its tree."""

@@ -1,4 +1,4 @@
-# From book/29-ids.md. Edit there and tangle, or here and tangle --back.
+# From book/280-ids.md. Edit there and tangle, or here and tangle --back.
 
 # %% Ids: which bytes hash to what
 """List the digests of an image: of which bytes each is, and how to check it by hand."""

@@ -1,4 +1,4 @@
-# From book/24-images.md. Edit there and tangle, or here and tangle --back.
+# From book/230-images.md. Edit there and tangle, or here and tangle --back.
 
 # %% Images: a JSON, its parent and its names
 """The image store: image JSONs by id, parent and child, names, history.

@@ -1,4 +1,4 @@
-# From book/23-layers.md. Edit there and tangle, or here and tangle --back.
+# From book/220-layers.md. Edit there and tangle, or here and tangle --back.
 
 # %% Layers: what is under an image
 """The layer store: read-only layers by chain id, read-write layers by container.

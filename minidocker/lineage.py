@@ -1,4 +1,4 @@
-# From book/25-lineage.md. Edit there and tangle, or here and tangle --back.
+# From book/240-lineage.md. Edit there and tangle, or here and tangle --back.
 
 # %% Lineage: layers and images, drawn
 """Draw the family of an image and its layers; put two image JSONs side by side."""

@@ -1,4 +1,4 @@
-# From book/32-lines.md. Edit there and tangle, or here and tangle --back.
+# From book/315-lines.md. Edit there and tangle, or here and tangle --back.
 
 # %% Lines: what a line of a Dockerfile is
 """Cut a Dockerfile's text: physical and logical lines, directives, words, heredocs."""

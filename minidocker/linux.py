@@ -1,4 +1,4 @@
-# From book/03-linux.md. Edit there and tangle, or here and tangle --back.
+# From book/105-linux.md. Edit there and tangle, or here and tangle --back.
 
 # %% Linux: system calls from Python
 """System calls that Python does not wrap, by ctypes; one thin function each.

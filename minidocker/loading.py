@@ -1,4 +1,4 @@
-# From book/66-loading.md. Edit there and tangle, or here and tangle --back.
+# From book/570-loading.md. Edit there and tangle, or here and tangle --back.
 
 # %% Loading: an image from a stranger's file
 """Read images from a tar or a directory that anybody wrote, and keep them.

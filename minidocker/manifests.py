@@ -1,4 +1,4 @@
-# From book/27-manifests.md. Edit there and tangle, or here and tangle --back.
+# From book/260-manifests.md. Edit there and tangle, or here and tangle --back.
 
 # %% Manifests: which bytes make an image
 """Manifests and indexes: descriptors of blobs, platforms, what a document may be.

@@ -1,4 +1,4 @@
-# From book/04-mounts.md. Edit there and tangle, or here and tangle --back.
+# From book/110-mounts.md. Edit there and tangle, or here and tangle --back.
 
 # %% Mounts: old calls and new
 """mount(2), the mount calls by descriptor, and /proc/self/mountinfo."""

@@ -1,4 +1,4 @@
-# From book/38-moves.md. Edit there and tangle, or here and tangle --back.
+# From book/345-moves.md. Edit there and tangle, or here and tangle --back.
 
 # %% Moves: what a build step does
 """The moves of a build step: find it, make a container, commit; files and metadata."""

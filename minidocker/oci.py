@@ -1,4 +1,4 @@
-# From book/22-oci.md. Edit there and tangle, or here and tangle --back.
+# From book/210-oci.md. Edit there and tangle, or here and tangle --back.
 
 # %% OCI: digests, references and the image JSON
 """Digests, references, chain ids, and the image JSON as Docker writes it.

@@ -1,4 +1,4 @@
-# From book/39-outside.md. Edit there and tangle, or here and tangle --back.
+# From book/350-outside.md. Edit there and tangle, or here and tangle --back.
 
 # %% Outside: sources that are not in the context
 """Trees to copy from that are not the context: stages, images, texts, addresses."""

@@ -1,4 +1,4 @@
-# From book/10-overlayfs.md. Edit there and tangle, or here and tangle --back.
+# From book/140-overlayfs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Overlayfs: the union that the kernel makes
 """Overlayfs: mount many directories as one, as root or in a user namespace.

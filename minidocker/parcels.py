@@ -1,4 +1,4 @@
-# From book/63-parcels.md. Edit there and tangle, or here and tangle --back.
+# From book/540-parcels.md. Edit there and tangle, or here and tangle --back.
 
 # %% Parcels: the files in a stranger's archive
 """Find files by name in a tar or a directory that anybody made.

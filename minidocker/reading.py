@@ -1,4 +1,4 @@
-# From book/12-reading.md. Edit there and tangle, or here and tangle --back.
+# From book/150-reading.md. Edit there and tangle, or here and tangle --back.
 
 # %% Reading: a tar with a hostile author
 """Read tar, and believe nothing.

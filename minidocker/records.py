@@ -1,4 +1,4 @@
-# From book/02-records.md. Edit there and tangle, or here and tangle --back.
+# From book/020-records.md. Edit there and tangle, or here and tangle --back.
 
 # %% Records: values that cost nothing to declare
 """Frozen, slotted records: dataclasses that start quickly.

@@ -1,4 +1,4 @@
-# From book/62-registry.md. Edit there and tangle, or here and tangle --back.
+# From book/530-registry.md. Edit there and tangle, or here and tangle --back.
 
 # %% Registry: images over HTTP
 """A client of the OCI distribution protocol: manifests, blobs down, blobs up.

@@ -1,4 +1,4 @@
-# From book/07-rootfs.md. Edit there and tangle, or here and tangle --back.
+# From book/125-rootfs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Rootfs: what a machine runs on
 """What bootfs and rootfs are, and how a process is given another root."""

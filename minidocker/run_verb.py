@@ -1,4 +1,4 @@
-# From book/84-run-verb.md. Edit there and tangle, or here and tangle --back.
+# From book/672-run-verb.md. Edit there and tangle, or here and tangle --back.
 
 # %% Run: one verb with fifty flags
 """``run``: read what was asked for, refuse nonsense, make the container, attend it."""

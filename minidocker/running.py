@@ -1,4 +1,4 @@
-# From book/40-running.md. Edit there and tangle, or here and tangle --back.
+# From book/355-running.md. Edit there and tangle, or here and tangle --back.
 
 # %% Running: what a RUN sees and no layer keeps
 """RUN: the process of a step, and the mounts that no layer keeps."""

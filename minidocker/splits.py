@@ -1,4 +1,4 @@
-# From book/21-splits.md. Edit there and tangle, or here and tangle --back.
+# From book/195-splits.md. Edit there and tangle, or here and tangle --back.
 
 # %% Splits: give back the very tar that came
 """Split a tar into its frame and its files, and put the two together again.

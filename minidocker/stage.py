@@ -1,4 +1,4 @@
-# From book/37-stage.md. Edit there and tangle, or here and tangle --back.
+# From book/340-stage.md. Edit there and tangle, or here and tangle --back.
 
 # %% Stage: what a build knows
 """The nouns of a build: options, runner, stage, workshop."""

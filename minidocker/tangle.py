@@ -1,4 +1,4 @@
-# From book/98-tangle.md. Edit there and tangle, or here and tangle --back.
+# From book/910-tangle.md. Edit there and tangle, or here and tangle --back.
 
 # %% Appendix: from chapters to modules
 """Tangle: write the code cells of chapters into modules, and carry edits back.
@@ -149,9 +149,12 @@ def carry_back(text: str, code: str) -> str:
 # %% The command
 def chapters(root: Path) -> list[Pair]:
     """Return the chapters of the book below ``root``, in order."""
-    found = sorted((root / "book").glob("[0-9][0-9]-*.md"))
+    found = sorted((root / "book").glob("[0-9]*-*.md"))
     package = root / "minidocker"
-    return [Pair(c, package / (c.stem[3:].replace("-", "_") + ".py")) for c in found]
+    return [
+        Pair(c, package / (c.stem.partition("-")[2].replace("-", "_") + ".py"))
+        for c in found
+    ]
 
 
 def chosen(pairs: Iterable[Pair], names: list[str]) -> list[Pair]:

@@ -1,4 +1,4 @@
-# From book/97-the-example.md. Edit there and tangle, or here and tangle --back.
+# From book/710-the-example.md. Edit there and tangle, or here and tangle --back.
 
 # %% The example, line by line
 """Replay the worked example of the source text: import, build, history, run.

@@ -1,4 +1,4 @@
-# From book/17-thin.md. Edit there and tangle, or here and tangle --back.
+# From book/175-thin.md. Edit there and tangle, or here and tangle --back.
 
 # %% Thin: snapshots of snapshots, as a model
 """Snapshots and thin provisioning of block devices, as a model in memory.

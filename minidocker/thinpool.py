@@ -1,4 +1,4 @@
-# From book/19-thinpool.md. Edit there and tangle, or here and tangle --back.
+# From book/185-thinpool.md. Edit there and tangle, or here and tangle --back.
 
 # %% Thin pool: a disk of disks that is there when needed
 """A thin pool for layers, that the kernel takes down when nobody uses it.

@@ -1,4 +1,4 @@
-# From book/64-transfer.md. Edit there and tangle, or here and tangle --back.
+# From book/550-transfer.md. Edit there and tangle, or here and tangle --back.
 
 # %% Transfer: an image in one file
 """Write images to a tar or a directory that other engines read.

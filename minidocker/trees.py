@@ -1,4 +1,4 @@
-# From book/05-trees.md. Edit there and tangle, or here and tangle --back.
+# From book/115-trees.md. Edit there and tangle, or here and tangle --back.
 
 # %% Trees: copying and removing them whole
 """Copy and remove trees of files, whatever is in them.

@@ -1,4 +1,4 @@
-# From book/09-union.md. Edit there and tangle, or here and tangle --back.
+# From book/135-union.md. Edit there and tangle, or here and tangle --back.
 
 # %% Union: one tree from many branches
 """A model of a union file system: branches in memory, one tree to see.

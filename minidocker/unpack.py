@@ -1,4 +1,4 @@
-# From book/13-unpack.md. Edit there and tangle, or here and tangle --back.
+# From book/155-unpack.md. Edit there and tangle, or here and tangle --back.
 
 # %% Unpack: an archive that nobody trusts
 """Unpack tars below a root that they cannot leave.

@@ -1,4 +1,4 @@
-# From book/61-wire.md. Edit there and tangle, or here and tangle --back.
+# From book/520-wire.md. Edit there and tangle, or here and tangle --back.
 
 # %% Wire: one request, and all that can go wrong
 """Single HTTP requests to servers that are slow, busy, broken or hostile.

@@ -53,7 +53,7 @@ def test_a_page_that_is_as_it_should_be(tmp_path: Path) -> None:
         ({"source": "x = " + "1" * 90}, "94 characters"),
         ({"output": "Traceback (most recent call last):\n  File"}, "a traceback"),
         ({"output": "in /tmp/tmpab12_xyz/store"}, "/tmp/tmpab12_xyz"),
-        ({"output": f"{ROOT}/book/01-errors.md"}, str(ROOT)),
+        ({"output": f"{ROOT}/book/010-errors.md"}, str(ROOT)),
         ({"width": 900}, "1200 pixels"),
         (
             {"more": '<div class="output stderr"><pre>Warning</pre></div>'},

@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[2]
-CHAPTER, MODULE = "book/02-records.md", "minidocker/records.py"
+CHAPTER, MODULE = "book/020-records.md", "minidocker/records.py"
 DEMO = "```{code-cell} ipython3\n:tags: [demo]\n\n"
 CELL = "```{code-cell} ipython3\n"
 
@@ -49,7 +49,7 @@ def stray_module(root: Path) -> None:
 
 
 def unlisted_chapter(root: Path) -> None:
-    shutil.copy(root / "book/01-errors.md", root / "book/91-unlisted.md")
+    shutil.copy(root / "book/010-errors.md", root / "book/991-unlisted.md")
     subprocess.run(
         [sys.executable, "-m", "minidocker.tangle", "unlisted"], cwd=root, check=True
     )

@@ -18,7 +18,7 @@ def test_the_picture_of_the_floors_has_every_chapter_in_order() -> None:
         re.sub(r"\(.*?\)", "", line[17:]).split() for line in block.strip().splitlines()
     ]
     named = [name for floor in reversed(floors) for name in floor]
-    assert named == [pair.chapter.stem[3:] for pair in chapters(ROOT)]
+    assert named == [pair.chapter.stem[4:] for pair in chapters(ROOT)]
 
 
 def test_every_command_that_works_is_named() -> None:
