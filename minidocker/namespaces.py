@@ -224,7 +224,19 @@ def file_in_root(root: int, path: str, hops: int = 8) -> int:
 QUIET = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
 
 
-class Filesystem(Record):
+class MountStep(Record):
+    """A step of the plan: it applies itself below a root, and tells what it is."""
+
+    def apply(self, root: int) -> None:
+        """Do it below the directory ``root``, a descriptor; nothing is kept open."""
+        raise NotImplementedError
+
+    def describe(self) -> tuple[str, str, str]:
+        """Return destination, what, how."""
+        raise NotImplementedError
+
+
+class Filesystem(MountStep):
     """Mount a new file system at a directory; a link in its way is refused.
 
     With ``links`` one is followed, inside the root.
@@ -251,7 +263,6 @@ class Filesystem(Record):
             os.close(place)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         how = ",".join(filter(None, [str_of(self.flags), self.data]))
         return self.target, self.fstype, how
 
@@ -277,7 +288,7 @@ def attach_copy(tree: int, place: int, attributes: MountAttr) -> None:
         os.close(place)
 
 
-class Bind(Record):
+class Bind(MountStep):
     """Show a path of the host at ``target``, with what is mounted below it.
 
     Device nodes in it can be opened only with ``devices``.
@@ -304,12 +315,11 @@ class Bind(Record):
         attach_copy(tree, find(root, self.target), attributes)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return self.target, "bind", "ro" if self.readonly else "rw"
 
 
 # %% The plan is data
-class ReadOnly(Record):
+class ReadOnly(MountStep):
     """Make what is at ``path`` read-only, by attaching a read-only copy over it."""
 
     path: str
@@ -323,11 +333,10 @@ class ReadOnly(Record):
         attach_copy(tree, place, MountAttr.RDONLY)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return self.path, "readonly", "ro"
 
 
-class Mask(Record):
+class Mask(MountStep):
     """Hide a path: a directory under an empty tmpfs, a file under /dev/null."""
 
     path: str
@@ -346,12 +355,11 @@ class Mask(Record):
             os.close(place)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return self.path, "mask", "ro"
 
 
 # %% The plan is data
-class Device(Record):
+class Device(MountStep):
     """Show a device of the host in /dev, under the same name."""
 
     name: str
@@ -369,11 +377,10 @@ class Device(Record):
             os.close(dev)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return f"/dev/{self.name}", "device", "bind"
 
 
-class Content(Record):
+class Content(MountStep):
     """Show a file that exists in memory only: made in /dev, bound, and unlinked."""
 
     target: str
@@ -395,11 +402,10 @@ class Content(Record):
         os.close(dev)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return self.target, "content", f"{len(self.data)} bytes"
 
 
-class Link(Record):
+class Link(MountStep):
     """Make a symbolic link in /dev."""
 
     name: str
@@ -414,12 +420,11 @@ class Link(Record):
             os.close(dev)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return f"/dev/{self.name}", "link", f"-> {self.target}"
 
 
 # %% The plan is data
-class Sysctl(Record):
+class Sysctl(MountStep):
     """Write a value to /proc/sys; ``name`` has points, as for sysctl(8)."""
 
     name: str
@@ -443,11 +448,7 @@ class Sysctl(Record):
             os.close(proc)
 
     def describe(self) -> tuple[str, str, str]:
-        """Return destination, what, how."""
         return f"/proc/sys/{self.name.replace('.', '/')}", "sysctl", self.value
-
-
-MountStep = Bind | Content | Device | Filesystem | Link | Mask | ReadOnly | Sysctl
 
 
 # %% The old root goes

@@ -1,7 +1,7 @@
 # From book/430-runtime.md. Edit there and tangle, or here and tangle --back.
 
 # %% Runtime: from a root file system to a process
-"""Start a process in a container, or in one that is there; say why it failed."""
+"""Start a process in a new container; say why it failed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ from minidocker.mounts import (
 )
 from minidocker.namespaces import (
     CLONE_TREE,
-    NAMESPACES,
     PLACE,
     Bind,
     MountStep,
@@ -139,8 +138,12 @@ def give_stdio(user: User) -> None:
                 os.fchown(number, user.uid, -1)
 
 
-def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
-    """Turn this process, which is inside the container, into the program."""
+def settle(spec: ProcessSpec, slave: int = -1) -> tuple[int, User]:
+    """Give this process its place, limits, session and descriptors; not yet its user.
+
+    Returns a descriptor of the root, and who it is to be. ``slave`` is that of its
+    terminal, or -1.
+    """
     root = os.open("/", PLACE)
     user = find_user(root, spec.user)
     go_to(root, spec.cwd)
@@ -152,6 +155,12 @@ def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
     give_stdio(user)
     reset_signals()
     os.umask(0o022)
+    return root, user
+
+
+def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
+    """Turn this process, which is inside the container, into the program."""
+    root, user = settle(spec, slave)
     become(user, spec.security)
     execute(root, spec.argv, program_env(spec, user.home), spec.init)
 
@@ -305,6 +314,13 @@ def mount_view(view: RootView, rootfs: str) -> int:
     return os.open(rootfs, PLACE | os.O_DIRECTORY)
 
 
+def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
+    """Make the terminal, show it as /dev/console, return its slave."""
+    slave = new_terminal(root, spec, channel)
+    Bind(magic(slave), "/dev/console", devices=True).apply(root)
+    return slave
+
+
 def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     """Build the container around this process; return the terminal's slave, or -1.
 
@@ -323,10 +339,7 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     apply_mounts(spec.mounts, root)
     if spec.oom_score_adj:
         put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
-    slave = -1
-    if spec.tty:
-        slave = new_terminal(root, spec, channel)
-        Bind(magic(slave), "/dev/console", devices=True).apply(root)
+    slave = new_console(root, spec, channel) if spec.tty else -1
     attributes = MountAttr(0) if spec.security.privileged else MountAttr.NODEV
     if spec.readonly:
         attributes |= MountAttr.RDONLY
@@ -422,76 +435,3 @@ def watch_start(pid: int, pidfd: int, ours: socket) -> Process:
         os.close(pidfd)
         os.waitpid(pid, 0)
         raise
-
-
-# %% One more process in a container that is there
-def namespaces_to_join(pid: int) -> CloneFlags:
-    """Return the kinds in which a process differs from us."""
-    flags = CloneFlags(0)
-    for kind in NAMESPACES:
-        theirs, ours = f"/proc/{pid}/ns/{kind.name}", f"/proc/self/ns/{kind.name}"
-        if os.path.exists(ours) and os.readlink(theirs) != os.readlink(ours):
-            flags |= kind.flag
-    return flags
-
-
-NS_GET_USERNS = 0xB701
-
-
-def owner_namespace(pid: int) -> int:
-    """Open the user namespace that owns a process's mounts; the caller closes.
-
-    It is not the process's own when that renamed its id. Source: ioctl_ns(2).
-    """
-    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return int(fcntl.ioctl(mounts, NS_GET_USERNS))
-    finally:
-        os.close(mounts)
-
-
-def join_container(
-    pidfd: int, owner: int, flags: CloneFlags, spec: ProcessSpec, channel: socket
-) -> NoReturn:
-    """Enter the namespaces, and run the program in a child there."""
-    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-    if spec.group:
-        join(spec.group.joined)
-    if spec.oom_score_adj:
-        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
-    prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
-    if flags & CloneFlags.NEWUSER:
-        setns(owner, CloneFlags.NEWUSER)
-    setns(pidfd, flags & ~CloneFlags.NEWUSER)
-    pid, _ = clone3(CloneFlags(0))
-    if pid:
-        channel.close()
-        os.closerange(0, os.sysconf("SC_OPEN_MAX"))
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os._exit(code if code >= 0 else 128 - code)
-    slave = -1
-    if spec.tty:
-        slave = new_terminal(os.open("/", PLACE), spec, channel)
-    run_program(spec, slave)
-
-
-def exec_in(pid: int, spec: ProcessSpec) -> Process:
-    """Start a process in the container whose first process is ``pid``.
-
-    The returned Process is the one in the middle; its end is the program's. Works
-    from outside the container's user namespace, for its owner. Raises as ``start``.
-    """
-    spec = spec.replace(security=prepared(spec.security))
-    target, owner = pidfd_open(pid), owner_namespace(pid)
-    try:
-        flags = namespaces_to_join(pid)
-        ours, theirs = new_channel()
-        child, pidfd = clone_into(spec, CloneFlags(0), {})
-        if child == 0:
-            ours.close()
-            in_child(theirs, lambda: join_container(target, owner, flags, spec, theirs))
-        theirs.close()
-    finally:
-        os.close(target)
-        os.close(owner)
-    return watch_start(child, pidfd, ours)

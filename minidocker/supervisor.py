@@ -43,7 +43,6 @@ from minidocker.pump import (
 from minidocker.records import Record, parse_json
 from minidocker.runtime import (
     Process,
-    exec_in,
     in_child,
     listen,
     new_channel,
@@ -297,6 +296,8 @@ def exec_foreground(
     )
 
     def launch(piped: ProcessSpec) -> Process:
+        from minidocker.joining import exec_in
+
         return exec_in(state.pid, piped)
 
     return attend(spec, launch, client or Client(), stdin=stdin)

@@ -15,11 +15,11 @@ from test_namespaces import Failed, forked
 from test_running import Box, box, busybox, view  # noqa: F401
 
 from minidocker.elf import init_file
+from minidocker.joining import exec_in
 from minidocker.linux import capget
 from minidocker.namespaces import Bind, Sysctl
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import ProcessSpec
-from minidocker.runtime import exec_in
 from minidocker.seccomp import MACHINES
 from minidocker.security import PRIVILEGED, Security, make_security
 
