@@ -14,7 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from zlib import crc32
 
-from minidocker.errors import MinidockerError, NotFoundError, UsageError
+from minidocker.errors import (
+    IntegrityError,
+    MinidockerError,
+    NotFoundError,
+    UsageError,
+)
 from minidocker.records import Record
 from minidocker.tables import human_size, nanoseconds_of, short
 
@@ -204,10 +209,10 @@ def new_entry(
 
 
 def stack_size(layers: LayerStore, diff_ids: tuple[str, ...]) -> int:
-    """Return the bytes of the files of a stack of layers, -1 where one is not here."""
+    """Return the bytes of the files of a stack of layers, -1 where one is not whole."""
     try:
         return sum(layer.size for layer in layers.stack(diff_ids))
-    except NotFoundError:
+    except (NotFoundError, IntegrityError):
         return -1
 
 

@@ -75,6 +75,13 @@ def tidy_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def integrity() -> tuple[Command, ...]:
+    """Return the command that checks a store."""
+    from minidocker.integrity import COMMANDS
+
+    return COMMANDS
+
+
 def ship_verbs() -> tuple[Command, ...]:
     """Return the commands that ship images."""
     from minidocker.ship_verbs import COMMANDS
@@ -107,6 +114,7 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     tidy_verbs: (
         "tag", "rmi", "image prune", "container prune", "system prune", "system df",
     ),
+    integrity: ("system check",),
     ship_verbs: ("save", "load"),
     registry_verbs: ("pull", "push", "login", "logout"),
     own_verbs: ("completion", "version"),

@@ -50,14 +50,16 @@ def notice(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def open_engine(given: Given, needs: Needs = Needs.NOTHING) -> Engine:
+def open_engine(
+    given: Given, needs: Needs = Needs.NOTHING, *, sweep: bool = True
+) -> Engine:
     """Enter the namespaces that a command needs, and open the store.
 
     A store that is new tries to mount an overlay, whatever the command. What somebody
-    left who was killed is removed.
+    left who was killed is removed, with ``sweep``.
     """
     root = given.text("root") or default_root()
-    interrupted = is_marked(root)
+    interrupted = sweep and is_marked(root)
     if not os.path.exists(f"{root}/driver"):
         needs = Needs.MOUNTS
     elif interrupted and needs is Needs.NOTHING:

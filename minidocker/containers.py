@@ -17,6 +17,7 @@ from enum import Enum
 from minidocker.cgroups import remove_group
 from minidocker.errors import (
     ConflictError,
+    IntegrityError,
     MinidockerError,
     NotFoundError,
     RuntimeFault,
@@ -228,11 +229,16 @@ def looking(path: str) -> Iterator[bool]:
 
 # %% Is it running? Ask for the lock
 def read_state(path: str) -> State:
-    """Read a state file; a container without one was never started."""
+    """Read a state file; a container without one was never started.
+
+    One that a power cut tore is that of a container that ran, and runs no more.
+    """
     try:
         found = read_json(path)
     except FileNotFoundError:
         return State()
+    except ValueError:
+        return State(Status.EXITED, exit_code=255, error="how it ended was lost")
     return State(**found | {"status": Status(found["status"])})
 
 
@@ -297,12 +303,15 @@ class ContainerStore:
         return new_container(self, image, parent, config, host, name=name)
 
     def get(self, id: str) -> Container:
-        """Return a container by its whole id. Raises NotFoundError."""
+        """Return a container by its whole id. Raises NotFoundError, IntegrityError."""
         try:
             found = read_json(self.path(id, "config.v2.json"))
             host = host_config(read_json(self.path(id, "hostconfig.json")))
         except FileNotFoundError as why:
             raise no_such(id) from why
+        except ValueError as why:
+            what = f"the record of this container is damaged: {why}"
+            raise IntegrityError(what, where=self.path(id)) from why
         config = config_from(found["Config"])
         name, created = found["Name"].lstrip("/"), found["Created"]
         return Container(id, name, found["Image"], created, config, host)
@@ -315,10 +324,13 @@ class ContainerStore:
         return []
 
     def list(self) -> list[tuple[Container, State]]:
-        """Return every container and its state, the newest first."""
+        """Return every container and its state, the newest first.
+
+        A damaged one is passed over; `system check` tells of it.
+        """
         found = []
         for id in self.ids():
-            with suppress(NotFoundError):  # removed meanwhile
+            with suppress(NotFoundError, IntegrityError):  # removed meanwhile
                 found.append((self.get(id), self.state(id)))
         return sorted(found, key=lambda pair: pair[0].created, reverse=True)
 

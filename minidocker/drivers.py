@@ -134,6 +134,10 @@ class StorageDriver(ABC):
     def ids(self) -> list[str]:
         """Return the ids of all layers, sorted, half-made ones included."""
 
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Yield each layer that is not whole, and what it lacks; "" is the driver."""
+        yield from ()
+
     @abstractmethod
     def remove(self, layer: str) -> None:
         """Remove a layer, or what a crash left of it; nothing if there is none."""
@@ -340,6 +344,12 @@ class Overlay2(StorageDriver):
         """List the directory."""
         return sorted(os.listdir(self.home)) if os.path.isdir(self.home) else []
 
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Look for the directories."""
+        for layer in self.ids():
+            if not os.path.isdir(self.tree(layer)):
+                yield layer, "the directory of its files is not here"
+
     def remove(self, layer: str) -> None:
         """Remove the layer's directory."""
         remove_path(f"{self.home}/{layer}")
@@ -413,6 +423,14 @@ class Vfs(StorageDriver):
             with suppress(FileNotFoundError):
                 found.update(os.listdir(f"{self.home}/{part}"))
         return sorted(found)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Look for both: the tree, and the file that names its parent."""
+        for layer in self.ids():
+            if not os.path.isdir(self.tree(layer)):
+                yield layer, "the directory of its files is not here"
+            elif not os.path.isfile(f"{self.home}/parent/{layer}"):
+                yield layer, "what it was copied from is not written down"
 
     def remove(self, layer: str) -> None:
         """Remove the tree, then its name."""

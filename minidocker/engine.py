@@ -42,6 +42,7 @@ from minidocker.oci import (
     Reference,
     parse_reference,
 )
+from minidocker.trees import remove_path
 
 
 TYPE_CHECKING = False
@@ -177,18 +178,32 @@ class Engine:
             yield
 
     def tidy(self) -> None:
-        """Remove what a crash left, unless somebody is making something."""
+        """Remove what a crash left, unless somebody is making something.
+
+        Where a record is damaged nothing is removed: who knows what it named?
+        """
+        with store_lock(self.root, exclusive=True) as alone:
+            if not alone:
+                return
+            try:
+                self.sweep()
+            except IntegrityError as why:
+                self.notice(f"nothing is swept, see `system check`: {why}")
+            else:
+                unmark(self.root)
+
+    def sweep(self) -> None:
+        """Remove what nobody names. The caller holds the store's lock alone."""
         from minidocker.catalog import chains_in_use
         from minidocker.lifecycle import sweep_containers
 
-        with store_lock(self.root, exclusive=True) as alone:
-            if alone:
-                sweep_containers(self.containers)
-                names = self.containers.ids()
-                chains = chains_in_use(self.images, self.layers)
-                self.images.sweep()
-                sweep(self.layers, containers=names, chains=chains)
-                unmark(self.root)
+        sweep_containers(self.containers)
+        chains = chains_in_use(self.images, self.layers)
+        self.images.sweep()
+        sweep(self.layers, containers=self.containers.ids(), chains=chains)
+        for name in os.listdir(self.root):
+            if name.startswith("overlay-check-"):
+                remove_path(f"{self.root}/{name}")
 
     def find_image(self, text: str, when: Pull = Pull.MISSING) -> str:
         """Return an image's id; make the base image when it is asked for first.

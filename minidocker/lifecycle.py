@@ -451,15 +451,18 @@ def remove(store: ContainerStore, container: Container, *, force: bool = False) 
 
 
 def sweep_containers(store: ContainerStore) -> None:
-    """Remove what crashes left: half-made containers, and ended ones with --rm."""
-    with suppress(FileNotFoundError):
-        for id in os.listdir(store.root):
-            with looking(store.path(id, "lock")) as taken:
-                if taken:
-                    continue
-            if id not in store.ids():
-                half_made = time.time() - os.stat(store.path(id)).st_mtime > 60
-                if half_made:
-                    discard(store, id)
-            elif store.get(id).host.auto_remove and store.state(id).finished:
-                remove(store, store.get(id))
+    """Remove what crashes left: half-made containers, and ended ones with --rm.
+
+    The caller holds the store's lock alone, so that nobody makes one just now.
+    """
+    for id in os.listdir(store.root) if os.path.isdir(store.root) else ():
+        with looking(store.path(id, "lock")) as taken:
+            if taken:
+                continue
+        if id not in store.ids():
+            discard(store, id)
+        elif store.get(id).host.auto_remove and store.state(id).finished:
+            remove(store, store.get(id))
+    for name in os.listdir(store.names) if os.path.isdir(store.names) else ():
+        if not os.path.isdir(store.path(os.readlink(f"{store.names}/{name}"))):
+            os.unlink(f"{store.names}/{name}")

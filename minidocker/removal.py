@@ -21,7 +21,12 @@ from minidocker.catalog import (
 )
 from minidocker.containers import Container, State, Status
 from minidocker.engine import Engine
-from minidocker.errors import ConflictError, MinidockerError, NotFoundError
+from minidocker.errors import (
+    ConflictError,
+    IntegrityError,
+    MinidockerError,
+    NotFoundError,
+)
 from minidocker.lifecycle import remove
 from minidocker.oci import Reference, parse_reference, short_id
 from minidocker.records import Record
@@ -76,7 +81,7 @@ class Stacks:
         while at:
             if at not in self.below:
                 self.below[at] = (None, 0)
-                with suppress(NotFoundError):
+                with suppress(NotFoundError, IntegrityError):
                     layer = self.engine.layers.get(at)
                     self.below[at] = (layer.parent, layer.size)
             yield at
