@@ -279,14 +279,14 @@ def variables_of(image: str, engine: Engine) -> dict[str, str] | None:
 
 
 def tell_warnings(given: Given) -> int:
-    """Do ``build --check``."""
+    """Do ``build --check``; warnings make its status 1, as with BuildKit."""
     from minidocker.checks import summary
 
     engine = open_engine(given)
     with input_of(given, engine) as found:
         warnings = warnings_of(found, engine, given)
     print_lines([*map(str, warnings), summary(warnings)])
-    return 0
+    return 1 if warnings else 0
 
 
 # %% The commands

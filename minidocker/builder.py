@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from minidocker.context import SourceTree
 from minidocker.dispatch import DISPATCH, declare
@@ -16,19 +15,21 @@ from minidocker.dockerfile import (
     Word,
     parse,
     parse_trigger,
-    place,
 )
-from minidocker.errors import (
-    BuildError,
-    DockerfileError,
-    MinidockerError,
-    UnsupportedError,
-    did_you_mean,
-)
+from minidocker.errors import BuildError, MinidockerError, did_you_mean
 from minidocker.expansion import check_words, expand
+from minidocker.foresight import (
+    Trial,
+    at_line,
+    base_name,
+    check_platform,
+    foresee,
+    name_of,
+)
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.oci import ContainerConfig, ImageConfig, parse_reference
+from minidocker.lines import raise_all
+from minidocker.oci import ContainerConfig, parse_reference
 from minidocker.outside import replaced_image
 from minidocker.records import Record
 from minidocker.running import split_options
@@ -41,7 +42,6 @@ from minidocker.stage import (
     platform_arguments,
     seconds_of,
     source_date_epoch,
-    this_platform,
 )
 
 
@@ -65,8 +65,7 @@ def parts_of(dockerfile: Dockerfile) -> tuple[list[Instruction], list[Part]]:
     parts: list[Part] = []
     for it in dockerfile.instructions:
         if it.word is Word.FROM:
-            name = it.args[2].lower() if len(it.args) > 2 else ""
-            parts.append(Part(len(parts), name, (it,)))
+            parts.append(Part(len(parts), name_of(it), (it,)))
         elif parts:
             last = parts.pop()
             parts.append(last.replace(steps=(*last.steps, it)))
@@ -125,35 +124,6 @@ def declare_before_from(it: Instruction, shop: Workshop) -> None:
     declare(it, shop.meta_args, lambda text: expand(text, shop.globals(), shop.escape))
 
 
-def base_name(it: Instruction, shop: Workshop) -> str:
-    """Return what a FROM names. Raises DockerfileError for nothing."""
-    base = expand(it.args[0], shop.globals(), shop.escape)
-    if not base:
-        hint = "give it a --build-arg"
-        raise DockerfileError(f'"{it.args[0]}" is empty', hint=hint)
-    return base
-
-
-def check_platform(text: str, image: ImageConfig | None, base: str) -> None:
-    """Refuse a platform that an image is not for. Raises UnsupportedError."""
-    ours = this_platform()
-    is_for = (image.os, image.architecture) if image else ours[:2]
-    parts = text.lower().split("/")
-    if parts == [""] or len(parts) > 3:
-        hint = "os/architecture, such as linux/amd64"
-        raise DockerfileError(f'bad platform "{text}"', hint=hint)
-    wanted = (parts[0], parts[1]) if len(parts) > 1 else (ours[0], parts[0])
-    if parts == [ours[0]]:
-        wanted = ours[:2]
-    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
-    wanted = (wanted[0], aliases.get(wanted[1], wanted[1]))
-    if wanted != is_for:
-        raise UnsupportedError(
-            f'"{base}" is for {"/".join(is_for)}, not for {"/".join(wanted)}',
-            hint=f"this machine builds and runs {'/'.join(ours[:2])}",
-        )
-
-
 def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
     """FROM [--platform=os/architecture] image|stage|scratch [AS name]"""
     base = base_name(it, shop)
@@ -169,8 +139,7 @@ def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
     if platform := it.flag("platform"):
         check_platform(expand(platform, shop.globals(), shop.escape), whole, base)
     config = (whole.config if whole else None) or ContainerConfig()
-    name = it.args[2].lower() if len(it.args) > 2 else ""
-    stage = Stage(name, image, config.replace(on_build=None), number)
+    stage = Stage(name_of(it), image, config.replace(on_build=None), number)
     if config.on_build:
         fire_triggers(stage, shop, config.on_build)
     return stage
@@ -195,20 +164,6 @@ def fire_triggers(stage: Stage, shop: Workshop, triggers: tuple[str, ...]) -> No
             raise
 
 
-# %% Where it went wrong
-@contextmanager
-def at_line(it: Instruction) -> Iterator[None]:
-    """Put ``Dockerfile:LINE`` before an error and the place it has; point at a word."""
-    try:
-        yield
-    except MinidockerError as why:
-        why.what = f"{why.where}: {why.what}" if why.where else why.what
-        place(why, it)
-        if not isinstance(why, BuildError):
-            why.status = 1  # 126 and 127 are for `run`
-        raise
-
-
 # %% The walk
 def label_step(name: str, value: str) -> Instruction:
     """Return the LABEL that a label of the command line is."""
@@ -223,23 +178,19 @@ def plan(
 ) -> tuple[list[Instruction], list[Part]]:
     """Return the steps before the first FROM, and the stages to build.
 
-    Raises BuildError for an unknown target, DockerfileError for an open quote.
+    Raises BuildError for an unknown target, and what is wrong in these stages, all
+    that can be known before the first step.
     """
     check_words(dockerfile.instructions, dockerfile.escape)
     before, parts = parts_of(dockerfile)
     target = find_target(parts, shop.options.target)
-    preview = Workshop(
-        images=shop.images, layers=shop.layers, runner=shop.runner,
-        progress=shop.progress, context=shop.context, options=shop.options,
-    )  # fmt: skip
-    preview.escape = shop.escape
+    preview = Trial(shop, tuple(part.name for part in parts))
     for it in before:
         with at_line(it):
             declare_before_from(it, preview)
 
     def base_of(part: Part) -> str:
-        with at_line(part.steps[0]):
-            return base_name(part.steps[0], preview)
+        return expand(part.steps[0].args[0], preview.globals(), shop.escape)
 
     whole = with_triggers(parts, base_of, shop)
     found = needed(whole, whole[target.number], base_of)
@@ -249,6 +200,9 @@ def plan(
         last = chosen.pop()
         more = (label_step(*pair) for pair in sorted(shop.options.labels.items()))
         chosen.append(last.replace(steps=(*last.steps, *more)))
+    steps = [(it, part.number) for part in chosen for it in part.steps]
+    until = shop.options.until
+    raise_all(foresee(steps[: until and max(1, until - len(before))], preview))
     return before, chosen
 
 

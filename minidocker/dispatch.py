@@ -28,6 +28,7 @@ from minidocker.moves import (
 from minidocker.outside import (
     FOREIGN,
     SCHEMES,
+    check_checksum,
     tree_from,
     tree_of_address,
     tree_of_texts,
@@ -284,17 +285,23 @@ def owner_of(text: str, stage: Stage, shop: Workshop) -> tuple[int, int]:
         )
 
 
+def mode_of(text: str) -> int | str | None:
+    """Return the mode of a ``--chmod``, None for none. Raises DockerfileError."""
+    if re.fullmatch("[0-7]{3,4}", text):
+        return int(text, 8)
+    if text:
+        symbolic_mode(text, 0)  # raises for what is no mode
+    return text or None
+
+
 def manner_of(it: Instruction, stage: Stage, shop: Workshop) -> tuple[Manner, str]:
     """Return how files arrive, and the flags as the history shows them."""
     chown = shop.expand(stage, it.flag("chown") or "")
     chmod = shop.expand(stage, it.flag("chmod") or "")
-    octal = re.fullmatch("[0-7]{3,4}", chmod)
-    if chmod and not octal:
-        symbolic_mode(chmod, 0)  # raises for what is no mode
     own = None if it.flag("from") else (0, 0)
     manner = Manner(
         owner=owner_of(chown, stage, shop) if chown else own,
-        mode=int(chmod, 8) if octal else chmod or None,
+        mode=mode_of(chmod),
         ignore_owner=shop.layers.driver.rootless,
         link=it.is_on("link"),
     )
@@ -322,24 +329,38 @@ def copying(
 
 
 # %% Files
+def sources_of(it: Instruction, stage: Stage, shop: Workshop) -> list[str]:
+    """Return the words for the sources, expanded but for here-documents.
+
+    Raises DockerfileError for a ``--checksum`` that is none, or of no address.
+    """
+    words = [w if it.heredoc(w) else shop.expand(stage, w) for w in it.args[:-1]]
+    if text := it.flag("checksum"):
+        if len(words) > 1 or not is_address(it, words[0]):
+            raise DockerfileError("--checksum is for one address", word="--checksum")
+        check_checksum(text)
+    return words
+
+
+def is_address(it: Instruction, source: str) -> bool:
+    """Say whether a source is fetched."""
+    return it.word is Word.ADD and source.startswith((*SCHEMES, *FOREIGN))
+
+
 def origins_of(
     it: Instruction, stage: Stage, shop: Workshop, tree: SourceTree, stack: ExitStack
 ) -> tuple[Origin, ...]:
     """Return the sources, in order; paths are in ``tree``."""
     unpacks = it.word is Word.ADD and it.flag("unpack") != "false"
     found: list[Origin] = []
-    for word in it.args[:-1]:
+    for word in sources_of(it, stage, shop):
         if document := it.heredoc(word):
             made = stack.enter_context(tree_of_texts(shop, stage, (document,)))
             found.append(Origin(made, (document.name,)))
-            continue
-        path = shop.expand(stage, word)
-        if it.word is Word.ADD and path.startswith((*SCHEMES, *FOREIGN)):
-            found.append(address_origin(it, path, shop, stack))
+        elif is_address(it, word):
+            found.append(address_origin(it, word, shop, stack))
         else:
-            found.append(Origin(tree, (path,), unpacks))
-    if it.flag("checksum") and (len(found) > 1 or found[0].tree is tree):
-        raise DockerfileError("--checksum is for one address", word="--checksum")
+            found.append(Origin(tree, (word,), unpacks))
     return tuple(found)
 
 

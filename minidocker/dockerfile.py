@@ -254,6 +254,7 @@ ADDING = (
 )
 RUNNING = (
     Flag("mount", Kind.LIST),
+    Flag("device", Kind.LIST),
     Flag("network", choices=("default", "none", "host")),
     Flag("security", choices=("sandbox", "insecure")),
 )

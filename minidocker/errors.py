@@ -31,10 +31,12 @@ class MinidockerError(Exception):
     case with quoted values. ``hint`` is something to do. ``status`` is the exit
     status of the process that ends with this error. ``excerpt`` is set by whoever
     has the source: its line, and a caret under what is wrong.
+    ``more`` are further errors that do not depend on this one, told after it.
     """
 
     status = 1
     excerpt = ""
+    more: tuple[MinidockerError, ...] = ()
 
     def __init__(
         self, what: str, *, where: str | None = None, hint: str | None = None
@@ -45,7 +47,8 @@ class MinidockerError(Exception):
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
         hint = f"hint: {self.hint}" if self.hint else ""
-        return "\n".join(part for part in (line, self.excerpt, hint) if part)
+        parts = (line, self.excerpt, hint, *map(str, self.more))
+        return "\n".join(part for part in parts if part)
 
 
 # %% What can be wrong
@@ -64,8 +67,7 @@ class ReferenceFault(UsageError):
 class DockerfileError(MinidockerError):
     """The text of a Dockerfile is wrong; ``where`` is ``NAME:LINE``.
 
-    ``word`` is the text at fault, for the caret. ``more`` are further errors of the
-    same file, told after this one.
+    ``word`` is the text at fault, for the caret.
     """
 
     def __init__(
@@ -78,10 +80,6 @@ class DockerfileError(MinidockerError):
     ) -> None:
         super().__init__(what, where=where, hint=hint)
         self.word = word
-        self.more: tuple[DockerfileError, ...] = ()
-
-    def __str__(self) -> str:
-        return "\n".join([super().__str__(), *map(str, self.more)])
 
 
 class BuildError(MinidockerError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from minidocker.errors import DockerfileError
+from minidocker.errors import DockerfileError, MinidockerError
 from minidocker.records import Record, parse_json
 
 
@@ -154,12 +154,12 @@ def point(why: DockerfileError, logical: LogicalLine, name: str) -> DockerfileEr
 MOST_ERRORS = 10
 
 
-def raise_all(found: Iterable[DockerfileError]) -> None:
+def raise_all(found: Iterable[MinidockerError]) -> None:
     """Raise the errors as one, the first with the others, if there are any."""
     faults = list(found)
     if len(faults) > MOST_ERRORS:
         hidden = len(faults) - MOST_ERRORS
-        faults[MOST_ERRORS:] = [DockerfileError(f"and {hidden} more")]
+        faults[MOST_ERRORS:] = [MinidockerError(f"and {hidden} more")]
     if faults:
         faults[0].more = tuple(faults[1:])
         raise faults[0]

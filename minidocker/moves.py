@@ -284,6 +284,8 @@ def keep(  # noqa: PLR0917
 # %% Two kinds of steps
 def metadata_step(shop: Workshop, stage: Stage, comment: str) -> None:
     """Commit the stage's configuration; ``comment`` is what the history says."""
+    if shop.trial:
+        return
     cmd = (*stage.shell, "#(nop) ", comment)
     wanted = stage.config.replace(cmd=cmd)
     if is_cached(shop, stage, wanted):
@@ -306,6 +308,8 @@ def clean_path(path: str) -> str:
 
 def directory_step(shop: Workshop, stage: Stage, path: str) -> None:
     """Make the directory of a WORKDIR, with mode 0755, and commit."""
+    if shop.trial:
+        return
     cmd = (*stage.shell, f"#(nop) WORKDIR {path}")
     wanted = stage.config.replace(cmd=cmd)
     if is_cached(shop, stage, wanted):
@@ -354,6 +358,17 @@ def absolute(path: str, working_dir: str) -> str:
     slash = "/" if posixpath.basename(path) in {"", ".", ".."} else ""
     clean = clean_path(posixpath.join(working_dir, path))
     return clean if clean == "/" else clean + slash
+
+
+def destination(path: str, working_dir: str, sources: int) -> str:
+    """Return where so many sources go. Raises BuildError for many on one file."""
+    to = absolute(path, working_dir)
+    if sources > 1 and not to.endswith("/"):
+        raise BuildError(
+            "with more than one source the destination must be a directory",
+            hint=f'write "{to}/"',
+        )
+    return to
 
 
 def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
@@ -413,12 +428,7 @@ def fill(
     Returns the contents of small files, by their names in the layer.
     """
     written: dict[bytes, bytes] = {}
-    to = absolute(what.to, stage.config.working_dir)
-    if len(found) > 1 and not to.endswith("/"):
-        raise BuildError(
-            "with more than one source the destination must be a directory",
-            hint=f'write "{to}/"',
-        )
+    to = destination(what.to, stage.config.working_dir, len(found))
     with shop.layers.rw_mounted(layer) as root:
         for origin, group in groupby(found, key=lambda pair: pair[0]):
             sources = [source for _, source in group]

@@ -44,16 +44,41 @@ def replaced_image(shop: Workshop, name: str) -> str | None:
     return shop.find_image(given.removeprefix(IMAGE_SCHEME))
 
 
+def refuse_context(name: str, given: str) -> None:
+    """Refuse a named context that is neither a directory nor an image."""
+    if given.startswith(IMAGE_SCHEME):
+        return
+    if "://" in given or given.startswith("git@"):
+        hint = "a directory, docker-image://NAME, or oci-layout://DIRECTORY[:TAG]"
+        raise UnsupportedError(f'the context "{given}" is not supported', hint=hint)
+    if not os.path.isdir(given):
+        what = f'the context "{name}" is no directory: "{given}"'
+        raise NotFoundError(what, hint=f"--build-context {name}=DIRECTORY")
+
+
+@contextmanager
+def named_context(shop: Workshop, name: str) -> Iterator[SourceTree | None]:
+    """Give the directory that the command line calls ``name``; None where it has none.
+
+    Raises UnsupportedError, NotFoundError.
+    """
+    given = shop.options.contexts.get(name.lower(), IMAGE_SCHEME)
+    refuse_context(name, given)
+    if given.startswith(IMAGE_SCHEME):
+        yield None
+        return
+    with open_context(given) as tree:
+        yield tree
+
+
 @contextmanager
 def tree_from(shop: Workshop, name: str) -> Iterator[SourceTree]:
     """Give the tree that ``--from=name`` means, for a ``with`` block."""
+    with named_context(shop, name) as context:
+        if context:
+            yield context
+            return
     given = shop.options.contexts.get(name.lower())
-    if given and not given.startswith(IMAGE_SCHEME):
-        if "://" in given:
-            raise UnsupportedError(f'the context "{given}" is not a directory')
-        with open_context(given) as tree:
-            yield tree
-        return
     stage = None if given else shop.find_stage(name)
     image = stage.image if stage else replaced_image(shop, name)
     if image is None:
@@ -192,11 +217,11 @@ def time_of(header: str) -> int:
 
 
 # %% Addresses
-@contextmanager
-def tree_of_address(
-    shop: Workshop, url: str, to: str, checksum: str = ""
-) -> Iterator[tuple[SourceTree, str]]:
-    """Give a tree with what an address has, and its name there."""
+def name_for(url: str, to: str) -> str:
+    """Return the name that a file of an address gets.
+
+    Raises UnsupportedError for a repository, BuildError where nothing names it.
+    """
     if url.startswith(FOREIGN) or url.partition("?")[0].endswith(".git"):
         hint = "clone it beforehand, or in a RUN"
         raise UnsupportedError(
@@ -205,7 +230,15 @@ def tree_of_address(
     name = name_in(url)
     if not name and to.endswith("/"):
         raise BuildError(f'"{url}" has no file name', hint=f"name the file: {to}NAME")
-    name = name or "download"
+    return name or "download"
+
+
+@contextmanager
+def tree_of_address(
+    shop: Workshop, url: str, to: str, checksum: str = ""
+) -> Iterator[tuple[SourceTree, str]]:
+    """Give a tree with what an address has, and its name there."""
+    name = name_for(url, to)
     shop.progress(f"Downloading {url}")
     with emptied(shop) as place:
         when = fetch(url, f"{place}/{name}", check_checksum(checksum))

@@ -323,13 +323,18 @@ def bound(shop: Workshop, mount: RunMount, stack: ExitStack) -> Shown:
     return Shown(posixpath.join(tree.root, path), mount.target, not mount.writable)
 
 
+def refuse_secret(mount: RunMount) -> None:
+    """Raise BuildError where a secret that was not given must be there."""
+    if mount.required or mount.variable:
+        hint = f"--secret id={mount.id},src=FILE"
+        raise BuildError(f'the secret "{mount.id}" was not given', hint=hint)
+
+
 def secret_bytes(mount: RunMount, secrets: Mapping[str, Secret]) -> bytes | None:
     """Return a secret; None where it was not given and need not be."""
     secret = secrets.get(mount.id)
     if secret is None:
-        if mount.required or mount.variable:
-            hint = f"--secret id={mount.id},src=FILE"
-            raise BuildError(f'the secret "{mount.id}" was not given', hint=hint)
+        refuse_secret(mount)
         return None
     if secret.variable:
         return os.environb.get(os.fsencode(secret.variable), b"")
@@ -391,18 +396,31 @@ def command_of(it: Instruction, shell: tuple[str, ...]) -> Command:
     return Command((*shell, path), (*shell, whole), script)
 
 
-def run(it: Instruction, stage: Stage, shop: Workshop) -> None:
-    """RUN [--mount=...] [--network=...] text for the shell, or ["program", ...]"""
+def check_run(it: Instruction, stage: Stage) -> None:
+    """Refuse a RUN where there is nothing, or with rights that we do not give."""
     if not stage.image:
         hint = "COPY or ADD something first: scratch has no programs"
         raise BuildError("nothing to run in", hint=hint)
     if it.flag("security") == "insecure":
         raise UnsupportedError("RUN --security=insecure is not supported")
+    if it.flag("device"):
+        hint = "`run --device` gives one to a container"
+        raise UnsupportedError("RUN --device is not supported", hint=hint)
+
+
+def mounts_of(it: Instruction, stage: Stage, shop: Workshop) -> tuple[RunMount, ...]:
+    """Return the mounts of a RUN, in order."""
     directory = stage.config.working_dir
-    mounts = tuple(
+    return tuple(
         read_mount(text, lambda word: shop.expand(stage, word), directory)
         for text in it.flag_all("mount")
     )
+
+
+def run(it: Instruction, stage: Stage, shop: Workshop) -> None:
+    """RUN [--mount=...] [--network=...] text for the shell, or ["program", ...]"""
+    check_run(it, stage)
+    mounts = mounts_of(it, stage, shop)
     network = it.flag("network") or "default"
     command = command_of(it, stage.shell)
     run_step(shop, stage, command.replace(mounts=mounts, network=network))

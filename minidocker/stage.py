@@ -215,11 +215,14 @@ def platform_arguments() -> dict[str, str]:
 
 
 class Workshop:
-    """The tools of one build, shared by all of its stages."""
+    """The tools of one build, shared by all of its stages.
+
+    In a ``trial`` the instructions are only read: nothing is looked for or made.
+    """
 
     __slots__ = (
         "context", "escape", "images", "indexes", "layers", "meta_args", "options",
-        "platform", "progress", "runner", "stages",
+        "platform", "progress", "runner", "stages", "trial",
     )  # fmt: skip
 
     def __init__(
@@ -239,6 +242,7 @@ class Workshop:
         self.platform = platform_arguments()
         self.stages: list[Stage] = []
         self.indexes: dict[str, StatIndex] = {}
+        self.trial = False
 
     def argument(self, name: str, default: str | None) -> str | None:
         """Return a build argument: from the command line, the ARG, or before FROM."""

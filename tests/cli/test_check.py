@@ -24,7 +24,7 @@ def test_a_check_tells_and_builds_nothing(store: Store, context: Path) -> None:
     (context / "Dockerfile").write_text(text)
     before = images(store)
     done = store("build", "--check", str(context))
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert done.stdout == (
         "Dockerfile:2: StageNameCasing: Stage name 'A' should be lowercase\n"
         "   2 | FROM small:v1 AS A\n"

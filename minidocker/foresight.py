@@ -1,0 +1,297 @@
+# From book/363-foresight.md. Edit there and tangle, or here and tangle --back.
+
+# %% Foresight: what is wrong before the first step
+"""Find what is wrong with the steps of a build before the first one is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from minidocker.context import (
+    SourceTree,
+    clean_source,
+    glob_regex,
+    has_wildcards,
+    missing,
+    one_source,
+    read_patterns,
+)
+from minidocker.dispatch import (
+    DISPATCH,
+    is_address,
+    mode_of,
+    number,
+    sources_of,
+)
+from minidocker.dockerfile import Instruction, Word, place
+from minidocker.errors import (
+    BuildError,
+    DockerfileError,
+    MinidockerError,
+    NotFoundError,
+    UnsupportedError,
+    nearest,
+)
+from minidocker.expansion import expand
+from minidocker.moves import destination
+from minidocker.oci import ContainerConfig, ImageConfig
+from minidocker.outside import name_for, refuse_context
+from minidocker.running import (
+    MountKind,
+    RunMount,
+    check_run,
+    mounts_of,
+    refuse_secret,
+)
+from minidocker.stage import Stage, Workshop, this_platform
+
+
+# %% The nouns
+class Foreseen(Stage):
+    """A stage as it will be; ``sure`` says that all its variables are known."""
+
+    __slots__ = ("sure",)
+
+    def __init__(
+        self, name: str, image: str, config: ContainerConfig, number: int, sure: bool
+    ) -> None:
+        super().__init__(name, image, config, number)
+        self.sure = sure
+
+
+LATER = "?"  # stands for the id of an image that is not made or fetched yet
+
+
+class Trial(Workshop):
+    """A workshop with the tools of another, in which nothing is made.
+
+    ``names`` are those of all the stages in the file, also of those not needed.
+    """
+
+    __slots__ = ("names",)
+
+    def __init__(self, shop: Workshop, names: tuple[str, ...]) -> None:
+        super().__init__(
+            images=shop.images, layers=shop.layers, runner=shop.runner,
+            progress=lambda line: None, context=shop.context, options=shop.options,
+        )  # fmt: skip
+        self.escape, self.names, self.trial = shop.escape, names, True
+
+
+def is_open(it: Instruction) -> bool:
+    """Say whether variables have a say in what an instruction does."""
+    words = () if it.word is Word.RUN else it.args  # the shell expands them
+    return any("$" in text for text in (*words, *(value for _, value in it.flags)))
+
+
+# %% Where it went wrong
+@contextmanager
+def at_line(it: Instruction) -> Iterator[None]:
+    """Put ``Dockerfile:LINE`` before an error and the place it has; point at a word."""
+    try:
+        yield
+    except MinidockerError as why:
+        why.what = f"{why.where}: {why.what}" if why.where else why.what
+        place(why, it)
+        if not isinstance(why, BuildError):
+            why.status = 1  # 126 and 127 are for `run`
+        raise
+
+
+# %% Where a stage comes from
+def base_name(it: Instruction, shop: Workshop) -> str:
+    """Return what a FROM names. Raises DockerfileError for nothing."""
+    base = expand(it.args[0], shop.globals(), shop.escape)
+    if not base:
+        hint = "give it a --build-arg"
+        raise DockerfileError(f'"{it.args[0]}" is empty', hint=hint)
+    return base
+
+
+def check_platform(text: str, image: ImageConfig | None, base: str) -> None:
+    """Refuse a platform that an image is not for. Raises UnsupportedError."""
+    ours = this_platform()
+    is_for = (image.os, image.architecture) if image else ours[:2]
+    parts = text.lower().split("/")
+    if parts == [""] or len(parts) > 3:
+        hint = "os/architecture, such as linux/amd64"
+        raise DockerfileError(f'bad platform "{text}"', hint=hint)
+    wanted = (parts[0], parts[1]) if len(parts) > 1 else (ours[0], parts[0])
+    if parts == [ours[0]]:
+        wanted = ours[:2]
+    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+    wanted = (wanted[0], aliases.get(wanted[1], wanted[1]))
+    if wanted != is_for:
+        raise UnsupportedError(
+            f'"{base}" is for {"/".join(is_for)}, not for {"/".join(wanted)}',
+            hint=f"this machine builds and runs {'/'.join(ours[:2])}",
+        )
+
+
+# %% Where a stage comes from
+def is_here(name: str, shop: Workshop) -> bool:
+    """Say whether an image is in the store."""
+    try:
+        return bool(shop.images.resolve(name))
+    except MinidockerError:
+        return False
+
+
+def check_origin(name: str, shop: Trial) -> None:
+    """Refuse a name that is no stage, context or image, as far as that is known."""
+    if name.lower() in shop.options.contexts:
+        refuse_context(name, shop.options.contexts[name.lower()])
+        return
+    if shop.find_stage(name) or is_here(name, shop):
+        return
+    if name.isdecimal():
+        hint = f"the stages before this one are 0 to {len(shop.stages) - 1}"
+        raise NotFoundError(f'stage "{name}" does not exist', hint=hint)
+    if near := nearest(name, filter(None, shop.names)):
+        try:
+            shop.find_image(name)
+        except MinidockerError as why:
+            why.hint = f'did you mean "{near}"?'
+            raise
+
+
+def name_of(it: Instruction) -> str:
+    """Return the name that a FROM gives its stage, "" for none."""
+    return it.args[2].lower() if len(it.args) > 2 else ""
+
+
+def unknown_stage(name: str, number: int) -> Foreseen:
+    """Return a stage that begins from an image of which nothing is known."""
+    return Foreseen(name, LATER, ContainerConfig(), number, sure=False)
+
+
+def foresee_from(it: Instruction, shop: Trial, number: int) -> Foreseen:
+    """Return a stage that begins; refuse a base or a platform that cannot be."""
+    base, name = base_name(it, shop), name_of(it)
+    named = (s for s in reversed(shop.stages) if s.name == base.lower())
+    given = base.lower() in shop.options.contexts
+    earlier = None if given else next(named, None)
+    if isinstance(earlier, Foreseen):
+        return Foreseen(name, earlier.image, earlier.config, number, earlier.sure)
+    if base == "scratch" and not given:
+        return Foreseen(name, "", ContainerConfig(), number, sure=True)
+    check_origin(base, shop)
+    if given or shop.options.pull_first or not is_here(base, shop):
+        return unknown_stage(name, number)
+    image = shop.images.get(shop.images.resolve(base))
+    if platform := it.flag("platform"):
+        check_platform(expand(platform, shop.globals(), shop.escape), image, base)
+    config = image.config or ContainerConfig()
+    sure = not config.on_build
+    return Foreseen(name, LATER, config.replace(on_build=None), number, sure)
+
+
+# %% Files
+@contextmanager
+def told_by(who: str) -> Iterator[None]:
+    """Put who needed it before the error about a file."""
+    try:
+        yield
+    except BuildError as why:
+        why.what = f"{who}: {why.what}"
+        raise
+
+
+def check_source(tree: SourceTree, path: str, *, parents: bool = False) -> None:
+    """Refuse a source that is not in a tree."""
+    clean = clean_source(path)
+    if has_wildcards(path):
+        regex = glob_regex(clean, deep=parents)
+        if not any(regex.match(item.path) for item in tree.walk(".")):
+            hint = "no file matches"
+            raise BuildError("no source files were specified", hint=hint)
+        return
+    try:
+        real = tree.real_path(clean)
+    except OSError as why:
+        raise missing(tree, clean) from why
+    if tree.ignores(clean) or tree.ignores(real):
+        one_source(tree, clean)  # a directory may hold what is not ignored
+
+
+def foresee_files(it: Instruction, stage: Foreseen, shop: Trial) -> None:
+    """Read a COPY or ADD; refuse sources that are not there, and odd flags."""
+    stage.image = stage.image or LATER
+    mode_of(shop.expand(stage, it.flag("chmod") or ""))
+    for part in shop.expand(stage, it.flag("chown") or "").split(":"):
+        number(part)
+    exclude = (shop.expand(stage, word) for word in it.flag_all("exclude"))
+    read_patterns("\n".join(exclude), "--exclude")
+    words = sources_of(it, stage, shop)
+    to = shop.expand(stage, it.args[-1])
+    if origin := it.flag("from"):
+        check_origin(origin, shop)
+    for word in (word for word in words if not it.heredoc(word)):
+        if is_address(it, word):
+            name_for(word, to)
+        else:
+            with told_by(f"{it.word.value} failed"):
+                if not origin:
+                    check_source(shop.context, word, parents=it.is_on("parents"))
+                clean_source(word)
+    with told_by(f"{it.word.value} failed"):
+        destination(to, stage.config.working_dir, len(words))
+
+
+# %% Commands
+def check_mount(mount: RunMount, shop: Trial) -> None:
+    """Refuse a mount of what is not there."""
+    if mount.origin:
+        check_origin(mount.origin, shop)
+    elif mount.kind is MountKind.BIND:
+        with told_by(f'--mount: "{mount.source}"'):
+            check_source(shop.context, mount.source or ".")
+    if mount.kind is MountKind.SECRET and mount.id not in shop.options.secrets:
+        refuse_secret(mount)
+
+
+def foresee_run(it: Instruction, stage: Foreseen, shop: Trial) -> None:
+    """Read a RUN; refuse what cannot be given to it."""
+    check_run(it, stage)
+    for mount in mounts_of(it, stage, shop):
+        check_mount(mount, shop)
+
+
+FORESEEN: dict[Word, Callable[[Instruction, Foreseen, Trial], None]] = {
+    Word.COPY: foresee_files,
+    Word.ADD: foresee_files,
+    Word.RUN: foresee_run,
+}
+
+
+# %% All of it
+def foresee_step(it: Instruction, stage: Foreseen, shop: Trial) -> None:
+    """Do one instruction on trial. Raises what is wrong with it."""
+    if stage.sure or not is_open(it):
+        FORESEEN.get(it.word, DISPATCH[it.word])(it, stage, shop)
+
+
+def foresee(
+    steps: Iterable[tuple[Instruction, int]], shop: Trial
+) -> list[MinidockerError]:
+    """Return what is wrong with steps, each with the number of its stage.
+
+    ``shop`` knows the ARGs before the first FROM.
+    """
+    faults: list[MinidockerError] = []
+    stages: list[Foreseen] = []
+    for it, at in steps:
+        try:
+            with at_line(it):
+                if it.word is Word.FROM:
+                    stages.append(foresee_from(it, shop, at))
+                else:
+                    foresee_step(it, stages[-1], shop)
+        except MinidockerError as why:
+            faults.append(why)
+            if it.word is Word.FROM:
+                stages.append(unknown_stage(name_of(it), at))
+            stages[-1].sure = False
+        shop.stages[:] = stages
+    return faults
