@@ -2,6 +2,7 @@
 PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || echo python3)
 BIN    := .venv/bin
 STAMP  := .venv/installed
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
   user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs \
   golang-github-opencontainers-image-spec-dev
@@ -40,14 +41,14 @@ check: $(STAMP) ## tangling, format, lint, types, imports between floors, spelli
 	$(BIN)/codespell book/*.md README.md CONTRIBUTING.md CHANGELOG.md minidocker tests bench
 
 tests: $(STAMP) ## the tests, as the user you are
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # A private mount shows the checkout to a user who could not reach its directory.
 user-tests: $(STAMP) ## the tests that need no root, as an unprivileged user
 	@if [ `id -u` = 0 ]; then mkdir -p /tmp/minidocker-user && chown 4242:4242 /tmp/minidocker-user && \
 	  unshare --mount sh -c 'mount --bind . /mnt && cd /mnt && exec setpriv --reuid 4242 --regid 4242 \
 	  --clear-groups env HOME=/tmp/minidocker-user XDG_DATA_HOME=/tmp/minidocker-user/data \
-	  .venv/bin/python -m pytest -p no:cacheprovider tests --ignore tests/book'; \
+	  $(PYTEST) -p no:cacheprovider tests --ignore tests/book'; \
 	status=$$?; rm -rf /tmp/minidocker-user; exit $$status; \
 	else echo "not root: \`make tests\` already ran them unprivileged"; fi
 

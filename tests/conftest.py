@@ -1,6 +1,7 @@
 """What every test shares: nothing may be left mounted, linked or running."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,17 @@ os.environ["MINIDOCKER_HUB"] = "127.0.0.1:1"
 # A machine that is busy is slow, and that is no failure.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of the workers that share the tests mounts and links of its own."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        from minidocker.linux import CloneFlags, unshare
+        from minidocker.namespaces import keep_mounts_private, raise_loopback
+
+        unshare(CloneFlags.NEWNS | CloneFlags.NEWNET)
+        keep_mounts_private()
+        raise_loopback()
 
 
 def empty_groups() -> list[str]:
@@ -39,12 +51,11 @@ def traces() -> dict[str, list[str]]:
     """What a test must leave as it found it."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     loops = [p.name for p in Path("/sys/block").glob("loop*") if (p / "loop").exists()]
-    links = os.listdir("/sys/class/net")
     return {
         "mounts": sorted(line.split(" ", 2)[2] for line in mounts),
         "cgroups": sorted(empty_groups()),
         "loop devices": sorted(loops),
-        "links": sorted(links),
+        "links": sorted(name for _, name in socket.if_nameindex()),
     }
 
 

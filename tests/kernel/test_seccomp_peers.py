@@ -7,12 +7,12 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import docker_daemon
 
 from minidocker.flags import parse_flags
 from minidocker.run_verb import RUN_FLAGS, words_of
@@ -191,53 +191,23 @@ FLAGS = [
 
 
 @pytest.fixture
-def docker_list(tmp_path: Path) -> Iterator[dict[str, Any]]:
+def docker_list(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The profile that Debian's Docker hands to runc, from a container's own bundle."""
-    client = ["/usr/bin/docker", "-H", f"unix://{tmp_path}/d.sock"]
-    command = [
-        "/usr/sbin/dockerd",
-        "-H",
-        f"unix://{tmp_path}/d.sock",
-        "--bridge",
-        "none",
-    ]
-    command += ["--data-root", f"{tmp_path}/data", "--exec-root", f"{tmp_path}/exec"]
-    command += ["--pidfile", f"{tmp_path}/pid", "--iptables=false", "--ip6tables=false"]
-    command += ["--storage-driver", "vfs"]
-    (tmp_path / "tree/bin").mkdir(parents=True)
-    shutil.copy(BUSYBOX, tmp_path / "tree/bin/sleep")
-    env = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    with (tmp_path / "log").open("wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-
-    def docker(*words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*client, *words], capture_output=True, check=False, timeout=60, **more
-        )
-
-    try:
-        for _ in range(300):
-            if docker("info").returncode == 0:
-                break
-            time.sleep(0.1)
-        tar = subprocess.run(
-            ["tar", "-C", tmp_path / "tree", "-c", "."],
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-        assert docker("import", "-", "peer", input=tar.stdout).returncode == 0
-        done = docker("run", "-d", "--network", "none", "peer", "sleep", "60")
-        assert done.returncode == 0, done.stderr
-        bundle = next((tmp_path / "exec").rglob("config.json"))
+    root = tmp_path_factory.mktemp("d")  # short: it becomes part of a socket's name
+    (root / "tree/bin").mkdir(parents=True)
+    shutil.copy(BUSYBOX, root / "tree/bin/sleep")
+    tar = subprocess.run(
+        ["tar", "-C", root / "tree", "-c", "."], stdout=subprocess.PIPE, check=True
+    )
+    with docker_daemon(root) as docker:
+        docker.says("import", "-", "peer", stdin=tar.stdout)
+        id = docker.says("run", "-d", "--network", "none", "peer", "sleep", "60")
+        bundle = next((root / "exec").rglob("config.json"))
         config = json.loads(bundle.read_text())
-        docker("rm", "-f", done.stdout.decode().strip())
-        made = docker("create", "--network", "none", *FLAGS, "peer", "sleep", "1")
-        assert made.returncode == 0, made.stderr
-        told = docker("inspect", made.stdout.decode().strip())
-        yield config | {"HostConfig": json.loads(told.stdout)[0]["HostConfig"]}
-    finally:
-        daemon.terminate()
-        daemon.wait(30)
+        docker("rm", "-f", id.strip())
+        made = docker.says("create", "--network", "none", *FLAGS, "peer", "sleep", "1")
+        told = docker.says("inspect", made.strip())
+        yield config | {"HostConfig": json.loads(told)[0]["HostConfig"]}
 
 
 def written_host_config() -> dict[str, Any]:

@@ -177,7 +177,7 @@ def test_a_file_from_the_future_is_never_noted(tree: Path, tmp_path: Path):
     assert "a.conf" not in known(noted(tree, tmp_path), tree)
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"\0\0\0", b"a.conf\0x", os.urandom(99)])
+@pytest.mark.parametrize("rubbish", [b"", b"\0\0\0", b"a.conf\0x", bytes(range(99))])
 def test_a_damaged_index_is_an_empty_one(tree: Path, tmp_path: Path, rubbish: bytes):
     index = noted(tree, tmp_path)
     index.batch.publish()

@@ -17,7 +17,7 @@ from minidocker.copying import Manner, Target, copy_sources, set_owner
 from minidocker.errors import BuildError, IntegrityError
 
 
-BROKEN = gzip.compress(b"x" * 600)[:12] + b"\xff" * 40
+BROKEN = gzip.compress(b"x" * 600, mtime=0)[:12] + b"\xff" * 40
 ME = (os.geteuid(), os.getegid())
 
 
@@ -247,7 +247,7 @@ def test_add_unpacks_an_archive_by_its_content(context: Path, root: Path, pack: 
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"text", gzip.compress(b"text"), b"\x1f\x8bbroken", BROKEN]
+    "data", [b"", b"text", gzip.compress(b"text", mtime=0), b"\x1f\x8bbroken", BROKEN]
 )
 def test_add_copies_what_is_no_archive(context: Path, root: Path, data: bytes):
     (context / "some.tar").write_bytes(data)
