@@ -76,6 +76,12 @@ def new_traces(before: dict[str, list[str]]) -> dict[str, list[str]]:
     return now | {"cgroups": sorted({*before["cgroups"], *new})}
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their length: an archive has the time of the day in it."""
+    long = isinstance(val, bytes) and len(val) > 16
+    return f"{argname}-of-{len(val)}" if long else None
+
+
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
