@@ -155,7 +155,8 @@ def tree_of_image(engine: Engine, id: str) -> Iterator[str]:
 def give_directory(engine: Engine, id: str, path: str) -> None:
     """Copy the image's tree into a directory, over what is there."""
     from minidocker.context import one_source
-    from minidocker.copying import Manner, copy_sources
+    from minidocker.copying import copy_sources
+    from minidocker.manner import Manner
 
     os.makedirs(path, exist_ok=True)
     own = Manner(owner=(0, 0) if engine.driver.rootless else None)

@@ -289,14 +289,17 @@ class SourceTree:
                 todo.append((here, self.inside(here)))
 
     def inside(self, path: str) -> list[tuple[str, os.stat_result]]:
-        """Return name and stat of what is in a directory, the last name first."""
+        """Return name and stat of what is in a directory, the last name first.
+
+        In the order of their bytes, which is that of a layer.
+        """
         fd = self.open(path, READ | os.O_DIRECTORY)
         try:
             with os.scandir(fd) as found:
                 items = [(e.name, e.stat(follow_symlinks=False)) for e in found]
         finally:
             os.close(fd)
-        return sorted(items, key=lambda item: item[0], reverse=True)
+        return sorted(items, key=lambda item: os.fsencode(item[0]), reverse=True)
 
 
 # %% Sources

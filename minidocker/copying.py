@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,9 +23,9 @@ from minidocker.context import (
     is_archive,
     opened_archive,
 )
-from minidocker.errors import BuildError, DockerfileError
+from minidocker.errors import BuildError
 from minidocker.linux import openat2
-from minidocker.records import Record
+from minidocker.manner import Manner, dress, finish, set_owner
 from minidocker.trees import copy_data, remove_tree, write_all
 from minidocker.unpack import extract
 
@@ -36,63 +35,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-# %% The nouns
-class Manner(Record):
-    """How files arrive: with which owner and mode, and what ADD unpacks.
-
-    ``owner`` is (uid, gid), or None to keep each file's own. ``mode`` is a mode for
-    all files and directories, as a number or in chmod(1)'s words, or None to keep.
-    ``ignore_owner`` gives an archive's files to us, where there are no other users.
-    ``link`` says that nothing in the image may decide where a file goes.
-    """
-
-    owner: tuple[int, int] | None = (0, 0)
-    mode: int | str | None = None
-    unpacks: bool = False
-    ignore_owner: bool = False
-    link: bool = False
-
-    def new_mode(self, mode: int, *, is_directory: bool = False) -> int:
-        """Return the mode that a file of ``mode`` arrives with."""
-        if self.mode is None:
-            return mode
-        if isinstance(self.mode, int):
-            return self.mode
-        return symbolic_mode(self.mode, mode, is_directory=is_directory)
-
-
+# %% Copying: files into a root file system
 MOST_LINKS = 40  # the kernel's own limit, path_resolution(7)
 DIRECTORY = READ | os.O_DIRECTORY
-
-
-# %% The nouns
-CLAUSE = re.compile(r"([ugoa]*)([-+=])([rwxXst]*)")
-WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
-BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "s": 0o6000, "t": 0o1000}
-
-
-def symbolic_mode(text: str, mode: int, *, is_directory: bool = False) -> int:
-    """Apply the words of chmod(1) to a mode. Raises DockerfileError.
-
-    >>> oct(symbolic_mode("u=rwX,go=rX", 0o600)), oct(symbolic_mode("+x", 0o644))
-    ('0o644', '0o755')
-    """
-    for clause in text.split(","):
-        found = CLAUSE.fullmatch(clause)
-        if not found:
-            raise DockerfileError(
-                f'bad mode "{text}"', hint="such as 0755 or u=rwX,go=rX"
-            )
-        who, how, what = found.groups()
-        reach = sum(WHO[one] for one in set(who.replace("a", "ugo") or "ugo"))
-        execute = is_directory or mode & 0o111
-        letters = what.replace("X", "x" if execute else "")
-        bits = sum(BITS[one] for one in set(letters)) & reach
-        if how == "=":
-            mode = (mode & ~reach) | bits
-        else:
-            mode = mode | bits if how == "+" else mode & ~bits
-    return mode
 
 
 # %% Reaching a directory
@@ -136,6 +81,15 @@ class Target:
             info = os.fstat(self.near)
             self.at, self.before = above, (info.st_atime_ns, info.st_mtime_ns)
         return self.near, name
+
+    def again(self) -> Target:
+        """Open the same root once more, for another process."""
+        return Target(f"/proc/self/fd/{self.fd}", self.when, self.owner)
+
+    def place_of(self, fd: int) -> str:
+        """Return the path of an open directory below the root; "" for the root."""
+        top, own = (os.readlink(f"/proc/self/fd/{n}") for n in (self.fd, fd))
+        return own.removeprefix(top).strip("/")
 
     def keep(self, name: bytes, data: bytes) -> None:
         """Keep the contents of a small file, while there is room."""
@@ -228,35 +182,6 @@ def link_at(fd: int, name: str) -> str | None:
         return None
 
 
-def finish(
-    fd: int, manner: Manner, mode: int, owner: tuple[int, int], when: int
-) -> None:
-    """Give an open file or directory its owner, mode and time, in this order.
-
-    chown(2) clears the set-user-ID bit, so the mode comes after it.
-    """
-    set_owner(fd, manner.owner or owner)
-    os.fchmod(fd, mode)
-    os.utime(fd, ns=(when, when))
-
-
-# %% Reaching a directory
-def set_owner(fd: int, owner: tuple[int, int], name: str | None = None) -> None:
-    """Set the owner of an open file, or of the link ``name`` in the directory."""
-    try:
-        if name is None:
-            os.fchown(fd, *owner)
-        else:
-            os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
-    except OSError as why:
-        if why.errno not in {errno.EINVAL, errno.EPERM}:
-            raise
-        raise BuildError(
-            f"this user cannot own files as {owner[0]}:{owner[1]}",
-            hint="without root there is one user in an image, 0:0",
-        ) from why
-
-
 # %% Putting one thing in its place
 def make_room(fd: int, name: str, *, for_directory: bool) -> None:
     """Remove what is called ``name`` in ``fd``, but keep a directory for another."""
@@ -273,14 +198,14 @@ def make_room(fd: int, name: str, *, for_directory: bool) -> None:
 NO_FILE = "neither a file, a directory nor a link"
 
 
-def new_file(fd: int, name: str) -> int:
+def new_file(fd: int, name: str, mode: int) -> int:
     """Open a new file ``name`` in the directory ``fd``; what had the name is gone."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        return os.open(name, flags, 0o600, dir_fd=fd)
+        return os.open(name, flags, mode, dir_fd=fd)
     except FileExistsError:
         make_room(fd, name, for_directory=False)
-        return os.open(name, flags, 0o600, dir_fd=fd)
+        return os.open(name, flags, mode, dir_fd=fd)
 
 
 def put_file(
@@ -295,15 +220,15 @@ def put_file(
     target.written.pop(key, None)
     if data is None and info.st_size <= SMALL:
         data = small_file(tree, item)
-    new = new_file(*target.beside(path))
+    mode = manner.new_mode(info.st_mode & 0o7777)
+    new = new_file(*target.beside(path), mode)
     try:
         if data is None:
             fill_file(tree, item, new)
         else:
-            write_all(new, memoryview(data))
+            write_all(new, data)
             target.keep(key, data)
-        mode = manner.new_mode(info.st_mode & 0o7777)
-        finish(new, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
+        dress(new, manner, mode, info)
     finally:
         os.close(new)
 
@@ -313,7 +238,7 @@ def small_file(tree: SourceTree, item: Item) -> bytes:
     source = tree.open_item(item.path)
     try:
         data = os.read(source, SMALL + 1)
-        check_unchanged(item, os.fstat(source))
+        check_unchanged(item, os.fstat(source), len(data))
     finally:
         os.close(source)
     return data
@@ -324,15 +249,16 @@ def fill_file(tree: SourceTree, item: Item, target: int) -> None:
     source = tree.open_item(item.path)
     try:
         copy_data(source, target, item.info.st_size)
-        check_unchanged(item, os.fstat(source))
+        check_unchanged(item, os.fstat(source), item.info.st_size)
     finally:
         os.close(source)
 
 
-def check_unchanged(item: Item, now: os.stat_result) -> None:
-    """Raise BuildError for a file that is not as it was found."""
+def check_unchanged(item: Item, now: os.stat_result, size: int) -> None:
+    """Raise BuildError for a file that is not as it was found, ``size`` bytes of it."""
     info = item.info
-    if (now.st_size, now.st_mtime_ns, now.st_ino) != (
+    if (size, now.st_size, now.st_mtime_ns, now.st_ino) != (
+        info.st_size,
         info.st_size,
         info.st_mtime_ns,
         info.st_ino,
@@ -384,12 +310,13 @@ def put_directory(
 
 def finish_directory(
     target: Target, path: str, info: os.stat_result, manner: Manner
-) -> None:
-    """Give a directory that has arrived its owner, mode and time."""
+) -> os.stat_result:
+    """Give a directory that has arrived its owner, mode and time; say what it has."""
     fd = target.open(path, DIRECTORY | os.O_NOFOLLOW)
     mode = manner.new_mode(info.st_mode & 0o7777, is_directory=True)
     try:
         finish(fd, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
+        return os.fstat(fd)
     finally:
         os.close(fd)
 
@@ -462,6 +389,14 @@ def unpack_archive(
 
 
 # %% All of it
+def target_of(
+    root: str, tree: SourceTree, sources: list[Source], manner: Manner
+) -> Target:
+    """Open the root that sources are copied to; their times count for what is made."""
+    when = min(tree.look(s.path, follow=True).st_mtime_ns for s in sources)
+    return Target(root, when, manner.owner or (0, 0), link=manner.link)
+
+
 def copy_sources(
     tree: SourceTree,
     sources: list[Source],
@@ -482,9 +417,7 @@ def copy_sources(
             "with more than one source the destination must be a directory",
             hint=f'write "{to}/"',
         )
-    when = min(tree.look(s.path, follow=True).st_mtime_ns for s in sources)
-    owner = manner.owner or (0, 0)
-    with Target(root, when, owner, link=manner.link) as target:
+    with target_of(root, tree, sources, manner) as target:
         target.written = {} if written is None else written
         for source in sources:
             copy_source(tree, source, target, to, manner)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from minidocker.context import SourceTree, read_patterns
-from minidocker.copying import Manner, symbolic_mode
 from minidocker.dockerfile import Instruction, Word, duration, trigger_text
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
 from minidocker.expansion import expand_words
+from minidocker.manner import Manner, symbolic_mode
 from minidocker.moves import (
     Copying,
     Origin,

@@ -41,6 +41,25 @@ class Layer(Record):
     size: int
 
 
+class Packed(Record):
+    """What a layer's tar is: its digest, and the bytes of its files."""
+
+    diff_id: str
+    size: int
+
+
+class Known(Record):
+    """What somebody who has just filled a layer knows of it.
+
+    ``contents`` are those of small files, by name; ``packed`` is what its tar will be.
+    """
+
+    contents: dict[bytes, bytes] | None = None
+    packed: Packed | None = None
+
+
+NOTHING_KNOWN = Known()
+
 SPLIT = "tar-split.json.gz"
 EMPTY_TAR = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
 
@@ -105,8 +124,11 @@ def mount_points(
 
 def remove_mount_points(
     driver: StorageDriver, layer: str, stubs: tuple[str, ...] = ()
-) -> None:
-    """Remove the files that were made to be mounted on; times stay as they are."""
+) -> bool:
+    """Remove the files that were made to be mounted on; say whether there were any.
+
+    Times stay as they are.
+    """
     paths = mount_points(driver, layer, stubs)
     with driver.opened(layer, writable=True) as tree:
         for path in paths:
@@ -114,6 +136,7 @@ def remove_mount_points(
             st = os.lstat(above)
             remove_path(tree + path)
             os.utime(above, ns=(st.st_atime_ns, st.st_mtime_ns))
+    return bool(paths)
 
 
 # %% Times that differ from build to build
@@ -223,31 +246,39 @@ class LayerStore:
         self,
         cache_id: str,
         parent: str | None,
-        contents: dict[bytes, bytes] | None = None,
+        known: Known = NOTHING_KNOWN,
     ) -> Layer | None:
         """Name a finished tree: compute its diff id, and stage the layer.
 
         None, and the tree is gone, when it changes nothing. A tree that is known
-        already is dropped, and the known layer returned. ``contents`` are those of
-        small files in it that were just made, by name.
+        already is dropped, and the known layer returned.
         """
-        from minidocker.archive import Tally
-
+        packed = known.packed
         if self.epoch is not None:
             set_times_back(self.driver, cache_id, self.epoch)
-        tally = Tally(whole=True)
-        size = self.driver.pack(cache_id, tally, contents)
-        chain = chain_on(parent, tally.digest)
-        if tally.digest == EMPTY_TAR:
+            packed = None
+        packed = packed or self.packed(cache_id, known.contents)
+        chain = chain_on(parent, packed.diff_id)
+        if packed.diff_id == EMPTY_TAR:
             self.driver.remove(cache_id)
             return None
         with suppress(NotFoundError):
-            known = self.get(chain)
+            older = self.get(chain)
             self.driver.remove(cache_id)
-            return known
-        layer = Layer(chain, tally.digest, parent, cache_id, size)
+            return older
+        layer = Layer(chain, packed.diff_id, parent, cache_id, packed.size)
         self.write(layer)
         return layer
+
+    def packed(
+        self, cache_id: str, contents: dict[bytes, bytes] | None = None
+    ) -> Packed:
+        """Compute what the tar of a tree is; nothing is kept of it."""
+        from minidocker.archive import Tally
+
+        tally = Tally(whole=True)
+        size = self.driver.pack(cache_id, tally, contents)
+        return Packed(tally.digest, size)
 
     def write(self, layer: Layer, new: str = "") -> None:
         """Stage the directory of a layer; ``new`` has what else is to be in it."""
@@ -343,17 +374,17 @@ class LayerStore:
         self,
         name: str,
         stubs: tuple[str, ...] = (),
-        contents: dict[bytes, bytes] | None = None,
+        known: Known = NOTHING_KNOWN,
     ) -> Layer | None:
         """Turn a container's read-write layer into a read-only one, uncopied.
 
         The container has no layer any more. None when nothing was changed. ``stubs``
         are paths that something was mounted on; they go if nothing else is there.
-        ``contents`` are as for ``seal``.
         """
         mount_id, parent = self.mount_id(name), self.rw_parent(name)
-        remove_mount_points(self.driver, mount_id, stubs)
-        layer = self.seal(mount_id, parent, contents)
+        if remove_mount_points(self.driver, mount_id, stubs):
+            known = known.replace(packed=None)
+        layer = self.seal(mount_id, parent, known)
         remove_path(f"{self.mounts}/{name}")
         return layer
 

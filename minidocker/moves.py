@@ -9,10 +9,11 @@ import os
 import posixpath
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 
+from minidocker.arrivals import Landing, arrive, find_landing, in_background
 from minidocker.cache import (
     Held,
     Miss,
@@ -26,10 +27,11 @@ from minidocker.cache import (
     write_manifest,
 )
 from minidocker.context import Pattern, Source, SourceTree, find_sources
-from minidocker.copying import Manner, Target, copy_sources
+from minidocker.copying import Target, copy_sources, target_of
 from minidocker.errors import BuildError, IntegrityError, NotFoundError
 from minidocker.images import ImageStore
-from minidocker.layers import Layer
+from minidocker.layers import Known, Layer
+from minidocker.manner import Manner
 from minidocker.oci import (
     ContainerConfig,
     HistoryEntry,
@@ -39,13 +41,6 @@ from minidocker.oci import (
 )
 from minidocker.records import Record
 from minidocker.stage import Stage, Workshop, go_time, this_platform
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    Result = TypeVar("Result")
 
 
 # %% Looking for the step
@@ -383,8 +378,8 @@ def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
         if is_cached(shop, stage, wanted, parts):
             return
         with writable_layer(shop, stage.image) as name:
-            written = fill(shop, stage, name, what, found)
-            layer = shop.layers.commit_rw(name, contents=written)
+            known = fill(shop, stage, name, what, found)
+            layer = shop.layers.commit_rw(name, known=known)
             commit(shop, stage, wanted, layer=layer, parts=parts)
     except BuildError as why:
         raise BuildError(f"{what.word} failed: {why.what}", hint=why.hint) from why
@@ -421,19 +416,39 @@ def copying_config(stage: Stage, what: Copying, digest: str) -> ContainerConfig:
 
 
 def fill(
-    shop: Workshop, stage: Stage, layer: str, what: Copying, found: list[Found]
-) -> dict[bytes, bytes]:
-    """Copy the sources, each from its tree, into a read-write layer.
-
-    Returns the contents of small files, by their names in the layer.
-    """
-    written: dict[bytes, bytes] = {}
+    shop: Workshop, stage: Stage, name: str, what: Copying, found: list[Found]
+) -> Known:
+    """Copy the sources, each from its tree, into a read-write layer."""
+    layers = shop.layers
     to = destination(what.to, stage.config.working_dir, len(found))
-    with shop.layers.rw_mounted(layer) as root:
-        for origin, group in groupby(found, key=lambda pair: pair[0]):
-            sources = [source for _, source in group]
-            manner = what.manner.replace(unpacks=origin.unpacks)
-            copy_sources(origin.tree, sources, root, to, manner, written=written)
+    with layers.rw_mounted(name) as root:
+        landing = landing_of(root, what, found, to)
+        if not landing:
+            return Known(copy_found(root, what, found, to))
+    [(origin, source)] = found
+    with layers.driver.opened(layers.mount_id(name), writable=True) as tree:
+        packed = arrive(origin.tree, source, tree, landing, what.manner)
+    return Known(packed=packed)
+
+
+def landing_of(root: str, what: Copying, found: list[Found], to: str) -> Landing | None:
+    """Return where a single source arrives; None where it is not alone, or unpacked."""
+    [(origin, source), *more] = found
+    if more or source.kept or (origin.unpacks and not source.is_directory):
+        return None
+    with target_of(root, origin.tree, [source], what.manner) as target:
+        return find_landing(target, source, to)
+
+
+def copy_found(
+    root: str, what: Copying, found: list[Found], to: str
+) -> dict[bytes, bytes]:
+    """Copy the sources; return the contents of small files, by their names."""
+    written: dict[bytes, bytes] = {}
+    for origin, group in groupby(found, key=lambda pair: pair[0]):
+        sources = [source for _, source in group]
+        manner = what.manner.replace(unpacks=origin.unpacks)
+        copy_sources(origin.tree, sources, root, to, manner, written=written)
     return written
 
 
@@ -454,34 +469,6 @@ def is_new(shop: Workshop, stage: Stage) -> bool:
     return not (shop.options.cache_from or built_from(shop.images, stage.image))
 
 
-@contextmanager
-def in_background(work: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
-    """Do ``work`` in a thread during a ``with`` block; give what returns its result."""
-    import threading
-
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            results.append(work())
-        except BaseException as why:  # noqa: BLE001
-            errors.append(why)
-
-    def result() -> Result:
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    try:
-        yield result
-    finally:
-        thread.join()
-
-
 def copy_while_digesting(
     shop: Workshop, stage: Stage, what: Copying, found: list[Found]
 ) -> None:
@@ -493,9 +480,9 @@ def copy_while_digesting(
         ]
         name = stack.enter_context(writable_layer(shop, stage.image))
         with in_background(lambda: digest_of_all(shop, again)) as result:
-            fill(shop, stage, name, what, found)
+            known = fill(shop, stage, name, what, found)
         digest, parts = result()
         wanted = copying_config(stage, what, digest)
         if not is_cached(shop, stage, wanted, parts):
-            layer = shop.layers.commit_rw(name)
+            layer = shop.layers.commit_rw(name, known=known)
             commit(shop, stage, wanted, layer=layer, parts=parts)

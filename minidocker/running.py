@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from minidocker.cache import digest_of_source
 from minidocker.context import clean_source, one_source
-from minidocker.copying import Manner, copy_sources, set_owner
+from minidocker.copying import copy_sources
 from minidocker.dockerfile import Instruction
 from minidocker.errors import (
     BuildError,
@@ -25,6 +25,7 @@ from minidocker.errors import (
     did_you_mean,
 )
 from minidocker.lines import heredoc_mark
+from minidocker.manner import Manner, set_owner
 from minidocker.moves import (
     begin_container,
     clean_path,

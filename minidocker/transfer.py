@@ -147,7 +147,7 @@ class TarShelf(Shelf):
             self._write(ustar(Entry(name, Kind.DIRECTORY, 0o755)))
 
     def _write(self, data: bytes) -> None:
-        write_all(self._fd, memoryview(data))
+        write_all(self._fd, data)
         self._at += len(data)
 
     def add_blob(self, write: Writer) -> Descriptor:
@@ -189,7 +189,7 @@ class PipeShelf(TarShelf):
 
         os.makedirs(self._tmp, 0o700, exist_ok=True)
         with TemporaryFile(dir=self._tmp, buffering=0) as spool:
-            found = write(lambda data: write_all(spool.fileno(), memoryview(data)))
+            found = write(lambda data: write_all(spool.fileno(), data))
             if self.is_new(found):
                 spool.seek(0)
                 self._write(member_header(blob_name(found.digest), found.size))
@@ -215,7 +215,7 @@ class DirectoryShelf(Shelf):
         """Write to a file, then give it its name."""
         new = f"{self._path}/blobs/new"
         with open(new, "xb", buffering=0) as file:
-            found = write(lambda data: write_all(file.fileno(), memoryview(data)))
+            found = write(lambda data: write_all(file.fileno(), data))
         self.is_new(found)
         os.rename(new, f"{self._path}/{blob_name(found.digest)}")
         return found

@@ -148,10 +148,11 @@ def remove_path(path: str) -> None:
 PIECE = 1 << 30
 
 
-def write_all(fd: int, data: memoryview) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write all of ``data``."""
-    while data:
-        data = data[os.write(fd, data) :]
+    done = os.write(fd, data) if data else 0
+    while done < len(data):
+        done += os.write(fd, memoryview(data)[done:])
 
 
 def copy_range(source: int, target: int, start: int, end: int) -> None:

@@ -13,8 +13,9 @@ import pytest
 from scenery import described, listed, tar_of, write
 
 from minidocker.context import find_sources, open_context
-from minidocker.copying import Manner, Target, copy_sources, set_owner
+from minidocker.copying import Target, copy_sources
 from minidocker.errors import BuildError, IntegrityError
+from minidocker.manner import Manner, set_owner
 
 
 BROKEN = gzip.compress(b"x" * 600, mtime=0)[:12] + b"\xff" * 40
