@@ -4,6 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
+  iproute2 nftables \
   user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs \
   golang-github-opencontainers-image-spec-dev
 

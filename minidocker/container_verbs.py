@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import Enum
 
 from minidocker.durable import is_marked
@@ -74,7 +75,19 @@ def open_engine(
     engine = Engine(root, driver, notice, given.list("storage-opt"))
     if interrupted:
         engine.tidy()
+    sweep_bridges(root)
     return engine
+
+
+def sweep_bridges(root: str) -> None:
+    """Take down networks that are up and whose containers have died."""
+    with suppress(FileNotFoundError):
+        if os.listdir(f"{root}/networks/up"):
+            from minidocker.containers import timestamp
+            from minidocker.networks import NetworkStore
+            from minidocker.wiring import sweep_networks
+
+            sweep_networks(NetworkStore(root, timestamp))
 
 
 def own_mounts() -> None:

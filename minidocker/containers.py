@@ -10,26 +10,25 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 
 from minidocker.cgroups import remove_group
+from minidocker.durable import looking, read_json, write_whole
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
-    MinidockerError,
     NotFoundError,
     RuntimeFault,
     UsageError,
 )
+from minidocker.etc_files import network_files, write_network_files
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.linux import SysError, pidfd_open, pidfd_send_signal
-from minidocker.namespaces import Bind
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
-from minidocker.program import PLAIN_HOST, HostConfig, Network, host_config
-from minidocker.records import Record, json_text, parse_json
+from minidocker.program import PLAIN_HOST, HostConfig, host_config
+from minidocker.records import Record, json_text
 from minidocker.runtime import start_time
 from minidocker.trees import remove_path
 
@@ -133,62 +132,6 @@ def check_name(name: str) -> str:
     return name
 
 
-# %% Small files, made whole
-def write_whole(path: str, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one."""
-    new = os.open(f"{path}.new", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-    try:
-        os.write(new, text.encode("utf-8", "surrogateescape"))
-    finally:
-        os.close(new)
-    os.rename(f"{path}.new", path)
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """Return the object in a JSON file."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        found = parse_json(file.read())
-    if not isinstance(found, dict):
-        raise MinidockerError("not a JSON object", where=path)
-    return found
-
-
-# %% Three files from outside
-HOSTS = """\
-127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::0\tip6-localnet
-ff00::0\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
-INSIDE = ("resolv.conf", "hostname", "hosts")
-
-
-def network_files(hostname: str, network: Network) -> dict[str, str]:
-    """Return the text of the three files under /etc that a container is given."""
-    found = {"hostname": f"{hostname}\n", "hosts": HOSTS, "resolv.conf": ""}
-    from_host = (
-        ("hosts", "resolv.conf") if network is Network.HOST else ("resolv.conf",)
-    )
-    for name in from_host:
-        with suppress(OSError), open(f"/etc/{name}", encoding="utf-8") as file:
-            found[name] = file.read()
-    return found
-
-
-def write_network_files(place: str, hostname: str, network: Network) -> None:
-    """Write the three files into the directory ``place`` on the host."""
-    for name, text in network_files(hostname, network).items():
-        with open(f"{place}/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
-
-
-def network_binds(place: str) -> tuple[Bind, ...]:
-    """Return the steps that show the three files of ``place`` in a container."""
-    return tuple(Bind(f"{place}/{name}", f"/etc/{name}") for name in INSIDE)
-
-
 # %% Is it running? Ask for the lock
 def lock_exclusive(path: str, what: str) -> int:
     """Lock a file for as long as the returned descriptor is open.
@@ -206,25 +149,6 @@ def lock_exclusive(path: str, what: str) -> int:
             return handle
     os.close(handle)
     raise ConflictError(f"container {what} is running")
-
-
-@contextmanager
-def looking(path: str) -> Iterator[bool]:
-    """Yield whether somebody holds the lock; if not, nobody takes it meanwhile."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        taken = False
-    except BlockingIOError:
-        taken = True
-    try:
-        yield taken
-    finally:
-        os.close(handle)
 
 
 # %% Is it running? Ask for the lock
@@ -433,7 +357,7 @@ def new_container(
 def write_container(store: ContainerStore, container: Container) -> None:
     """Write a container's files; config.v2.json, which makes it visible, last."""
     place, host = store.path(container.id), container.host
-    write_network_files(place, container.config.hostname, host.network)
+    write_network_files(place, network_files(container.config, host))
     write_whole(f"{place}/hostconfig.json", json_text(host.to_dict()))
     found = description(container, place)
     write_whole(f"{place}/config.v2.json", json_text(found))

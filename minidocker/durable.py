@@ -12,8 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from minidocker.errors import MinidockerError
 from minidocker.linux import syncfs
+from minidocker.records import parse_json
 from minidocker.trees import remove_path
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 # %% One file
@@ -46,6 +53,26 @@ def replace_file(path: str, data: bytes) -> None:
     sync_path(new)
     os.rename(new, path)
     sync_path(os.path.dirname(path))
+
+
+# %% One file
+def write_whole(path: str, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one."""
+    new = os.open(f"{path}.new", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+    try:
+        os.write(new, text.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(new)
+    os.rename(f"{path}.new", path)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        found = parse_json(file.read())
+    if not isinstance(found, dict):
+        raise MinidockerError("not a JSON object", where=path)
+    return found
 
 
 # %% Many things at once
@@ -167,6 +194,26 @@ def turn(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+# %% The lock
+@contextmanager
+def looking(path: str) -> Iterator[bool]:
+    """Yield whether somebody holds the lock; if not, nobody takes it meanwhile."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        taken = False
+    except BlockingIOError:
+        taken = True
+    try:
+        yield taken
+    finally:
+        os.close(handle)
 
 
 # %% The lock

@@ -28,11 +28,10 @@ from minidocker.containers import (
     State,
     Status,
     discard,
-    looking,
-    network_binds,
     no_such,
     signal_process,
 )
+from minidocker.durable import looking
 from minidocker.errors import (
     ConflictError,
     NotFoundError,
@@ -40,6 +39,7 @@ from minidocker.errors import (
     UsageError,
     did_you_mean,
 )
+from minidocker.etc_files import network_binds
 from minidocker.linux import pidfd_open
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import QUIET, Bind, Filesystem, Sysctl
@@ -197,7 +197,7 @@ def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int],
     modes = {
         "pid": host.pid_mode, "ipc": host.ipc_mode, "uts": host.uts_mode,
         "cgroup": host.cgroupns_mode,
-        "net": f"container:{host.network_of}" if host.network_of else "",
+        "net": host.mode if host.network is Network.CONTAINER else "",
     }  # fmt: skip
     found = [("net", 0)] if host.network is Network.HOST else []
     for kind, mode in modes.items():
@@ -214,6 +214,14 @@ def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int],
 
 
 # %% To the runtime
+def sysctls_of(config: ContainerConfig, host: HostConfig) -> tuple[Sysctl, ...]:
+    """Return the settings of a container's namespaces, its domain's name among them."""
+    found = [Sysctl(*text.split("=", 1)) for text in host.sysctls]
+    if config.domainname and not host.uts_mode:
+        found.append(Sysctl("kernel.domainname", config.domainname))
+    return tuple(found)
+
+
 def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
     """Return how a container's first process is started; descriptors are 0, 1, 2."""
     config, host, place = container.config, container.host, store.path(container.id)
@@ -236,7 +244,7 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
         readonly=host.readonly,
         security=host.security,
         shares=shares_of(store, host),
-        sysctls=tuple(Sysctl(*text.split("=", 1)) for text in host.sysctls),
+        sysctls=sysctls_of(config, host),
         shm_size=host.shm_size,
         ulimits=ulimits_of(host.ulimits),
         oom_score_adj=host.oom_score_adj,

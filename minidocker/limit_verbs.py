@@ -26,7 +26,8 @@ from minidocker.container_verbs import (
     open_engine,
     print_text,
 )
-from minidocker.containers import Container, ContainerStore, State, Status, write_whole
+from minidocker.containers import Container, ContainerStore, State, Status
+from minidocker.durable import write_whole
 from minidocker.engine import Engine
 from minidocker.errors import UsageError
 from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given

@@ -63,6 +63,7 @@ class Network(Enum):
     NONE = "none"  # a namespace of its own with the loopback only
     HOST = "host"  # the namespace of whoever starts it
     CONTAINER = "container"  # that of another container
+    BRIDGE = "bridge"  # one of its own with a cable to a bridge
 
 
 class ProcessSpec(Record):
@@ -74,8 +75,9 @@ class ProcessSpec(Record):
     ``mounts`` come after Docker's own, ``docker_mounts`` is told ``sysctls`` and
     ``shm_size``. ``shares`` pairs a kind of namespace with the process whose it is, 0
     for the host's. ``group`` is there already. ``ulimits`` are (number, soft, hard).
-    ``init`` is the descriptor of a program that becomes the first process, or -1.
-    The three descriptors stay the caller's.
+    ``init`` is the descriptor of a program that becomes the first process, or -1;
+    ``netns`` that of a network namespace that is ready to be used, or -1. The
+    descriptors stay the caller's.
     """
 
     argv: tuple[str, ...]
@@ -97,6 +99,7 @@ class ProcessSpec(Record):
     ulimits: tuple[tuple[int, int, int], ...] = ()
     oom_score_adj: int = 0
     init: int = -1
+    netns: int = -1
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
@@ -105,16 +108,29 @@ class ProcessSpec(Record):
     def shared(self) -> tuple[str, ...]:
         """The kinds of namespaces that are not made for this process."""
         kinds = tuple(kind for kind, _ in self.shares)
-        return (*kinds, "net") if self.network is Network.HOST else kinds
+        own = self.network is not Network.HOST and self.netns < 0
+        return kinds if own else (*kinds, "net")
 
 
 # %% The nouns: what to run
+class PortBinding(Record):
+    """A published port: ``80/tcp`` inside; outside an address and a port, or "".
+
+    ``host_port`` may be a range, ``8000-8010``: the first that is free.
+    """
+
+    port: str
+    host: str = ""
+    host_port: str = ""
+
+
 class HostConfig(Record):
     """What holds for a container on this host only, as the command line has it.
 
     ``binds`` are ``SOURCE:TARGET[:ro]``, absolute; ``devices`` ``HOST:CONTAINER:rwm``;
     ``tmpfs`` ``PATH:OPTIONS``; ``ulimits`` ``NAME=SOFT:HARD``; ``sysctls``
-    ``NAME=VALUE``. The modes are "", ``host`` or ``container:ID``.
+    ``NAME=VALUE``. The modes are "", ``host`` or ``container:ID``. ``network_of`` is
+    the other container, or the name of the network (``default`` where none was said).
     """
 
     auto_remove: bool = False
@@ -139,6 +155,21 @@ class HostConfig(Record):
     userns_mode: str = ""
     cgroupns_mode: str = ""
     init: bool = False
+    ports: tuple[PortBinding, ...] = ()
+    publish_all: bool = False
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> str:
+        """The network as Docker's NetworkMode says it."""
+        if self.network is Network.BRIDGE:
+            return self.network_of or "default"
+        word = self.network.value
+        return f"{word}:{self.network_of}" if self.network_of else word
 
     @property
     def security(self) -> Security:
@@ -154,8 +185,9 @@ class HostConfig(Record):
         found |= {name: getattr(self.limits, key) for key, name in LIMIT_NAMES.items()}
         found |= {n: found[n] or None for n in ("Init", "PidsLimit")}
         found |= {n: found[n] or "private" for n in ("IpcMode", "CgroupnsMode")}
-        mode = self.network.value
-        found["NetworkMode"] = f"{mode}:{self.network_of}" if self.network_of else mode
+        found["NetworkMode"] = self.mode
+        found["PortBindings"] = ports_json(self.ports)
+        found |= {n: found[n] or [] for n in ("Dns", "DnsOptions", "DnsSearch")}
         found["Devices"] = [device_json(text) for text in self.devices]
         found["Ulimits"] = [ulimit_json(text) for text in self.ulimits] or None
         for key, texts, mark in (
@@ -174,10 +206,12 @@ HOST_NAMES = {
     "privileged": "Privileged", "shm_size": "ShmSize", "oom_score_adj": "OomScoreAdj",
     "pid_mode": "PidMode", "ipc_mode": "IpcMode", "uts_mode": "UTSMode",
     "userns_mode": "UsernsMode", "cgroupns_mode": "CgroupnsMode", "init": "Init",
+    "publish_all": "PublishAllPorts",
 }  # fmt: skip
 LIST_NAMES = {
     "binds": "Binds", "cap_add": "CapAdd", "cap_drop": "CapDrop",
-    "security_opt": "SecurityOpt",
+    "security_opt": "SecurityOpt", "dns": "Dns", "dns_search": "DnsSearch",
+    "dns_options": "DnsOptions", "extra_hosts": "ExtraHosts", "links": "Links",
 }  # fmt: skip
 LIMIT_NAMES = {
     "memory": "Memory", "memory_swap": "MemorySwap",
@@ -185,6 +219,37 @@ LIMIT_NAMES = {
     "cpu_shares": "CpuShares", "cpuset_cpus": "CpusetCpus",
     "cpuset_mems": "CpusetMems", "pids": "PidsLimit", "blkio_weight": "BlkioWeight",
 }  # fmt: skip
+
+
+def ports_json(ports: Iterable[PortBinding]) -> dict[str, list[dict[str, str]]]:
+    """Return Docker's fields for published ports, by the container's port."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for one in ports:
+        there = {"HostIp": one.host, "HostPort": one.host_port}
+        found.setdefault(one.port, []).append(there)
+    return found
+
+
+def ports_from(found: dict[str, Any]) -> tuple[PortBinding, ...]:
+    """Read what ``ports_json`` wrote."""
+    return tuple(
+        PortBinding(port, one["HostIp"], one["HostPort"])
+        for port, places in found.items()
+        for one in places or ()
+    )
+
+
+def network_mode(text: str) -> tuple[Network, str]:
+    """Return a NetworkMode's kind, and whose or which it is.
+
+    >>> network_mode("container:ab"), network_mode("web")
+    ((<Network.CONTAINER: 'container'>, 'ab'), (<Network.BRIDGE: 'bridge'>, 'web'))
+    """
+    word, _, of = text.partition(":")
+    for one in (Network.NONE, Network.HOST, Network.CONTAINER):
+        if word == one.value:
+            return one, of
+    return Network.BRIDGE, text
 
 
 def device_json(text: str) -> dict[str, str]:
@@ -208,13 +273,14 @@ def host_config(found: dict[str, Any]) -> HostConfig:
     given = {k: value for k, value in said.items() if value not in (None, "private")}
     given |= {k: tuple(found.get(n) or ()) for k, n in LIST_NAMES.items()}
     limits = {k: found[n] for k, n in LIMIT_NAMES.items() if found.get(n)}
-    mode, _, of = str(found.get("NetworkMode", "none")).partition(":")
+    network, of = network_mode(found.get("NetworkMode") or "none")
     devices = (":".join(each.values()) for each in found.get("Devices") or ())
     ulimits = found.get("Ulimits") or ()
     return HostConfig(
-        network=Network(mode),
+        network=network,
         network_of=of,
         limits=Limits(**limits) if limits else NO_LIMITS,
+        ports=ports_from(found.get("PortBindings") or {}),
         devices=tuple(devices),
         ulimits=tuple(f"{u['Name']}={u['Soft']}:{u['Hard']}" for u in ulimits),
         tmpfs=tuple(

@@ -22,7 +22,7 @@ from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
 from minidocker.lifecycle import ULIMITS, tmpfs_step
 from minidocker.oci import ContainerConfig
-from minidocker.program import HostConfig, Network
+from minidocker.program import HostConfig, Network, network_mode
 from minidocker.seccomp import this_machine
 from minidocker.security import SHM_SIZE, UNCONFINED, check_ours, read_profile
 
@@ -150,7 +150,8 @@ def check_sysctl(text: str, host: HostConfig) -> str:
         or not (ipc or name.startswith("net."))
     ):
         raise UsageError(f"sysctl '{text}' is not allowed", hint="net.*, fs.mqueue.*")
-    shared = host.ipc_mode if ipc else host.network is not Network.NONE
+    ours = (Network.NONE, Network.BRIDGE)
+    shared = host.ipc_mode if ipc else host.network not in ours
     if shared:
         which = "IPC" if ipc else "network"
         raise UsageError(f"sysctl '{text}' is not allowed: the {which} is not its own")
@@ -221,15 +222,6 @@ def config_of(given: Given) -> ContainerConfig:
 
 
 # %% The two halves
-def network_of(text: str) -> Network:
-    """Return the network of ``--network``."""
-    try:
-        return Network(text.partition(":")[0] or "none")
-    except ValueError as why:
-        hint = "none (the loopback only), host, or container:NAME"
-        raise UsageError(f'no network "{text}"', hint=hint) from why
-
-
 def absolute_bind(text: str) -> str:
     """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
     source, colon, rest = text.partition(":")
@@ -250,9 +242,11 @@ def words_of(given: Given) -> HostConfig:
         raise UsageError(what)
     for text in given.list("tmpfs"):
         tmpfs_step(text)
+    network, of = network_mode(given.text("network") or "default")
     host = HostConfig(
         auto_remove=given.on("rm"),
-        network=network_of(given.text("network")),
+        network=network,
+        network_of=of,
         readonly=given.on("read-only"),
         binds=tuple(absolute_bind(text) for text in given.list("volume")),
         limits=limits_of(given),
@@ -277,8 +271,13 @@ def words_of(given: Given) -> HostConfig:
 def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
     """Return what holds on this host: ``words``, and what names other containers."""
     modes = {f"{k}_mode": namespace_mode(engine, k, given.text(k)) for k in MODES}
-    name = given.text("network").partition(":")[2]
-    of = engine.containers.resolve(name).id if name else ""
+    of = words.network_of
+    if words.network is Network.CONTAINER and of:
+        of = engine.containers.resolve(of).id
+    if words.network is Network.BRIDGE and of not in ("default", "bridge"):
+        from minidocker.sandbox import network_store
+
+        network_store(engine.containers).resolve(of)
     host = words.replace(network_of=of, **modes)
     if given.text("hostname") and host.network is Network.CONTAINER:
         raise UsageError("conflicting options: hostname and the network mode")
@@ -373,9 +372,8 @@ RUN_FLAGS = (
     Flag("name", "Assign a name to the container", takes=TEXT),
     Flag(
         "network",
-        "none (the loopback only), host or container:NAME",
+        "Connect a container to a network: none, host, container:NAME or a name",
         takes=TEXT,
-        default="none",
     ),
     Flag("rm", "Automatically remove the container when it exits"),
     Flag("stop-signal", "Signal to stop the container", takes=TEXT),

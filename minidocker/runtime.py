@@ -283,8 +283,13 @@ def clone_into(
 
 
 # %% What is shared
-def join_namespaces(joined: dict[str, int]) -> int:
-    """Enter others' namespaces; return a copy of their /dev/shm with ``ipc``, or -1."""
+def join_namespaces(spec: ProcessSpec, joined: dict[str, int]) -> int:
+    """Enter others' namespaces; return a copy of their /dev/shm with ``ipc``, or -1.
+
+    The network may be one that was made ready for us.
+    """
+    if spec.netns >= 0:
+        setns(spec.netns, CloneFlags.NEWNET)
     for kind, pidfd in joined.items():
         if kind != "pid":
             setns(pidfd, flags_of([kind]))
@@ -357,6 +362,7 @@ def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
     """Return Docker's mounts as this container has them."""
     security = spec.security
     joined = {kind for kind, pid in spec.shares if pid} - {"net"}
+    joined |= {"net"} if spec.netns >= 0 else set()
     return docker_mounts(
         rootless=not is_first_user_namespace(),
         shared=[kind for kind in spec.shared if kind not in joined],
@@ -421,7 +427,7 @@ def live(
         unshare(late)
     if "pid" in spec.shared:  # those who are there may not look into us
         prctl(Prctl.SET_DUMPABLE, 0)
-    shm = join_namespaces(joined)
+    shm = join_namespaces(spec, joined)
     slave = enter_container(spec, channel, shm)
     run_program(spec, slave)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from minidocker.cgroups import (
     NO_LIMITS,
@@ -25,13 +25,13 @@ from minidocker.containers import (
     State,
     Status,
     discard,
-    looking,
     timestamp,
     write_state,
 )
+from minidocker.durable import looking
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.lifecycle import process_spec, ulimits_of
-from minidocker.program import ProcessSpec
+from minidocker.program import Network, ProcessSpec
 from minidocker.pump import (
     Client,
     JsonLog,
@@ -134,9 +134,10 @@ def supervise(
     try:
         log = JsonLog(store.path(container.id, f"{container.id}-json.log"))
         group = container_group(container)
-        spec = whole_spec(store, container, group)
-        wants_input = container.config.open_stdin
-        code = attend(spec, start, client, log, note, stdin=wants_input)
+        with network_for(store, container) as netns:
+            spec = whole_spec(store, container, group).replace(netns=netns)
+            wants_input = container.config.open_stdin
+            code = attend(spec, start, client, log, note, stdin=wants_input)
     except RuntimeFault as why:
         code, error = why.status, why.what
         raise
@@ -150,6 +151,18 @@ def supervise(
 
 
 # %% A container's life, in one function
+@contextmanager
+def network_for(store: ContainerStore, container: Container) -> Iterator[int]:
+    """Yield the descriptor of the network made for a container, or -1 for none."""
+    if container.host.network is not Network.BRIDGE:
+        yield -1
+        return
+    from minidocker.sandbox import sandbox
+
+    with sandbox(store, container) as netns:
+        yield netns
+
+
 def conclude(store: ContainerStore, container: Container, state: State) -> None:
     """Remove what is left with ``auto_remove``; otherwise write down how it ended."""
     if container.host.auto_remove:

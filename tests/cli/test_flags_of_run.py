@@ -104,7 +104,7 @@ NONSENSE = [
     ["--sysctl", "net.core.somaxconn=1", "--network", "host"], ["--tmpfs", "here"],
     ["--shm-size", "x"], ["--oom-score-adj", "2000"], ["--pid", "moon"], ["--ipc", "moon"],
     ["--uts", "container:x"], ["--userns", "mine"], ["--network", "container:"],
-    ["--network", "container:nobody"], ["--pid", "container:nobody"],
+    ["--network", "container:nobody"], ["--network", "moon"], ["--pid", "container:nobody"],
     ["--uts", "host", "--hostname", "x"], ["--pids-limit", "x"],
 ]  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_a_namespace_of_another_container(one: Store) -> None:
             n for n in theirs if n.startswith(("net", "ipc"))
         }
         shown = one.says("inspect", "-f", "{{.HostConfig.NetworkMode}}", "first")
-        assert shown == "none\n"
+        assert shown == "default\n"
         one.says("stop", "-t", "0", "first")
         done = one("run", "--rm", "--pid", "container:first", "small:v1", "ps")
         assert done.returncode != 0

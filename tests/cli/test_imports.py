@@ -9,6 +9,7 @@ from cli.store import Store
 
 OURS = {
     "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
+    "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
     "flags", "images", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
     "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security",
     "supervisor", "trees",

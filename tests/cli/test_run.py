@@ -59,7 +59,7 @@ def test_a_process_killed_by_a_signal_ends_with_128_and_its_number(
         (("UPPER",), 125, "lowercase"),
         (("--nmae", "x", "small:v1"), 125, '"name"'),
         (("--user", "nobody", "small:v1", "id"), 125, '"nobody"'),
-        (("--network", "bridge", "small:v1", "id"), 125, '"bridge"'),
+        (("--network", "moon", "small:v1", "id"), 125, "network moon not found"),
         (("small:v1",), 125, "no command"),
         (("-w", "relative", "small:v1", "pwd"), 125, "absolute path"),
         (("-e", "=x", "small:v1", "env"), 125, '"=x"'),
@@ -100,10 +100,14 @@ def test_it_is_process_one_and_sees_no_other(store: Store) -> None:
     assert len(run(store, "ps").splitlines()) == 2
 
 
-def test_only_the_loopback_is_there_and_it_is_up(store: Store) -> None:
-    lines = run(store, "cat", "/proc/net/dev").splitlines()[2:]
+def test_without_a_network_only_the_loopback_is_there_and_it_is_up(
+    store: Store,
+) -> None:
+    words = ("run", "--rm", "--network", "none", "small:v1")
+    lines = store.says(*words, "cat", "/proc/net/dev").splitlines()[2:]
     assert [line.split(":")[0].strip() for line in lines] == ["lo"]
-    assert run(store, "busybox", "ip", "addr", "show", "lo").count("127.0.0.1") == 1
+    said = store.says(*words, "busybox", "ip", "addr", "show", "lo")
+    assert said.count("127.0.0.1") == 1
 
 
 def test_nothing_of_the_host_is_mounted(store: Store) -> None:

@@ -16,13 +16,14 @@ from minidocker.containers import (
     claim_name,
     host_config,
     lock_exclusive,
-    looking,
     name_from,
-    network_files,
     read_state,
     write_state,
 )
+from minidocker.durable import looking
 from minidocker.errors import ConflictError, UsageError
+from minidocker.etc_files import network_files
+from minidocker.oci import ContainerConfig
 from minidocker.program import Network
 
 
@@ -77,6 +78,6 @@ def test_a_lock_tells_whether_somebody_lives(tmp_path: Path):
 
 
 def test_an_isolated_container_is_told_nothing_of_the_host_s_names():
-    found = network_files("box", Network.NONE)
+    found = network_files(ContainerConfig(hostname="box"), HostConfig())
     assert found["hostname"] == "box\n"
     assert "localhost" in found["hosts"]

@@ -187,7 +187,7 @@ def test_a_profile_is_read_when_it_is_named(tmp_path: Path):
         ["--memory", "5m"], ["--memory-swap", "1g"], ["--cpus", "1000"], ["--cpuset-cpus", "9999"],
         ["--cap-add", "NOPE"], ["--cap-drop", "CAP_NOPE"], ["--security-opt", "fancy"],
         ["--device", "/etc"], ["--ulimit", "x"], ["--tmpfs", "x"], ["--shm-size", "x"],
-        ["--oom-score-adj", "1001"], ["--network", "moon"], ["--volume", "x"],
+        ["--oom-score-adj", "1001"], ["--volume", "x"],
         ["--privileged", "--cap-add", "NOPE"], ["--shm-size", "-1"],
     ],
 )  # fmt: skip
