@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from minidocker.container_verbs import Needs, notice, open_engine
-from minidocker.containers import looking
-from minidocker.durable import MARKS, store_lock
+from minidocker.durable import MARKS, looking, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.flags import Command, Flag, Given, default_root
