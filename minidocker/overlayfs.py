@@ -39,7 +39,8 @@ class Overlay(Record):
     ``lowers`` is top-first. ``upper`` and ``work`` are empty directories of one file
     system at the first mount. ``userxattr`` keeps marks in ``user.overlay.*``, the only
     ones that a user namespace may write. ``volatile`` never syncs the upper directory:
-    for what is thrown away.
+    for what is thrown away. ``redirects`` renames merged directories by a mark, which
+    no layer's tar can say; it needs root.
     """
 
     lowers: tuple[str, ...]
@@ -47,6 +48,7 @@ class Overlay(Record):
     work: str | None = None
     userxattr: bool = False
     volatile: bool = False
+    redirects: bool = False
 
     def options(self) -> list[tuple[str, str | None]]:
         """Return the options of the mount, lower directories left out."""
@@ -55,6 +57,9 @@ class Overlay(Record):
             options += [("upperdir", self.upper), ("workdir", self.work)]
         if self.userxattr:
             options.append(("userxattr", None))
+        else:  # a module may have been loaded with other defaults
+            options.append(("redirect_dir", "on" if self.redirects else "off"))
+            options.append(("metacopy", "off"))
         if self.volatile and self.upper is not None:
             options.append(("volatile", None))
         return options

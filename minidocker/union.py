@@ -13,10 +13,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
 from minidocker.records import Record
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import graphviz
 
 
 # %% The nouns
@@ -26,15 +32,23 @@ class Kind(Enum):
     FILE = "file"
     DIRECTORY = "directory"
     SYMLINK = "symlink"
+    PIPE = "pipe"
+    DEVICE = "device"
     WHITEOUT = "whiteout"
     LINK = "link"
 
 
-class Node(Record):
-    """An inode. ``data`` is a file's contents or where a symbolic link points.
+Xattrs = tuple[tuple[str, bytes], ...]
 
-    LINK is found only in a description of a branch: one more name of the inode at the
-    path that ``data`` gives.
+
+class Node(Record):
+    """An inode. ``data`` is a file's contents, or where a symbolic link points.
+
+    A DEVICE has its letter and numbers there, b"c 1 3". LINK is found only in a
+    description of a branch: one more name of the inode at the path that ``data``
+    gives. ``mtime`` is in seconds; None: it was changed while the union was in use.
+    ``xattrs`` are sorted by name. ``redirect`` is a name in the same directory of
+    the branches below, or a path from their roots ("/usr/lib").
     """
 
     kind: Kind
@@ -42,7 +56,10 @@ class Node(Record):
     mode: int = 0o644
     uid: int = 0
     gid: int = 0
+    mtime: int | None = 0
+    xattrs: Xattrs = ()
     opaque: bool = False
+    redirect: str = ""
 
 
 WHITEOUT = Node(Kind.WHITEOUT, mode=0)
@@ -54,9 +71,9 @@ def file(data: str | bytes = b"", mode: int = 0o644) -> Node:
     return Node(Kind.FILE, os.fsencode(data), mode)
 
 
-def directory(mode: int = 0o755, *, opaque: bool = False) -> Node:
+def directory(mode: int = 0o755, *, opaque: bool = False, redirect: str = "") -> Node:
     """Return a directory."""
-    return Node(Kind.DIRECTORY, mode=mode, opaque=opaque)
+    return Node(Kind.DIRECTORY, mode=mode, opaque=opaque, redirect=redirect)
 
 
 def symlink_to(target: str) -> Node:
@@ -78,7 +95,7 @@ class BranchKind(Enum):
     WHITEOUT_ABLE = "ro+wh"
 
 
-# %% A branch
+# %% The nouns
 def parent(path: str) -> str:
     """Return the path of the directory that ``path`` is in.
 
@@ -86,6 +103,15 @@ def parent(path: str) -> str:
     ('etc/ssl', '')
     """
     return path.rpartition("/")[0]
+
+
+def joined(directory: str, name: str) -> str:
+    """Return the path of a name in a directory.
+
+    >>> joined("etc", "hosts"), joined("", "etc")
+    ('etc/hosts', 'etc')
+    """
+    return f"{directory}/{name}" if directory else name
 
 
 def inside(path: str, top: str) -> bool:
@@ -98,11 +124,86 @@ def inside(path: str, top: str) -> bool:
 
 
 # %% A branch
-class Branch:
-    """One member directory of a union: names, inode numbers, inodes.
+class Branch(ABC):
+    """One member directory of a union. It knows nothing of others, checks nothing."""
 
-    It knows nothing of other branches, and checks nothing. ``tree`` describes it.
-    """
+    name: str
+    kind: BranchKind
+
+    @abstractmethod
+    def get(self, path: str) -> Node | None:
+        """Return what lies at ``path``, a whiteout too; None if nothing does.
+
+        A file may come without its contents, which ``contents`` has.
+        """
+
+    @abstractmethod
+    def contents(self, path: str) -> bytes:
+        """Return the bytes of a file."""
+
+    @abstractmethod
+    def number(self, path: str) -> int | None:
+        """Return the inode number of ``path``, the same for all names of a file."""
+
+    @abstractmethod
+    def children(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted, whiteouts among them."""
+
+    @abstractmethod
+    def put(self, path: str, node: Node) -> None:
+        """Let ``path`` name a new inode, in place of a file or whiteout there."""
+
+    @abstractmethod
+    def adopt(self, path: str, place: Place) -> None:
+        """Copy what lies at another branch's ``place``; no time of a parent changes."""
+
+    @abstractmethod
+    def change(self, path: str, **fields: object) -> None:
+        """Change fields of the inode that ``path`` names: under all of its names."""
+
+    @abstractmethod
+    def link(self, old: str, new: str) -> None:
+        """Let ``new`` name the inode of ``old``, in place of a whiteout."""
+
+    @abstractmethod
+    def move(self, old: str, new: str) -> None:
+        """Give ``old``, and all below it, names that start with ``new``.
+
+        What was at ``new``, and below, is gone.
+        """
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Take ``path`` away, and all below it; nothing if there is none."""
+
+    def describe(self, tree: Mapping[str, Node]) -> None:
+        """Add what a description says, and missing directories above."""
+        lines = sorted(tree.items())
+        for path, node in sorted(lines, key=lambda line: line[1].kind is Kind.LINK):
+            above = parent(path)
+            if above and self.get(above) is None:
+                self.describe({above: directory()})
+            if node.kind is Kind.LINK:
+                self.link(os.fsdecode(node.data), path)
+            else:
+                self.put(path, node)
+
+
+class Place(Record):
+    """Where a node lies: a branch, and the path in it."""
+
+    branch: Branch
+    path: str
+
+    @property
+    def node(self) -> Node | None:
+        """What lies there."""
+        return self.branch.get(self.path)
+
+
+# %% A branch
+class MemoryBranch(Branch):
+    """A branch of two dictionaries: names to numbers, numbers to inodes."""
 
     def __init__(
         self,
@@ -113,45 +214,53 @@ class Branch:
         self.name, self.kind = name, kind
         self.numbers = {"": 0}
         self.inodes = {0: directory()}
-        lines = sorted((tree or {}).items())
-        for path, node in sorted(lines, key=lambda line: line[1].kind is Kind.LINK):
-            self.describe(path, node)
-
-    def describe(self, path: str, node: Node) -> None:
-        """Add what one line of a description says, and missing directories above."""
-        above = parent(path)
-        if above not in self.numbers:
-            self.describe(above, directory())
-        if node.kind is Kind.LINK:
-            self.numbers[path] = self.numbers[os.fsdecode(node.data)]
-        else:
-            self.put(path, node)
+        self.describe(tree or {})
 
     def get(self, path: str) -> Node | None:
-        """Return the inode that ``path`` names, if any."""
+        """Return the inode, contents and all."""
         return self.inodes.get(self.numbers.get(path, -1))
 
-    def put(self, path: str, node: Node) -> None:
-        """Let ``path`` name a new inode; its other names keep the old one."""
-        self.numbers[path] = number = max(self.inodes) + 1
-        self.inodes[number] = node
+    def contents(self, path: str) -> bytes:
+        """Return the bytes, which the inode has."""
+        return self.inodes[self.numbers[path]].data
 
-    def set(self, path: str, node: Node) -> None:
-        """Change the inode that ``path`` names: under all of its names."""
-        self.inodes[self.numbers[path]] = node
+    def number(self, path: str) -> int | None:
+        """Look in the first table."""
+        return self.numbers.get(path)
 
     def children(self, path: str) -> list[str]:
-        """Return the names in a directory, whiteouts among them."""
+        """Look for the paths that are one name longer."""
         paths = (p for p in self.numbers if p and parent(p) == path)
         return sorted(p.rpartition("/")[2] for p in paths)
 
+    def put(self, path: str, node: Node) -> None:
+        """Take the next number; other names of the old one keep it."""
+        self.numbers[path] = number = max(self.inodes) + 1
+        self.inodes[number] = node
+
+    def adopt(self, path: str, place: Place) -> None:
+        """Put an equal node; what marks it in its own branch does not come along."""
+        node = place.node
+        if node:
+            self.put(path, node.replace(opaque=False, redirect=""))
+
+    def change(self, path: str, **fields: object) -> None:
+        """Put another inode under the same number."""
+        number = self.numbers[path]
+        self.inodes[number] = self.inodes[number].replace(**fields)
+
+    def link(self, old: str, new: str) -> None:
+        """Use the number once more."""
+        self.numbers[new] = self.numbers[old]
+
     def remove(self, path: str) -> None:
-        """Take ``path`` away, and all below it."""
+        """Forget the names; an inode without one is lost."""
         for name in [p for p in self.numbers if p == path or inside(p, path)]:
             del self.numbers[name]
 
     def move(self, old: str, new: str) -> None:
-        """Give ``old``, and all below it, names that start with ``new``."""
+        """Rewrite the names."""
+        self.remove(new)
         for name in [p for p in self.numbers if p == old or inside(p, old)]:
             self.numbers[new + name[len(old) :]] = self.numbers.pop(name)
 
@@ -160,39 +269,65 @@ class Branch:
 def description(branch: Branch) -> dict[str, Node]:
     """Return the dictionary from which an equal branch can be made.
 
-    Of hard links the first name, in sorted order, has the inode.
+    Of hard links the first name, in the order of a walk, has the inode.
     """
     found: dict[str, Node] = {}
-    first: dict[int, str] = {}
-    for path, number in sorted(branch.numbers.items()):
-        if number in first:
+    first: dict[int | None, str] = {}
+    todo = [""]
+    while todo:
+        path = todo.pop()
+        node, number = branch.get(path), branch.number(path)
+        if node is None:
+            continue
+        marked = node.kind in (Kind.DIRECTORY, Kind.WHITEOUT)
+        if not marked and first.setdefault(number, path) != path:
             found[path] = link_to(first[number])
-        elif path:
-            first[number] = path
-            found[path] = branch.inodes[number]
-    return found
+        else:
+            is_file = node.kind is Kind.FILE
+            found[path] = node.replace(data=branch.contents(path)) if is_file else node
+        if node.kind is Kind.DIRECTORY:
+            todo += [joined(path, name) for name in branch.children(path)[::-1]]
+    del found[""]
+    return dict(sorted(found.items()))
 
 
 # %% What shows through
-def visible(path: str, branches: Iterable[Branch]) -> list[Branch]:
-    """Return those of ``branches``, top-first, whose node is seen at ``path``.
+def visible(
+    name: str, above: Sequence[Place], branches: Sequence[Branch] = ()
+) -> list[Place]:
+    """Return the places that are seen under a name of a directory, top-first.
 
-    None: there is no such name. One: a file, a link, or a directory of one branch
-    alone, a *pure* one. More: a *merged* directory.
+    ``above`` are the places of the directory. None: there is no such name. One: a
+    file, a link, or a directory of one branch alone, a *pure* one. More: a *merged*
+    directory. ``branches`` are all, for redirects to follow.
     """
-    found: list[Branch] = []
-    for branch in branches:
-        node = branch.get(path)
-        has_marks = branch.kind is not BranchKind.READ_ONLY
+    found: list[Place] = []
+    while above:
+        place = Place(above[0].branch, joined(above[0].path, name))
+        node, above = place.node, above[1:]
+        has_marks = place.branch.kind is not BranchKind.READ_ONLY
         if node is None or (node.kind is Kind.WHITEOUT and not has_marks):
             continue
         if node.kind is not Kind.DIRECTORY:
             hides = found or node.kind is Kind.WHITEOUT
-            return found if hides else [branch]
-        found.append(branch)
+            return found if hides else [place]
+        found.append(place)
         if node.opaque and has_marks:
             break
+        if node.redirect and has_marks:
+            name = node.redirect.rpartition("/")[2]
+            if node.redirect.startswith("/"):
+                rest = branches[branches.index(place.branch) + 1 :]
+                above = walk(parent(node.redirect[1:]), rest)
     return found
+
+
+def walk(path: str, branches: Sequence[Branch]) -> list[Place]:
+    """Return the places that are seen at ``path``, top-first, name by name."""
+    places = [Place(branch, "") for branch in branches]
+    for name in path.split("/") if path else []:
+        places = visible(name, places, branches)
+    return places
 
 
 # %% What shows through
@@ -204,19 +339,14 @@ class Lookup:
         if any(b.kind is BranchKind.READ_WRITE for b in self.branches[1:]):
             raise ValueError("only the top branch of a union is written to")
 
-    def stack(self, path: str) -> list[Branch]:
-        """Return the branches that are seen at ``path``, top-first.
-
-        Only those that show the directory above are asked.
-        """
-        if not path:
-            return list(self.branches)
-        return visible(path, self.stack(parent(path)))
+    def stack(self, path: str) -> list[Place]:
+        """Return the places that are seen at ``path``, which passes no link."""
+        return walk(path, self.branches)
 
     def node(self, path: str) -> Node | None:
         """Return what is seen at ``path``, which passes no symbolic link."""
         stack = self.stack(path)
-        return stack[0].get(path) if stack else None
+        return stack[0].node if stack else None
 
     def lookup(self, path: str, *, follow: bool = True) -> Node:
         """Return what is seen at ``path``; ``follow`` a symbolic link at its end.
@@ -227,10 +357,12 @@ class Lookup:
 
     def read(self, path: str) -> bytes:
         """Return the contents of a file. Raises EISDIR, and what lookup raises."""
-        node = self.lookup(path)
-        if node.kind is Kind.DIRECTORY:
+        path = resolve(self, path)
+        kind = need(self, path).kind
+        if kind is Kind.DIRECTORY:
             raise failure(errno.EISDIR, path)
-        return node.data
+        place = self.stack(path)[0]
+        return place.branch.contents(place.path) if kind is Kind.FILE else b""
 
     def readdir(self, path: str = "/") -> list[str]:
         """Return the names in a directory, sorted. Raises ENOTDIR too."""
@@ -244,8 +376,8 @@ class Lookup:
 def names(union: Lookup, path: str) -> list[str]:
     """Return the names that a directory, whose path passes no link, shows."""
     stack = union.stack(path)
-    found = {name for branch in stack for name in branch.children(path)}
-    return sorted(n for n in found if visible(f"{path}/{n}".lstrip("/"), stack))
+    found = {name for place in stack for name in place.branch.children(place.path)}
+    return sorted(name for name in found if visible(name, stack, union.branches))
 
 
 def need(union: Lookup, path: str) -> Node:
@@ -278,7 +410,7 @@ def resolve(union: Lookup, path: str, *, follow: bool = True) -> str:
         name = rest.pop()
         if need(union, here).kind is not Kind.DIRECTORY:
             raise failure(errno.ENOTDIR, path)
-        there = f"{here}/{name}".lstrip("/")
+        there = joined(here, name)
         node = None if name in (".", "..") else union.node(there)
         if node and node.kind is Kind.SYMLINK and (rest or follow):
             links += 1
@@ -292,201 +424,54 @@ def resolve(union: Lookup, path: str, *, follow: bool = True) -> str:
     return here
 
 
-# %% Writing: copy-up
-class CopyUp(Lookup):
-    """Changes to what is there already."""
-
-    def writable(self, path: str) -> Branch:
-        """Return the branch that takes changes. Raises EROFS where none does."""
-        if self.branches and self.branches[0].kind is BranchKind.READ_WRITE:
-            return self.branches[0]
-        raise failure(errno.EROFS, path)
-
-    def copy_up(self, path: str) -> Branch:
-        """Make the top branch hold what is seen at ``path``; idempotent."""
-        upper = self.writable(path)
-        if upper.get(path) is None:
-            self.copy_up(parent(path))
-            upper.put(path, need(self, path).replace(opaque=False))
-        return upper
-
-    def change(self, path: str, **changes: object) -> None:
-        """Copy up, and replace fields of the inode. ``path`` passes no link."""
-        need(self, path)
-        upper = self.copy_up(path)
-        upper.set(path, need(self, path).replace(**changes))
-
-    def chmod(self, path: str, mode: int) -> None:
-        """Set the permission bits. Follows symbolic links."""
-        self.change(resolve(self, path), mode=mode)
-
-    def chown(self, path: str, uid: int, gid: int) -> None:
-        """Set the owner; of a symbolic link, its own."""
-        self.change(resolve(self, path, follow=False), uid=uid, gid=gid)
-
-    def truncate(self, path: str, size: int = 0) -> None:
-        """Cut a file to ``size`` bytes, or fill it up with zeros. Raises EISDIR."""
-        data = self.read(path)[:size]
-        self.change(resolve(self, path), data=data.ljust(size, b"\0"))
+# %% What shows through
+def seen_in(union: Lookup, path: str = "") -> dict[str, list[Place]]:
+    """Return every visible path below ``path``, with the places that are seen there."""
+    found = {}
+    for name in names(union, path):
+        below = joined(path, name)
+        found[below] = union.stack(below)
+        if need(union, below).kind is Kind.DIRECTORY:
+            found |= seen_in(union, below)
+    return found
 
 
-# %% Creating
-class Creation(CopyUp):
-    """New names."""
-
-    def create(self, path: str, node: Node) -> None:
-        """Put a new node at ``path``, which passes no link and is free.
-
-        A directory in the place of a whiteout is opaque.
-        """
-        upper = self.copy_up(parent(path))
-        opaque = node.kind is Kind.DIRECTORY and upper.get(path) is not None
-        upper.put(path, node.replace(opaque=opaque))
-
-    def free(self, path: str) -> str:
-        """Return ``path``, resolved. Raises EEXIST where something is seen."""
-        path = resolve(self, path, follow=False)
-        if self.node(path) is not None:
-            raise failure(errno.EEXIST, path)
-        self.writable(path)
-        return path
-
-    def write(self, path: str, data: str | bytes) -> None:
-        """Make or replace the contents of a file. Raises EISDIR.
-
-        As open(2) with O_CREAT and O_TRUNC, a symbolic link to nowhere is followed.
-        """
-        path = resolve(self, path)
-        node = self.node(path)
-        if node is None:
-            self.create(path, file(data))
-        elif node.kind is Kind.DIRECTORY:
-            raise failure(errno.EISDIR, path)
-        else:
-            self.change(path, data=os.fsencode(data))
-
-    def mkdir(self, path: str, mode: int = 0o755) -> None:
-        """Make a directory. Raises EEXIST."""
-        self.create(self.free(path), directory(mode))
-
-    def symlink(self, target: str, path: str) -> None:
-        """Make a symbolic link. Raises EEXIST."""
-        self.create(self.free(path), symlink_to(target))
-
-    def link(self, old: str, new: str) -> None:
-        """Give a file one more name. Raises EEXIST; EPERM for a directory."""
-        old = resolve(self, old, follow=False)
-        node = need(self, old)
-        new = self.free(new)
-        if node.kind is Kind.DIRECTORY:
-            raise failure(errno.EPERM, old)
-        upper = self.copy_up(old)
-        self.copy_up(parent(new))
-        upper.numbers[new] = upper.numbers[old]
+def cell(text: str, colour: str) -> str:
+    """Return one cell of the table, as graphviz writes it."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f'<TD BGCOLOR="{colour}">{text or " "}</TD>'
 
 
-# %% Deleting
-class Removal(Creation):
-    """Names that go away."""
-
-    def hide(self, path: str) -> None:
-        """Take ``path`` out of sight."""
-        upper = self.copy_up(parent(path))
-        upper.remove(path)
-        if visible(path, self.stack(parent(path))):
-            upper.put(path, WHITEOUT)
-
-    def unlink(self, path: str) -> None:
-        """Delete a name of a file or link. Raises EISDIR."""
-        path = resolve(self, path, follow=False)
-        self.writable(path)
-        if need(self, path).kind is Kind.DIRECTORY:
-            raise failure(errno.EISDIR, path)
-        self.hide(path)
-
-    def rmdir(self, path: str) -> None:
-        """Delete an empty directory. Raises ENOTDIR, ENOTEMPTY; EBUSY for the root."""
-        path = resolve(self, path, follow=False)
-        if not path:
-            raise failure(errno.EBUSY, path)
-        self.writable(path)
-        if need(self, path).kind is not Kind.DIRECTORY:
-            raise failure(errno.ENOTDIR, path)
-        if names(self, path):
-            raise failure(errno.ENOTEMPTY, path)
-        self.hide(path)
+def cell_of(place: Place, seen: Iterable[Place]) -> str:
+    """Return the cell of one name of one branch: green if seen, grey if hidden."""
+    node = place.node
+    if node is None:
+        return cell("", "white")
+    notes = {" ✗": node.kind is Kind.WHITEOUT, " (opaque)": node.opaque}
+    notes[f" → {node.redirect}"] = bool(node.redirect)
+    text = place.path.rpartition("/")[2] + "".join(n for n in notes if notes[n])
+    return cell(text, "#cfe8cf" if place in seen else "#eeeeee")
 
 
-# %% Renaming
-class Union(Removal):
-    """A union file system. Branches are top-first; the top one takes the changes."""
+# %% What shows through
+def picture(union: Lookup, title: str = "union") -> graphviz.Digraph:
+    """Draw branches as rows, paths as columns, and the union on top."""
+    import graphviz
 
-    def rename(self, old: str, new: str) -> None:
-        """Give ``old`` the name ``new``, and replace what is there.
-
-        Raises EXDEV for a directory that a lower branch has a part of; EINVAL to move
-        one into itself; EISDIR, ENOTDIR, ENOTEMPTY for what ``new`` is. Two names of
-        one inode stay as they are. Source: rename(2).
-        """
-        old = resolve(self, old, follow=False)
-        new = resolve(self, new, follow=False)
-        if not old or not new:
-            raise failure(errno.EBUSY, old)
-        upper = self.writable(old)
-        node = need(self, old)
-        if may_replace(self, old, new):
-            self.copy_up(old)
-            self.copy_up(parent(new))
-            merged = len(self.stack(parent(new))) > 1
-            upper.remove(new)
-            upper.move(old, new)
-            self.hide(old)
-            if node.kind is Kind.DIRECTORY and merged:
-                upper.set(new, node.replace(opaque=True))
-
-
-# %% Renaming
-def may_replace(union: Union, old: str, new: str) -> bool:
-    """Whether a rename has anything to do; the checks in the kernel's order."""
-    if inside(new, old):
-        raise failure(errno.EINVAL, old)
-    if inside(old, new):
-        raise failure(errno.ENOTEMPTY, new)
-    node, target, upper = need(union, old), union.node(new), union.branches[0]
-    numbers = [upper.numbers.get(path) for path in (old, new)]
-    if old == new or (target and numbers[0] and numbers[0] == numbers[1]):
-        return False
-    is_directory = node.kind is Kind.DIRECTORY
-    if target and is_directory != (target.kind is Kind.DIRECTORY):
-        raise failure(errno.ENOTDIR if is_directory else errno.EISDIR, new)
-    if is_directory and union.stack(old) != [upper]:
-        raise failure(errno.EXDEV, old)
-    if is_directory and target and names(union, new):
-        raise failure(errno.ENOTEMPTY, new)
-    return True
-
-
-# %% What lies on the disk
-class Notation(Enum):
-    """How a branch writes down its marks."""
-
-    OVERLAYFS = "overlayfs"
-    AUFS = "aufs"
-
-
-LETTERS = {Kind.DIRECTORY: "d", Kind.SYMLINK: "l"}
-
-
-def on_disk(branch: Branch, notation: Notation) -> list[str]:
-    """Return the files that a branch is on a disk: a letter as of `ls -l`, a path."""
-    aufs, lines = notation is Notation.AUFS, []
-    for path, node in description(branch).items():
-        above, slash, name = path.rpartition("/")
-        if node.kind is Kind.WHITEOUT:
-            lines.append(f"- {above}{slash}.wh.{name}" if aufs else f"c {path}  0:0")
-        elif node.opaque and not aufs:
-            lines.append(f'd {path}  trusted.overlay.opaque="y"')
-        else:
-            lines.append(f"{LETTERS.get(node.kind, '-')} {path}")
-            lines += [f"- {path}/.wh..wh..opq"] if node.opaque else []
-    return lines
+    visible_paths = seen_in(union)
+    paths = set(visible_paths)
+    for branch in union.branches:
+        paths |= set(description(branch))
+    columns = sorted(paths)
+    places = [place for stack in visible_paths.values() for place in stack]
+    rows = [cell(title, "white") + "".join(
+        cell(p, "#b7d3f2") if p in visible_paths else cell("", "white") for p in columns
+    )]  # fmt: skip
+    for b in union.branches:
+        cells = [cell_of(Place(b, path), places) for path in columns]
+        rows.append(cell(f"{b.name} ({b.kind.value})", "white") + "".join(cells))
+    table = "".join(f"<TR>{row}</TR>" for row in rows)
+    dot = graphviz.Digraph(node_attr={"shape": "plain", "fontname": "sans"})
+    dot.attr("node", fontsize="11")
+    dot.node("union", f'<<TABLE BORDER="0" CELLSPACING="2">{table}</TABLE>>')
+    return dot

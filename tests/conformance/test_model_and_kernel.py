@@ -1,29 +1,27 @@
 """The model of a union and the kernel's overlayfs do and leave the same."""
 
-import copyreg
-import errno
 import os
-import pickle
-import stat
-import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+from unions import Both, Kernel, Step, Tree
 
-from minidocker.linux import CloneFlags, unshare
-from minidocker.mounts import MountFlags, mount
-from minidocker.namespaces import enter_user_namespace
-from minidocker.overlayfs import OPAQUE, Overlay, is_whiteout, overlay_mounted
+from minidocker.operations import Metadata, Union
 from minidocker.union import (
     WHITEOUT,
-    Branch,
     BranchKind,
     Kind,
+    MemoryBranch,
     Node,
-    Union,
     description,
     directory,
     file,
@@ -32,244 +30,18 @@ from minidocker.union import (
 )
 
 
-Tree = dict[str, Node]
-Step = tuple[object, ...]
-Outcome = tuple[list[str], list[Tree], Tree]
-
-ON_KERNEL = [
-    pytest.param(False, id="root", marks=pytest.mark.root),
-    pytest.param(True, id="userns"),
-]
-
-
-# ------------------------------------------------------------------ the model
-
-
-def outcome(error: OSError) -> str:
-    return errno.errorcode[error.errno or 0]
-
-
-def seen(union: Union) -> Tree:
-    """The whole visible tree, by the union's own operations."""
-    found: Tree = {}
-
-    def walk(path: str) -> None:
-        for name in union.readdir(path):
-            below = f"{path}/{name}"
-            node = union.lookup(below, follow=False)
-            found[below[1:]] = node.replace(opaque=False)
-            if node.kind is Kind.DIRECTORY:
-                walk(below)
-
-    walk("")
-    return found
-
-
-def on_model(
-    lowers: list[Tree], steps: list[Step], *, writable: bool = True
-) -> Outcome:
-    """What the model answers, shows after each step, and leaves in the upper branch."""
-    branches = [Branch("upper", BranchKind.READ_WRITE)] if writable else []
-    branches += [
-        Branch(f"lower {n}", BranchKind.WHITEOUT_ABLE, t) for n, t in enumerate(lowers)
-    ]
-    union = Union(branches)
-    answers, views = [], [seen(union)]
-    for name, *words in steps:
-        try:
-            answers.append(told(getattr(union, str(name))(*words)))
-        except OSError as why:
-            answers.append(outcome(why))
-        views.append(seen(union))
-    return answers, views, description(branches[0]) if writable else {}
-
-
-def told(value: object) -> str:
-    return (
-        "ok"
-        if value is None
-        else repr(value.data if isinstance(value, Node) else value)
-    )
-
-
-# ----------------------------------------------------------------- the kernel
-
-
-def scan(root: str, *, links: bool = True) -> Tree:
-    """Describe a directory on disk; of hard links the first has the contents."""
-    found: Tree = {}
-    first: dict[int, str] = {}
-
-    def walk(path: str) -> None:
-        for name in sorted(os.listdir(root + path or "/")):
-            below = f"{path}/{name}"
-            info = os.lstat(root + below)
-            if links and info.st_ino in first and not is_whiteout(info):
-                found[below[1:]] = link_to(first[info.st_ino])
-                continue
-            first[info.st_ino] = below[1:]
-            found[below[1:]] = node_of(root + below, info)
-            if stat.S_ISDIR(info.st_mode):
-                walk(below)
-
-    walk("")
-    return dict(sorted(found.items()))
-
-
-def node_of(path: str, info: os.stat_result) -> Node:
-    if is_whiteout(info):
-        return WHITEOUT
-    owner = {"mode": stat.S_IMODE(info.st_mode), "uid": info.st_uid, "gid": info.st_gid}
-    if stat.S_ISLNK(info.st_mode):
-        return Node(Kind.SYMLINK, os.fsencode(os.readlink(path)), **owner)
-    if stat.S_ISDIR(info.st_mode):
-        marks = [os.getxattr(path, n) for n in os.listxattr(path) if n in OPAQUE]
-        return Node(Kind.DIRECTORY, **owner, opaque=marks == [b"y"])
-    assert stat.S_ISREG(info.st_mode), path
-    return Node(Kind.FILE, Path(path).read_bytes(), **owner)
-
-
-def put(root: str, tree: Tree, opaque: str) -> None:
-    """Write a description to disk, as an overlayfs layer."""
-    for path, node in description(Branch("", tree=tree)).items():
-        full = f"{root}/{path}"
-        if node.kind is Kind.LINK:
-            os.link(f"{root}/{os.fsdecode(node.data)}", full)
-            continue
-        if node.kind is Kind.WHITEOUT:
-            os.mknod(full, stat.S_IFCHR, 0)
-            continue
-        if node.kind is Kind.SYMLINK:
-            os.symlink(node.data, full)
-        elif node.kind is Kind.DIRECTORY:
-            os.mkdir(full)
-            if node.opaque:
-                os.setxattr(full, opaque, b"y")
-        else:
-            Path(full).write_bytes(node.data)
-        os.chown(full, node.uid, node.gid, follow_symlinks=False)
-        if node.kind is not Kind.SYMLINK:
-            os.chmod(full, node.mode)
-
-
-def write(path: str, data: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.write(fd, data.encode())
-    os.close(fd)
-
-
-def read(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
-CALLS: dict[str, Callable[..., object]] = {
-    "write": write,
-    "read": read,
-    "readdir": lambda path: sorted(os.listdir(path)),
-    "mkdir": lambda path, mode=0o755: os.mkdir(path, mode),
-    "symlink": os.symlink,
-    "link": lambda old, new: os.link(old, new, follow_symlinks=False),
-    "unlink": os.unlink,
-    "rmdir": os.rmdir,
-    "rename": os.rename,
-    "chmod": os.chmod,
-    "chown": os.lchown,
-    "truncate": os.truncate,
-}  # fmt: skip
-
-
-def on_kernel(
-    lowers: list[Tree], steps: list[Step], *, rootless: bool, writable: bool = True
-) -> Outcome:
-    """The same by overlayfs, in a child with namespaces of its own."""
-    return in_child(
-        lambda: overlaid(lowers, steps, rootless=rootless, writable=writable)
-    )
-
-
-def taken_apart(node: Node) -> tuple[object, ...]:
-    return Node, tuple(getattr(node, field) for field in Node.__match_args__)
-
-
-copyreg.pickle(Node, taken_apart)
-
-
-def in_child(work: Callable[[], Outcome]) -> Outcome:
-    here, there = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            answer: object = work()
-        except BaseException:  # noqa: BLE001  # noqa: BLE001
-            answer = traceback.format_exc()
-        with os.fdopen(there, "wb") as pipe:
-            pickle.dump(answer, pipe)
-        os._exit(0)
-    os.close(there)
-    with os.fdopen(here, "rb") as pipe:
-        answer = pickle.load(pipe)
-    os.waitpid(child, 0)
-    if isinstance(answer, str):
-        pytest.fail(answer)
-    return answer
-
-
-def overlaid(
-    lowers: list[Tree], steps: list[Step], *, rootless: bool, writable: bool
-) -> Outcome:
-    os.umask(0)
-    if rootless:
-        enter_user_namespace()
-    else:
-        unshare(CloneFlags.NEWNS)
-    mount(None, "/", None, MountFlags.PRIVATE | MountFlags.REC)
-    scratch = "/tmp"
-    mount("tmpfs", scratch, "tmpfs")
-    names = [f"{scratch}/{n}" for n in range(len(lowers))]
-    upper, work, merged = (f"{scratch}/{n}" for n in ("upper", "work", "merged"))
-    for path in (*names, upper, work, merged):
-        os.mkdir(path)
-    for name, tree in zip(names, lowers, strict=True):
-        put(name, tree, OPAQUE[rootless])
-    ends = (upper, work) if writable else (None, None)
-    with overlay_mounted(Overlay(tuple(names), *ends, userxattr=rootless), merged):
-        answers, views = performed(merged, steps)
-    return answers, views, scan(upper)
-
-
-def performed(merged: str, steps: list[Step]) -> tuple[list[str], list[Tree]]:
-    """Do the steps with the union as the root, and come back."""
-    back = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-    os.chroot(merged)
-    os.chdir("/")
-    answers, views = [], [scan("", links=False)]
-    for name, *words in steps:
-        try:
-            answers.append(told(CALLS[str(name)](*words)))
-        except OSError as why:
-            answers.append(outcome(why))
-        views.append(scan("", links=False))
-    os.fchdir(back)
-    os.chroot(".")
-    os.close(back)
-    return answers, views
-
-
-def compare(
-    lowers: list[Tree], steps: list[Step], *, rootless: bool, writable: bool = True
-) -> Outcome:
-    """Run both; each answer, each view and the upper directory must be the same."""
-    model = on_model(lowers, steps, writable=writable)
-    kernel = on_kernel(lowers, steps, rootless=rootless, writable=writable)
-    for number, (ours, theirs) in enumerate(zip(model[0], kernel[0], strict=True)):
-        if rootless and theirs == "ESTALE" and steps[number][0] == "rename":
-            # Two names of a copied-up file; tests/kernel/test_overlayfs.py has it.
-            theirs = "ok"  # noqa: PLW2901
-        assert ours == theirs, (number, steps[number])
-    for number, (mine, his) in enumerate(zip(model[1], kernel[1], strict=True)):
-        assert mine == his, ("after", steps[number - 1] if number else "mounting")
-    assert model[2] == kernel[2], "the upper directory"
-    return model
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param({}, id="root", marks=pytest.mark.root),
+        pytest.param({"redirects": True}, id="redirects", marks=pytest.mark.root),
+        pytest.param({"rootless": True}, id="userns"),
+    ],
+)
+def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    made = Kernel(**request.param)
+    yield made
+    made.close()
 
 
 # -------------------------------------------------------------- the scenarios
@@ -438,47 +210,109 @@ SCENARIOS: dict[str, tuple[list[Tree], list[Step], list[str], dict[str, object]]
     ], {}),
 }  # fmt: skip
 
+REDIRECTED: dict[str, tuple[list[Tree], list[Step], dict[str, object]]] = {
+    "at home by its name": ([BASE], [("rename", "/etc", "/old")], {
+        "etc": WHITEOUT, "old": directory(redirect="etc"),
+    }),
+    "abroad by its path": ([BASE], [("rename", "/etc/ssl", "/tmp/ssl")], {
+        "etc": directory(), "etc/ssl": WHITEOUT, "tmp": directory(0o1777),
+        "tmp/ssl": directory(redirect="/etc/ssl"),
+    }),
+    "twice, at home and then abroad": ([BASE], [
+        ("rename", "/etc", "/old"), ("rename", "/old/ssl", "/old/tls"),
+        ("rename", "/old/tls", "/tls"), ("rename", "/tls", "/tmp/tls"),
+    ], {
+        "etc": WHITEOUT, "old": directory(redirect="etc"), "old/ssl": WHITEOUT,
+        "tmp": directory(0o1777), "tmp/tls": directory(redirect="/etc/ssl"),
+    }),
+    "a new directory beside them hides": ([BASE], [
+        ("rename", "/etc", "/old"), ("mkdir", "/etc"), ("mkdir", "/old/new"),
+        ("mkdir", "/etc/new"), ("write", "/old/motd", "2"),
+    ], {
+        "etc": directory(opaque=True), "etc/new": directory(),
+        "old": directory(redirect="etc"), "old/new": directory(opaque=True),
+        "old/motd": file("2"),
+    }),
+}  # fmt: skip
 
-@pytest.mark.parametrize("rootless", ON_KERNEL)
+
+def compare(
+    kernel: Kernel, lowers: list[Tree], steps: list[Step], *, writable: bool = True
+) -> tuple[list[str], Tree]:
+    """Do steps on both; return the answers and what is left."""
+    both = Both(kernel, lowers, writable=writable)
+    answers = [both.step(str(name), *words) for name, *words in steps]
+    return answers, both.left()
+
+
+def undated(tree: Tree) -> Tree:
+    return {
+        path: node if node.kind is Kind.LINK else node.replace(mtime=0)
+        for path, node in tree.items()
+    }
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
-def test_model_and_kernel_answer_as_expected(scenario, rootless: bool) -> None:
+def test_model_and_kernel_answer_as_expected(scenario, kernel: Kernel) -> None:
     lowers, steps, answers, upper = scenario
-    got, _, left = compare(lowers, steps, rootless=rootless)
-    assert got == answers
-    assert left == upper
+    got, left = compare(kernel, lowers, steps)
+    if not kernel.redirects:
+        assert got == answers
+        assert undated(left) == upper
+
+
+@pytest.mark.parametrize("scenario", REDIRECTED.values(), ids=REDIRECTED.keys())
+def test_merged_directories_are_renamed_by_a_mark(scenario, kernel: Kernel) -> None:
+    lowers, steps, upper = scenario
+    got, left = compare(kernel, lowers, steps)
+    if kernel.redirects:
+        assert set(got) == {"ok"}
+        assert undated(left) == upper
+    else:
+        assert "EXDEV" in got
 
 
 @pytest.mark.root
-def test_owners_are_copied_up() -> None:
+def test_owners_and_devices_are_copied_up() -> None:
     lower = {
         "d": directory(0o750).replace(uid=5, gid=6),
         "d/f": file("x").replace(uid=7, gid=8),
+        "d/null": Node(Kind.DEVICE, b"c 1 3", 0o666),
     }
-    steps = [
+    steps: list[Step] = [
         ("write", "/d/f", "y"),
         ("chown", "/d", 1, 2),
         ("symlink", "x", "/d/l"),
         ("chown", "/d/l", 3, 4),
+        ("chmod", "/d/null", 0o600),
+        ("mknod", "/d/zero", "c 1 5"),
+        ("mknod", "/d/zero", "c 1 5"),
+        ("mknod", "/d/whiteout", "c 0 0"),
+        ("truncate", "/d/null", 0),
     ]
-    compare([lower], steps, rootless=False)
+    kernel = Kernel()
+    answers, _ = compare(kernel, [lower], steps)
+    kernel.close()
+    assert answers[-3:] == ["EEXIST", "EPERM", "EINVAL"]
 
 
-@pytest.mark.parametrize("rootless", ON_KERNEL)
-def test_without_a_writable_branch_nothing_changes(rootless: bool) -> None:
+def test_without_a_writable_branch_nothing_changes(kernel: Kernel) -> None:
     steps: list[Step] = [
         ("write", "/etc/motd", ""), ("write", "/no", ""), ("write", "/etc", ""),
-        ("mkdir", "/no"), ("mkdir", "/etc"),
+        ("mkdir", "/no"), ("mkdir", "/etc"), ("mkfifo", "/no"), ("mkfifo", "/etc"),
         ("unlink", "/etc/motd"), ("unlink", "/no"), ("rmdir", "/etc"),
         ("rmdir", "/no/x"), ("rmdir", "/no"),
         ("chmod", "/etc", 0), ("chmod", "/no", 0), ("truncate", "/etc", 0),
-        ("truncate", "/etc/motd", 0),
+        ("truncate", "/etc/motd", 0), ("utime", "/etc", 5), ("utime", "/no", 5),
+        ("setxattr", "/etc", "user.a", b""), ("setxattr", "/no", "user.a", b""),
+        ("removexattr", "/etc", "user.a"),
         ("rename", "/etc/motd", "/x"), ("rename", "/no", "/x"),
         ("rename", "/no/x", "/x"),
         ("link", "/etc/motd", "/x"), ("link", "/etc", "/x"), ("link", "/no", "/x"),
         ("link", "/bin", "/etc"),
         ("symlink", "x", "/x"), ("symlink", "x", "/bin"),
     ]  # fmt: skip
-    compare([MIDDLE, BASE], steps, rootless=rootless, writable=False)
+    compare(kernel, [MIDDLE, BASE], steps, writable=False)
 
 
 # ------------------------------------------------------------ any steps at all
@@ -487,23 +321,16 @@ SHALLOW = ["a", "b", "d", "e"]
 DEEP = ["d/a", "d/e", "e/a", "e/d", "d/e/a"]
 paths = st.sampled_from(["/" + path for path in SHALLOW + DEEP])
 targets = st.sampled_from(["a", "d", "../d", "/e", "e/a", ".", ".."])
-steps_of = st.one_of(
-    st.tuples(st.just("write"), paths, st.sampled_from(["1", "22"])),
-    st.tuples(st.sampled_from(["mkdir", "mkdir", "unlink", "rmdir"]), paths),
-    st.tuples(st.sampled_from(["unlink", "rmdir"]), paths),
-    st.tuples(st.just("rename"), paths, paths),
-    st.tuples(st.sampled_from(["rename", "rename", "link"]), paths, paths),
-    st.tuples(st.sampled_from(["mkdir", "rmdir"]), paths),
-    st.one_of(
-        st.tuples(st.just("symlink"), targets, paths),
-        st.tuples(st.just("chmod"), paths, st.sampled_from([0o700, 0o755])),
-        st.tuples(st.just("truncate"), paths, st.sampled_from([0, 3])),
-    ),
-)
 nodes = st.one_of(
-    st.sampled_from(["x", "yy"]).map(file), st.just(WHITEOUT), targets.map(symlink_to)
+    st.sampled_from(["x", "yy"]).map(file),
+    st.just(WHITEOUT),
+    st.just(Node(Kind.PIPE)),
+    targets.map(symlink_to),
 )
 directories = st.sampled_from([directory(), directory(), directory(opaque=True)])
+dressed = st.sampled_from(
+    [{}, {"mtime": 7}, {"xattrs": (("user.a", b"1"),)}, {"mode": 0o700}]
+)
 
 
 @st.composite
@@ -518,6 +345,8 @@ def trees(draw: st.DrawFn) -> Tree:
             continue
         likely = directories if path[-1] in "de" else nodes
         node = draw(st.one_of(likely, likely, nodes, directories))
+        if node.kind in (Kind.FILE, Kind.DIRECTORY):
+            node = node.replace(**draw(dressed))
         linkable = [p for p, n in tree.items() if n.kind is Kind.FILE]
         tree[path] = (
             link_to(linkable[0])
@@ -533,26 +362,137 @@ def layers(draw: st.DrawFn) -> list[Tree]:
 
     Of others the kernel shows the name (tests/kernel/test_overlayfs.py has it).
     """
-    below: list[Branch] = []
+    below: list[MemoryBranch] = []
     for number in range(draw(st.integers(1, 3))):
         tree = draw(trees())
         for path in [p for p, node in tree.items() if node.kind is Kind.WHITEOUT]:
             mark = tree.pop(path)
-            if Union([Branch("", BranchKind.WHITEOUT_ABLE, tree), *below]).node(path):
+            top = MemoryBranch("", BranchKind.WHITEOUT_ABLE, tree)
+            if Union([top, *below]).node(path):
                 tree[path] = mark
-        below.insert(0, Branch(f"{number}", BranchKind.WHITEOUT_ABLE, tree))
+        below.insert(0, MemoryBranch(f"{number}", BranchKind.WHITEOUT_ABLE, tree))
     return [description(branch) for branch in below]
 
 
-@pytest.mark.parametrize("rootless", ON_KERNEL)
-@settings(
-    max_examples=int(os.environ.get("MINIDOCKER_EXAMPLES", "60")),
+class Unions(RuleBasedStateMachine):
+    """Random operations on the model and on the kernel, compared after each."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    @initialize(lowers=layers())
+    def mount(self, lowers: list[Tree]) -> None:
+        self.both = Both(self.kernel, lowers)
+
+    @rule(path=paths, data=st.sampled_from(["1", "22"]))
+    def write(self, path: str, data: str) -> None:
+        self.both.step("write", path, data)
+
+    @rule(call=st.sampled_from(["mkdir", "mkfifo", "unlink", "rmdir"]), path=paths)
+    def one_path(self, call: str, path: str) -> None:
+        self.both.step(call, path)
+
+    @rule(call=st.sampled_from(["rename", "rename", "link"]), old=paths, new=paths)
+    def two_paths(self, call: str, old: str, new: str) -> None:
+        self.both.step(call, old, new)
+
+    @rule(to=targets, path=paths)
+    def symlink(self, to: str, path: str) -> None:
+        self.both.step("symlink", to, path)
+
+    @rule(path=paths, mode=st.sampled_from([0o700, 0o755]), time=st.integers(1, 9))
+    def metadata(self, path: str, mode: int, time: int) -> None:
+        self.both.step("chmod", path, mode)
+        self.both.step("utime", path, time)
+
+    @rule(path=paths, size=st.sampled_from([0, 1, 3]))
+    def truncate(self, path: str, size: int) -> None:
+        self.both.step("truncate", path, size)
+
+    @rule(path=paths, value=st.sampled_from([b"", b"1", None]))
+    def attribute(self, path: str, value: bytes | None) -> None:
+        if value is None:
+            self.both.step("removexattr", path, "user.a")
+        else:
+            self.both.step("setxattr", path, "user.a", value)
+
+    @rule(old=paths, new=paths)
+    def move_a_new_directory(self, old: str, new: str) -> None:
+        if self.both.step("mkdir", old) == "ok":
+            self.both.step("rename", old, new)
+
+    @rule(path=st.sampled_from(["/d", "/e", "/d/e"]), again=st.booleans())
+    def delete_whole(self, path: str, again: bool) -> None:
+        """Delete a directory with all that is in it, and perhaps make it again."""
+        for call, below in reversed(self.below(path)):
+            assert self.both.step(call, below) == "ok"
+        if again:
+            self.both.step("mkdir", path)
+
+    def below(self, path: str) -> list[tuple[str, str]]:
+        model = self.both.model
+        try:
+            kind = model.lookup(path, follow=False).kind
+        except OSError:
+            return []
+        if kind is not Kind.DIRECTORY:
+            return [("unlink", path)]
+        found = [("rmdir", path)]
+        for name in model.readdir(path):
+            found += self.below(f"{path}/{name}")
+        return found
+
+    def teardown(self) -> None:
+        if hasattr(self, "both"):
+            self.both.shown_again()
+
+
+EXAMPLES = int(os.environ.get("MINIDOCKER_EXAMPLES", "150"))
+BOUNDED = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=25,
     deadline=None,
     derandomize=True,
     database=None,
 )
-@given(lowers=layers(), steps=st.lists(steps_of, max_size=20))
-def test_any_steps_on_any_layers_give_the_same(
-    rootless: bool, lowers: list[Tree], steps: list[Step]
-) -> None:
-    compare(lowers, steps, rootless=rootless)
+
+
+def test_any_steps_on_any_layers_give_the_same(kernel: Kernel) -> None:
+    run_state_machine_as_test(partial(Unions, kernel), settings=BOUNDED)
+
+
+# ----------------------------------------------------- the tests can fail
+
+MUTATIONS: dict[str, tuple[type, str, Callable[..., object]]] = {
+    "nothing is hidden": (
+        Union, "hide", lambda u, path: u.branches[0].remove(path),
+    ),
+    "a new directory is never opaque": (
+        Union, "create",
+        lambda u, path, node: u.copy_up(path.rpartition("/")[0]).put(
+            path, node.replace(mtime=None)
+        ),
+    ),
+    "copy-up forgets attributes": (
+        MemoryBranch, "adopt",
+        lambda b, path, place: b.put(
+            path, place.node.replace(opaque=False, redirect="", xattrs=())
+        ),
+    ),
+    "a moved directory has no marks": (Union, "marks", lambda u, old, new: {}),
+    "a pipe can be truncated": (Metadata, "truncate", lambda u, path, size: None),
+}  # fmt: skip
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_a_wrong_model_is_found_out(mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*mutation)
+    kernel = Kernel()
+    few = settings(BOUNDED, max_examples=500, phases=[Phase.generate])
+    try:
+        with pytest.raises((AssertionError, ExceptionGroup)):
+            run_state_machine_as_test(partial(Unions, kernel), settings=few)
+    finally:
+        kernel.close()
