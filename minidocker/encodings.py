@@ -50,7 +50,8 @@ class Notation(Enum):
 WH = ".wh."
 OPAQUE_MARK = ".wh..wh..opq"
 LETTERS = {
-    Kind.DIRECTORY: "d", Kind.SYMLINK: "l", Kind.PIPE: "p", Kind.DEVICE: "c",
+    Kind.DIRECTORY: "d", Kind.SYMLINK: "l", Kind.PIPE: "p", Kind.SOCKET: "s",
+    Kind.DEVICE: "c",
 }  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def node_at(path: str, st: os.stat_result) -> Node:
     elif form == stat.S_IFDIR:
         kind = Kind.DIRECTORY
     elif form in (stat.S_IFIFO, stat.S_IFSOCK):
-        kind = Kind.PIPE
+        kind = Kind.PIPE if form == stat.S_IFIFO else Kind.SOCKET
     elif form in (stat.S_IFCHR, stat.S_IFBLK):
         letter = "c" if form == stat.S_IFCHR else "b"
         numbers = f"{os.major(st.st_rdev)} {os.minor(st.st_rdev)}"
@@ -127,8 +128,9 @@ def make_at(path: str, node: Node) -> None:
         os.mkdir(path)
     elif node.kind is Kind.SYMLINK:
         os.symlink(os.fsdecode(node.data), path)
-    elif node.kind is Kind.PIPE:
-        os.mkfifo(path)
+    elif node.kind in (Kind.PIPE, Kind.SOCKET):
+        form = stat.S_IFIFO if node.kind is Kind.PIPE else stat.S_IFSOCK
+        os.mknod(path, form | 0o600)
     elif node.kind is Kind.DEVICE:
         letter, major, minor = node.data.decode().split()
         form = stat.S_IFCHR if letter == "c" else stat.S_IFBLK
@@ -189,19 +191,29 @@ class Marks:
         """Whether AUFS's notation has a whiteout of ``path``."""
         return self.aufs and bool(path) and os.path.lexists(self.hidden(path))
 
+    def beside(self, path: str) -> str:
+        """Return a name on the disk, in the same directory, for what is half done."""
+        return f"{self.where(parent(path))}/{WH}{WH}half"
+
     def hide(self, path: str) -> None:
-        """Write a whiteout at a free path."""
+        """Put a whiteout in the place of ``path``, which then is removed."""
+        half = self.beside(path)
+        remove_path(half)
         if self.aufs:
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
             os.close(os.open(self.hidden(path), flags, 0o444))
-        else:
-            os.mknod(self.where(path), stat.S_IFCHR, 0)
+        if os.path.isdir(self.where(path)) or self.aufs:
+            with suppress(FileNotFoundError):
+                os.rename(self.where(path), half)
+                remove_path(half)
+        if not self.aufs:
+            os.mknod(half, stat.S_IFCHR, 0)
+            os.rename(half, self.where(path))
 
     def unhide(self, path: str) -> None:
         """Take a whiteout of AUFS's away; nothing if there is none."""
-        if self.aufs:
-            with suppress(FileNotFoundError):
-                os.unlink(self.hidden(path))
+        if self.aufs and self.is_hidden(path):
+            os.unlink(self.hidden(path))
 
     def marks(self, path: str) -> dict[str, object]:
         """Return what a directory is marked with."""
@@ -230,7 +242,7 @@ class Marks:
 
 
 # %% A branch in a directory
-class DiskBranch(Branch, Marks):
+class DiskBranch(Marks, Branch):
     """A branch that lies in a directory. ``root`` is its path on the host.
 
     Contents stay on the disk: ``get`` has all of a file but those.
@@ -308,7 +320,7 @@ class DiskBranch(Branch, Marks):
                     self.put(path, node.replace(opaque=False, redirect=""))
             return
         source, above = place.branch.where(place.path), self.where(parent(path))
-        st, half = os.lstat(source), f"{above}/{WH}{WH}copy-up"
+        st, half = os.lstat(source), self.beside(path)
         with unchanged(above):
             remove_path(half)
             copy_node(source, half, st)

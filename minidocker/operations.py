@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable
 
 from minidocker.union import (
-    WHITEOUT,
     Branch,
     BranchKind,
     Kind,
@@ -199,9 +198,10 @@ class Removal(Creation):
         """Take ``path`` out of sight."""
         above, _, name = path.rpartition("/")
         upper = self.copy_up(above)
-        upper.remove(path)
-        if visible(name, self.stack(above), self.branches):
-            upper.put(path, WHITEOUT)
+        if visible(name, self.stack(above)[1:], self.branches):
+            upper.hide(path)
+        else:
+            upper.remove(path)
         upper.change(above, mtime=None)
 
     def unlink(self, path: str) -> None:

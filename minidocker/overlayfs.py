@@ -57,7 +57,7 @@ class Overlay(Record):
             options += [("upperdir", self.upper), ("workdir", self.work)]
         if self.userxattr:
             options.append(("userxattr", None))
-        else:  # a module may have been loaded with other defaults
+        elif self.upper is not None:  # the module may have other defaults
             options.append(("redirect_dir", "on" if self.redirects else "off"))
             options.append(("metacopy", "off"))
         if self.volatile and self.upper is not None:
@@ -130,7 +130,7 @@ def mount_by_string(overlay: Overlay, target: str) -> None:
     try:
         words = ["lowerdir=" + ":".join(map(short, overlay.lowers))]
         for key, value in overlay.options():
-            is_path = value is not None and key.endswith("dir")
+            is_path = key in ("upperdir", "workdir")
             name = short(value) if value is not None and is_path else value
             words.append(key if name is None else f"{key}={name}")
         mount("overlay", target, "overlay", MountFlags(0), ",".join(words))

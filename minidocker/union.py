@@ -33,6 +33,7 @@ class Kind(Enum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     PIPE = "pipe"
+    SOCKET = "socket"
     DEVICE = "device"
     WHITEOUT = "whiteout"
     LINK = "link"
@@ -176,6 +177,10 @@ class Branch(ABC):
     def remove(self, path: str) -> None:
         """Take ``path`` away, and all below it; nothing if there is none."""
 
+    @abstractmethod
+    def hide(self, path: str) -> None:
+        """Put a whiteout in the place of ``path``, and of all below it."""
+
     def describe(self, tree: Mapping[str, Node]) -> None:
         """Add what a description says, and missing directories above."""
         lines = sorted(tree.items())
@@ -257,6 +262,11 @@ class MemoryBranch(Branch):
         """Forget the names; an inode without one is lost."""
         for name in [p for p in self.numbers if p == path or inside(p, path)]:
             del self.numbers[name]
+
+    def hide(self, path: str) -> None:
+        """Take it away, and put the mark there."""
+        self.remove(path)
+        self.put(path, WHITEOUT)
 
     def move(self, old: str, new: str) -> None:
         """Rewrite the names."""
