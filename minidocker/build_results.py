@@ -1,7 +1,7 @@
 # From book/648-build-results.md. Edit there and tangle, or here and tangle --back.
 
-# %% Build results: progress, outputs, and twice the same
-"""What a build shows and gives out: progress, directories and tars, verification."""
+# %% Build results: outputs, and twice the same
+"""What a build gives out: directories and tars, and whether twice the same."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from minidocker.context import SourceTree
-from minidocker.durable import write_new
 from minidocker.engine import Engine
 from minidocker.errors import BuildError, UsageError, did_you_mean
-from minidocker.flags import Given
-from minidocker.oci import chain_ids, go_json, hex_of, parse_reference
+from minidocker.oci import chain_ids, parse_reference
 from minidocker.records import Record
 from minidocker.stage import BuildOptions
-from minidocker.trees import remove_path
 
 
 TYPE_CHECKING = False
@@ -31,110 +28,6 @@ class Output(Record):
 
     kind: str
     path: str
-
-
-# %% Progress
-class Progress:
-    """Shows the lines of a build and, through ``output``, what its commands print."""
-
-    output = -1  # the descriptor that commands write to; -1 is our own output
-
-    def __call__(self, line: str) -> None:
-        print(line, flush=True)
-
-    def end(self, *, failed: bool = False) -> None:
-        """Finish: nothing more comes."""
-
-
-class Quiet(Progress):
-    """Keeps everything, and shows it when the build has failed."""
-
-    def __init__(self) -> None:
-        self.output = os.memfd_create("build", os.MFD_CLOEXEC)
-
-    def __call__(self, line: str) -> None:
-        os.write(self.output, os.fsencode(f"{line}\n"))
-
-    def end(self, *, failed: bool = False) -> None:
-        """Show what was kept, if that is wanted."""
-        at = 0
-        while failed and (data := os.pread(self.output, 1 << 16, at)):
-            os.write(2, data)
-            at += len(data)
-        os.close(self.output)
-
-
-class Json(Progress):
-    """Prints each line as an object, as Docker's daemon sends them."""
-
-    def __init__(self) -> None:
-        import threading
-
-        source, self.output = os.pipe2(os.O_CLOEXEC)
-        self.reader = threading.Thread(target=self.wrap, args=(source,), daemon=True)
-        self.reader.start()
-
-    def __call__(self, line: str) -> None:
-        os.write(self.output, os.fsencode(f"{line}\n"))
-
-    def wrap(self, source: int) -> None:
-        """Wrap what comes until there is no more."""
-        with open(source, "rb") as lines:
-            for line in lines:
-                print(
-                    go_json({"stream": line.decode(errors="replace")}).decode(),
-                    flush=True,
-                )
-
-    def end(self, *, failed: bool = False) -> None:
-        """Wait until all is printed."""
-        os.close(self.output)
-        self.reader.join()
-
-
-class Rich(Progress):
-    """Prints in colours, with the time of each step."""
-
-    def __init__(self) -> None:
-        from time import monotonic
-
-        from rich.console import Console
-
-        self.console, self.clock, self.since = Console(highlight=False), monotonic, 0.0
-
-    def __call__(self, line: str) -> None:
-        kinds = {"Step ": "bold", " ---> Using cache": "green", " ---> Not": "yellow"}
-        style = next((s for start, s in kinds.items() if line.startswith(start)), "")
-        style = style or ("cyan" if line.startswith("Success") else "dim")
-        if style == "bold":
-            self.end()
-            self.since = self.clock()
-        self.console.print(line, style=style, markup=False, soft_wrap=True)
-
-    def end(self, *, failed: bool = False) -> None:
-        """Say how long the step took that has ended."""
-        if self.since:
-            took = f" ---> {self.clock() - self.since:.2f} s"
-            self.console.print(took, style="red" if failed else "dim", markup=False)
-        self.since = 0.0
-
-
-PROGRESS: dict[str, Callable[[], Progress]] = {
-    "plain": Progress, "rich": Rich, "json": Json,
-}  # fmt: skip
-
-
-def progress_of(given: Given) -> Progress:
-    """Return how progress is shown: as asked for, coloured on a terminal, or plain."""
-    name = given.text("progress")
-    if given.on("quiet"):
-        return Quiet()
-    if name == "auto":
-        name = "rich" if os.isatty(1) and "NO_COLOR" not in os.environ else "plain"
-    if name not in PROGRESS:
-        hint = did_you_mean(name, PROGRESS, other=f"there are {', '.join(PROGRESS)}")
-        raise UsageError(f'no progress "{name}"', where="--progress", hint=hint)
-    return PROGRESS[name]()
 
 
 # %% What is given out
@@ -172,56 +65,34 @@ def give_tar(engine: Engine, id: str, path: str) -> None:
         pack(root, file.write)
 
 
+def refuse_terminal() -> None:
+    """Raise UsageError where our output is a terminal."""
+    if os.isatty(1):
+        raise UsageError("a tar is not for a terminal", hint="dest=FILE, or a pipe")
+
+
 def output_file(path: str) -> BinaryIO:
     """Open what a tar is written to; "-" is our output. Raises UsageError."""
     if path != "-":
         return open(path, "wb")
-    if os.isatty(1):
-        raise UsageError("a tar is not for a terminal", hint="dest=FILE, or a pipe")
+    refuse_terminal()
     return open(1, "wb", closefd=False)
-
-
-def lay_out(engine: Engine, id: str, place: str) -> None:
-    """Write an image as an OCI layout below the directory ``place``."""
-    from minidocker.compression import compress_layer
-    from minidocker.manifests import Descriptor, Index, Manifest, Media, described
-
-    blobs, layers = f"{place}/blobs/sha256", list[Descriptor]()
-    os.makedirs(blobs)
-    for chain in chain_ids(engine.images.get(id).diff_ids):
-        with open(f"{blobs}/new", "wb") as file:
-            layers.append(compress_layer(engine.layers, chain, file.write))
-        os.rename(f"{blobs}/new", f"{blobs}/{hex_of(layers[-1].digest)}")
-    config = described(engine.images.raw(id), Media.OCI_CONFIG.value)
-    manifest = Manifest(config, tuple(layers)).to_json()
-    told = described(manifest, Media.OCI_MANIFEST.value)
-    names = [parse_reference(name).tag or "" for name in engine.images.tags_of(id)]
-    lines = [told.replace(annotations={REF_NAME: name}) for name in names if name]
-    for path, data in {
-        f"blobs/sha256/{hex_of(id)}": engine.images.raw(id),
-        f"blobs/sha256/{hex_of(told.digest)}": manifest,
-        "index.json": Index(tuple(lines or [told])).to_json(),
-        "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
-    }.items():
-        write_new(f"{place}/{path}", data)
-
-
-REF_NAME = "org.opencontainers.image.ref.name"
 
 
 def give_oci(engine: Engine, id: str, path: str) -> None:
     """Write the image as an OCI layout in a tar, to a file or to our output."""
-    from minidocker.archive import names_below, pack
+    from minidocker.compression import Codec
+    from minidocker.transfer import Format, Order, Packing, save, shelf_at
 
-    place = engine.batch.new_path()
-    try:
-        lay_out(engine, id, place)
-        for name in names_below(place):  # the same image, the same tar
-            os.utime(os.path.join(os.fsencode(place), name), (0, 0))
-        with output_file(path) as file:
-            pack(place, file.write)
-    finally:
-        remove_path(place)
+    order = Order(id, tuple(map(parse_reference, engine.images.tags_of(id))))
+    if path == "-":
+        refuse_terminal()
+    place = "" if path == "-" else path
+    with shelf_at(place, Format.OCI_ARCHIVE, engine.batch.tmp) as shelf:
+        packing = Packing(Codec.GZIP)
+        save(
+            engine.images, engine.layers, [order], shelf, docker=False, packing=packing
+        )
 
 
 OUTPUTS: dict[str, Callable[[Engine, str, str], None]] = {

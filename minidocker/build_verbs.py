@@ -16,7 +16,6 @@ from minidocker.build_results import (
     fields_of,
     output_of,
     pairs_of,
-    progress_of,
     verify,
 )
 from minidocker.container_verbs import Needs, open_engine, print_lines
@@ -40,6 +39,7 @@ from minidocker.errors import (
 )
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
 from minidocker.oci import parse_reference
+from minidocker.progress import progress_of
 from minidocker.records import Record
 from minidocker.stage import BuildOptions, Secret
 

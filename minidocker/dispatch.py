@@ -15,12 +15,12 @@ from minidocker.context import SourceTree, read_patterns
 from minidocker.dockerfile import Instruction, Word, duration, trigger_text
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
 from minidocker.expansion import expand_words
+from minidocker.linked import files_step
 from minidocker.manner import Manner, symbolic_mode
 from minidocker.moves import (
     Copying,
     Origin,
     clean_path,
-    copy_step,
     directory_step,
     metadata_step,
     writable_layer,
@@ -382,7 +382,7 @@ def copy(it: Instruction, stage: Stage, shop: Workshop) -> None:
         if origin := it.flag("from"):
             tree = stack.enter_context(tree_from(shop, origin))
         origins = origins_of(it, stage, shop, tree, stack)
-        copy_step(shop, stage, copying(it, stage, shop, origins))
+        files_step(shop, stage, copying(it, stage, shop, origins))
 
 
 def add(it: Instruction, stage: Stage, shop: Workshop) -> None:
@@ -391,7 +391,7 @@ def add(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """
     with ExitStack() as stack:
         origins = origins_of(it, stage, shop, shop.context, stack)
-        copy_step(shop, stage, copying(it, stage, shop, origins))
+        files_step(shop, stage, copying(it, stage, shop, origins))
 
 
 # %% For later

@@ -34,7 +34,7 @@ from minidocker.errors import (
     nearest,
 )
 from minidocker.expansion import expand
-from minidocker.moves import destination
+from minidocker.moves import destination, told_by
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.outside import name_for, refuse_context
 from minidocker.running import (
@@ -188,16 +188,6 @@ def foresee_from(it: Instruction, shop: Trial, number: int) -> Foreseen:
 
 
 # %% Files
-@contextmanager
-def told_by(who: str) -> Iterator[None]:
-    """Put who needed it before the error about a file."""
-    try:
-        yield
-    except BuildError as why:
-        why.what = f"{who}: {why.what}"
-        raise
-
-
 def check_source(tree: SourceTree, path: str, *, parents: bool = False) -> None:
     """Refuse a source that is not in a tree."""
     clean = clean_source(path)
@@ -231,11 +221,11 @@ def foresee_files(it: Instruction, stage: Foreseen, shop: Trial) -> None:
         if is_address(it, word):
             name_for(word, to)
         else:
-            with told_by(f"{it.word.value} failed"):
+            with told_by(it.word.value):
                 if not origin:
                     check_source(shop.context, word, parents=it.is_on("parents"))
                 clean_source(word)
-    with told_by(f"{it.word.value} failed"):
+    with told_by(it.word.value):
         destination(to, stage.config.working_dir, len(words))
 
 
@@ -245,7 +235,7 @@ def check_mount(mount: RunMount, shop: Trial) -> None:
     if mount.origin:
         check_origin(mount.origin, shop)
     elif mount.kind is MountKind.BIND:
-        with told_by(f'--mount: "{mount.source}"'):
+        with told_by(f'--mount of "{mount.source}"'):
             check_source(shop.context, mount.source or ".")
     if mount.kind is MountKind.SECRET and mount.id not in shop.options.secrets:
         refuse_secret(mount)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
 from minidocker.durable import Batch, replace_file
@@ -201,6 +201,15 @@ class ImageStore:
         """Return the ids of all images, sorted."""
         names = self.batch.names(self.content)
         return [id for name in names if is_digest(id := f"sha256:{name}")]
+
+    def newest(self) -> list[str]:
+        """Return the ids of all images, the one that was written last first."""
+        times: dict[str, int] = {}
+        for id in self.ids():
+            with suppress(FileNotFoundError):
+                path = self.batch.place(f"{self.content}/{hex_of(id)}")
+                times[id] = os.lstat(path).st_mtime_ns
+        return sorted(times, key=lambda id: (-times[id], id))
 
     def delete(self, id: str) -> None:
         """Remove an image's JSON and metadata; its layers wait for a sweep."""

@@ -70,17 +70,25 @@ def is_cached(
     """
     if shop.options.no_cache:
         return False
-    if not stage.missed:
-        older = configs_of(shop.images, built_from(shop.images, stage.image))
-        found = [id for id in older if same_step(wanted, older[id][1])]
-        if found:
-            move_on(stage, max(found, key=lambda id: moment(older[id][0])))
-        if found or restored(shop, stage, wanted):
-            shop.progress(" ---> Using cache")
-            return True
+    if is_found(shop, stage, wanted):
+        return True
     if miss := why_missed(shop, stage, wanted, parts):
         shop.progress(f" ---> Not cached: {miss}")
     stage.missed = True
+    return False
+
+
+def is_found(shop: Workshop, stage: Stage, wanted: ContainerConfig) -> bool:
+    """Do what ``is_cached`` does when there is such an image; say nothing if not."""
+    if shop.options.no_cache or stage.missed:
+        return False
+    older = configs_of(shop.images, built_from(shop.images, stage.image))
+    found = [id for id in older if same_step(wanted, older[id][1])]
+    if found:
+        move_on(stage, max(found, key=lambda id: moment(older[id][0])))
+    if found or restored(shop, stage, wanted):
+        shop.progress(" ---> Using cache")
+        return True
     return False
 
 
@@ -107,7 +115,7 @@ def move_on(stage: Stage, image: str) -> None:
 
 
 # %% Looking for the step
-MOST_COMPARED = 1000  # images that are read to find an older build on another base
+LONGEST_SEARCH = 0.2  # seconds to find an older build on another base
 
 
 def why_missed(
@@ -141,17 +149,16 @@ def other_parent(
 def other_base(
     images: ImageStore, stage: Stage, wanted: ContainerConfig
 ) -> Miss | None:
-    """Find the newest image that this step made of another base."""
-    ids = [id for id in images.ids() if images.parent(id)]
-    if len(ids) > MOST_COMPARED:
-        return None
-    older = configs_of(images, ids)
-    same = {id: older[id][0] for id in older if same_step(wanted, older[id][1])}
-    if not same:
-        return None
-    stage.old = max(same, key=lambda id: moment(same[id]))
-    was = images.parent(stage.old) or ""
-    return Miss("parent", short_id(was), short_id(stage.image))
+    """Find the newest image that this step made of another base, in bounded time."""
+    end = time.monotonic() + LONGEST_SEARCH
+    for id in images.newest():
+        if time.monotonic() > end:
+            return None
+        was, older = images.parent(id), configs_of(images, [id])
+        if was and id in older and same_step(wanted, older[id][1]):
+            stage.old = id
+            return Miss("parent", short_id(was), short_id(stage.image))
+    return None
 
 
 # %% Looking for the step
@@ -366,9 +373,20 @@ def destination(path: str, working_dir: str, sources: int) -> str:
     return to
 
 
+@contextmanager
+def told_by(word: str) -> Iterator[None]:
+    """Put the instruction that failed before an error about a file."""
+    try:
+        yield
+    except BuildError as why:
+        raise BuildError(f"{word} failed: {why.what}", hint=why.hint) from why
+    except OSError as why:
+        raise BuildError(f"{word} failed: {why}") from why
+
+
 def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
     """Copy files into the image so far, and commit."""
-    try:
+    with told_by(what.word):
         found = gathered(what)
         if is_large(found) and is_new(shop, stage):
             copy_while_digesting(shop, stage, what, found)
@@ -381,10 +399,6 @@ def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
             known = fill(shop, stage, name, what, found)
             layer = shop.layers.commit_rw(name, known=known)
             commit(shop, stage, wanted, layer=layer, parts=parts)
-    except BuildError as why:
-        raise BuildError(f"{what.word} failed: {why.what}", hint=why.hint) from why
-    except OSError as why:
-        raise BuildError(f"{what.word} failed: {why}") from why
 
 
 def gathered(what: Copying) -> list[Found]:

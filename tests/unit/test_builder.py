@@ -223,6 +223,28 @@ def test_the_newest_of_equal_children_is_taken(bench: Workbench):
     assert bench.build(text) == newest
 
 
+def test_the_reason_is_searched_among_many_images_while_there_is_time(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+):
+    text = "FROM base\nUSER 7"
+    old = bench.build(text)
+    strange = bench.images.get(old)
+    for number in range(1200):
+        one = strange.replace(author=str(number), container_config=ContainerConfig())
+        bench.images.add(one, bench.images.resolve("base"))
+    before = bench.images.resolve("base")
+    config = bench.config(before)
+    after = bench.keep("base", NO_LAYER, config.replace(stop_signal="9"))
+    monkeypatch.setattr("minidocker.moves.LONGEST_SEARCH", 60.0)
+    bench.build(text)
+    reason = f" ---> Not cached: parent was {before[7:19]}, now {after[7:19]}"
+    assert reason in bench.said
+    bench.keep("base", NO_LAYER, config.replace(stop_signal="15"))
+    monkeypatch.setattr("minidocker.moves.LONGEST_SEARCH", -1.0)
+    bench.build(text)
+    assert "Not cached" not in "\n".join(bench.said)
+
+
 def test_another_base_is_another_build(bench: Workbench):
     bench.keep("other", NO_LAYER, ContainerConfig(env=("A=b",)))
     bench.build("FROM base\nUSER 1")

@@ -59,8 +59,8 @@ def test_each_has_its_excerpt_and_its_hint(bench: Workbench):
         "   4 | COPY --from=biuld /a /b\n"
         "     |             ^~~~~\n"
         'hint: did you mean "build"?\n'
-        'Dockerfile:5: --mount: "dri": file not found in build context or excluded '
-        "by .dockerignore: stat dri: file does not exist\n"
+        'Dockerfile:5: --mount of "dri" failed: file not found in build context or '
+        "excluded by .dockerignore: stat dri: file does not exist\n"
         "   5 | RUN --mount=source=dri,target=/x true\n"
         "     |                    ^~~\n"
         'hint: did you mean "dir"?'
