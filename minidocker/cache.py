@@ -11,6 +11,7 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from minidocker.archive import sha256_for
 from minidocker.context import SMALL, Item, Source, SourceTree
@@ -76,12 +77,19 @@ KINDS = {"0": "file", "2": "link", "5": "directory"}
 def facts_of(tree: SourceTree, item: Item) -> str:
     """Return ``kind mode uid:gid`` of a file. Raises BuildError for another kind."""
     info = item.info
-    flag = TYPE_FLAGS.get(stat.S_IFMT(info.st_mode))
-    if flag is None:
+    owner = (info.st_uid, info.st_gid) if tree.owned else (0, 0)
+    try:
+        return facts_text(info.st_mode, *owner)
+    except KeyError as why:
         what = "neither a file, a directory nor a link"
-        raise BuildError(f'cannot copy "{item.path}": {what}')
-    owner = f"{info.st_uid}:{info.st_gid}" if tree.owned else "0:0"
-    return f"{KINDS[flag]} {info.st_mode & 0o7777:o} {owner}"
+        raise BuildError(f'cannot copy "{item.path}": {what}') from why
+
+
+@lru_cache
+def facts_text(mode: int, uid: int, gid: int) -> str:
+    """Return ``kind mode uid:gid``; of ten thousand files most have the same."""
+    kind = KINDS[TYPE_FLAGS[stat.S_IFMT(mode)]]
+    return f"{kind} {mode & 0o7777:o} {uid}:{gid}"
 
 
 def tarsum_header(tree: SourceTree, item: Item, link: str) -> bytes:
@@ -224,7 +232,7 @@ def digest_of_list(kind: str, digests: Iterable[str]) -> str:
 def directories_of(items: Iterable[Item], top: str) -> set[str]:
     """Return the directories that hold the items, from ``top`` downwards."""
     found: set[str] = set()
-    for above in {posixpath.dirname(item.path) for item in items}:
+    for above in {item.path.rpartition("/")[0] for item in items}:
         one = above
         while one and len(one) >= len(top) and one not in found:
             found.add(one)

@@ -272,6 +272,7 @@ class SourceTree:
         """
         skip = 0 if path == "." else len(path) + 1
         keeps = any(pattern.keeps for pattern in (*self.patterns, *exclude))
+        plain = not self.patterns and not exclude
         todo = [(path, self.inside(path))]
         while todo:
             above, items = todo[-1]
@@ -280,9 +281,7 @@ class SourceTree:
                 continue
             name, info = items.pop()
             here = name if above == "." else f"{above}/{name}"
-            out = self.ignores(here) or bool(
-                exclude and is_ignored(here[skip:], exclude)
-            )
+            out = not plain and (self.ignores(here) or is_ignored(here[skip:], exclude))
             if not out:
                 yield Item(here, info)
             if stat.S_ISDIR(info.st_mode) and (keeps or not out):

@@ -49,7 +49,10 @@ class RecordType(type):
         space["__slots__"] = [n for n in own if n not in fields]
         space["__match_args__"] = fields + tuple(space["__slots__"])
         space["_defaults"] = defaults
-        return super().__new__(cls, name, bases, space)
+        made = super().__new__(cls, name, bases, space)
+        found = (getattr(made, n).__set__ for n in space["__match_args__"])
+        made._puts = tuple(found)  # type: ignore[attr-defined]
+        return made
 
 
 # %% The record
@@ -66,12 +69,13 @@ class Record(metaclass=RecordType):
 
     __match_args__: ClassVar[tuple[str, ...]]
     _defaults: ClassVar[dict[str, Any]]
+    _puts: ClassVar[tuple[Any, ...]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fields = self.__match_args__
         if len(args) == len(fields) and not kwargs:
-            for name, value in zip(fields, args, strict=True):
-                SET(self, name, value)
+            for put, value in zip(self._puts, args):  # noqa: B905
+                put(self, value)
             return
         if len(args) > len(fields):
             raise TypeError(f"{type(self).__name__} takes {len(fields)} fields")
@@ -113,7 +117,10 @@ class Record(metaclass=RecordType):
         >>> Point(1).replace(x=3)
         Point(x=3)
         """
-        return type(self)(**dict(self._items()) | changes)
+        values = dict(self._items()) | changes
+        if len(values) == len(self.__match_args__):
+            return type(self)(*values.values())
+        return type(self)(**values)  # which says what is wrong
 
 
 # %% JSON without the module
