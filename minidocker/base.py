@@ -66,68 +66,14 @@ def set_times(tree: str) -> None:
 
 # %% Programs
 CHOSEN = [
-    "basename",
-    "cat",
-    "chmod",
-    "chown",
-    "cp",
-    "cut",
-    "date",
-    "dd",
-    "df",
-    "dirname",
-    "du",
-    "echo",
-    "env",
-    "expr",
-    "false",
-    "find",
-    "grep",
-    "head",
-    "hostname",
-    "id",
-    "ip",
-    "kill",
-    "ln",
-    "ls",
-    "md5sum",
-    "mkdir",
-    "mktemp",
-    "mount",
-    "mv",
-    "nproc",
-    "od",
-    "printf",
-    "ps",
-    "pwd",
-    "readlink",
-    "realpath",
-    "rm",
-    "rmdir",
-    "sed",
-    "seq",
-    "sh",
-    "sha256sum",
-    "sleep",
-    "sort",
-    "stat",
-    "tail",
-    "tar",
-    "tee",
-    "test",
-    "touch",
-    "tr",
-    "true",
-    "tty",
-    "umount",
-    "uname",
-    "uniq",
-    "wc",
-    "which",
-    "whoami",
-    "xargs",
+    "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dirname",
+    "du", "echo", "env", "expr", "false", "find", "grep", "head", "hostname", "id",
+    "ip", "kill", "ln", "ls", "md5sum", "mkdir", "mktemp", "mount", "mv", "nproc",
+    "od", "printf", "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "seq",
+    "sh", "sha256sum", "sleep", "sort", "stat", "tail", "tar", "tee", "test", "touch",
+    "tr", "true", "tty", "umount", "uname", "uniq", "wc", "which", "whoami", "xargs",
     "yes",
-]
+]  # fmt: skip
 SEARCHED = ("/bin", "/usr/bin", "/sbin", "/usr/sbin")
 
 
@@ -138,6 +84,7 @@ def find_program(name: str) -> str | None:
     return os.path.realpath(found) if found else None
 
 
+# %% Programs
 def static_busybox() -> str | None:
     """Return the path of a busybox that needs no library, or None."""
     found = find_program("busybox")
@@ -163,6 +110,7 @@ def copy_program(source: str, target: str) -> None:
     os.chmod(target, 0o755)  # noqa: S103
 
 
+# %% Programs
 def add_closure(tree: str, programs: Iterable[str]) -> None:
     """Copy programs and all that they need into a tree, at the paths they have."""
     for path in closure(programs):
@@ -228,6 +176,7 @@ def copy_tree_of_files(source: str, target: str, names: Iterable[str]) -> None:
         os.chmod(f"{target}/{name}", 0o644)
 
 
+# %% A Python
 def add_python(
     tree: str, *, prefix: str = "/usr", packages: Sequence[str] = ()
 ) -> None:

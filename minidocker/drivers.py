@@ -77,7 +77,7 @@ def mount_root(view: RootView, target: str) -> None:
 
 
 # %% The contract
-class StorageDriver(ABC):
+class ProtoDriver(ABC):
     """Keep layers by id, each with at most one parent. Ids are names of directories.
 
     A layer is made empty by ``create``, written through ``view``, ``mounted`` or
@@ -142,6 +142,19 @@ class StorageDriver(ABC):
     def remove(self, layer: str) -> None:
         """Remove a layer, or what a crash left of it; nothing if there is none."""
 
+    def held(self) -> AbstractContextManager[None]:
+        """Keep what the driver needs meanwhile for a ``with`` block: mostly nothing."""
+        return nullcontext()
+
+    def report(self) -> dict[str, str | int]:
+        """Return what `info` tells of the driver, in Docker's words; sizes are ints."""
+        return {}
+
+
+# %% The contract
+class StorageDriver(ProtoDriver):
+    """What works over any driver: to show, pack, apply, weigh and sync a layer."""
+
     def mounted(self, layer: str, *, writable: bool) -> AbstractContextManager[str]:
         """Show the whole tree of ``layer`` in a directory while the ``with`` lasts."""
         return shown(
@@ -151,16 +164,6 @@ class StorageDriver(ABC):
     def target(self, layer: str) -> str:
         """Return the directory that a union of ``layer`` is mounted on."""
         return f"{self.home}/{layer}/merged"
-
-    def held(self) -> AbstractContextManager[None]:
-        """Keep what the driver needs meanwhile for a ``with`` block: mostly nothing."""
-        return nullcontext()
-
-    def report(self) -> dict[str, str | int]:
-        """Return what `info` tells of the driver, in Docker's words; sizes are ints."""
-        return {}
-
-    # the remainder is the same for every driver
 
     def pack(
         self, layer: str, put: Put, contents: dict[bytes, bytes] | None = None
@@ -222,6 +225,7 @@ class StorageDriver(ABC):
                 os.close(fd)
 
 
+# %% The contract
 @contextmanager
 def shown(view: RootView, target: str) -> Iterator[str]:
     """Yield a directory that shows a view; mount and unmount if it takes a mount."""
@@ -267,6 +271,7 @@ def plain_root(path: str) -> None:
     os.utime(path, (0, 0))
 
 
+# %% Overlay2: only what differs
 class Overlay2(StorageDriver):
     """Keep a layer's own files in ``diff``; the kernel shows the union.
 

@@ -45,6 +45,7 @@ def read_elf(path: str) -> Elf | None:
             return None
 
 
+# %% The nouns
 TEXT_OF = {"DT_NEEDED": "needed", "DT_RUNPATH": "runpath", "DT_RPATH": "rpath"}
 
 
@@ -288,6 +289,7 @@ def init_program(machine: str) -> bytes:
     return elf_file(machine, machine_code(listing, words=arm))
 
 
+# %% The other way: a program written by hand
 def init_file() -> int:
     """Return a descriptor of this machine's init: in memory, and sealed for ever.
 

@@ -82,6 +82,7 @@ class DockerfileError(MinidockerError):
         self.word = word
 
 
+# %% What can be wrong
 class BuildError(MinidockerError):
     """A build step failed; ``status`` is that of the step's command, or 1."""
 
@@ -97,6 +98,7 @@ class BuildError(MinidockerError):
         self.status = status
 
 
+# %% What can be wrong
 class NotFoundError(MinidockerError):
     """No such image, container, layer or file."""
 

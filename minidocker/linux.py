@@ -51,6 +51,7 @@ def shown(value: object) -> str:
     return str(value)
 
 
+# %% A failure reads like strace
 def check(call: str, result: int, *args: object) -> int:
     """Return ``result``; raise SysError from ctypes' errno where it is negative."""
     if result < 0:
@@ -89,6 +90,7 @@ class Constants(IntEnum):
         return self.prefix + self.name
 
 
+# %% Flags that print by name
 class CloneFlags(Flags, prefix="CLONE_"):
     """What a new process shares, and which namespaces are new (clone(2))."""
 
@@ -328,6 +330,7 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
     syscall("pidfd_send_signal", pidfd, int(signal), None, 0)
 
 
+# %% A process in new namespaces
 def prctl(operation: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     """Change or ask an attribute of this process, or of this thread.
 
@@ -410,6 +413,7 @@ def openat2(
     raise again
 
 
+# %% Opening a file inside a tree that is not to be trusted
 def how_text(flags: int, mode: int, resolve: Resolve) -> Raw:
     """Return a struct open_how as strace prints it."""
     reading = "" if flags & (os.O_WRONLY | os.O_RDWR) else "O_RDONLY|"

@@ -87,6 +87,7 @@ def unescaped(text: str) -> str:
     return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
+# %% The nouns
 def mountinfo(text: str | None = None) -> list[Mount]:
     """Return the mounts of this process, in mount order, or those of ``text``."""
     if text is None:

@@ -78,6 +78,7 @@ class Stream:
             length -= len(self.some(length))
 
 
+# %% The nouns: a source of bytes
 PATIENCE = 1.0  # seconds
 
 
@@ -225,6 +226,7 @@ def plain_name(block: bytes) -> bytes:
     return name
 
 
+# %% From a header to an entry
 def fault(entry: Entry) -> str | None:
     """Return why no file can be as an entry says, or None."""
     if not (0 <= entry.uid < ID_LIMIT and 0 <= entry.gid < ID_LIMIT):
@@ -247,6 +249,7 @@ def permissions(fields: bytes) -> tuple[int, int, int]:
     return number(mode) & 0o7777, number(uid), number(gid)
 
 
+# %% From a header to an entry
 def decode(block: bytes, pax: Pax) -> Entry:
     """Return the entry of a header and the pax records before it."""
     name = pax.get(b"path") or plain_name(block)
@@ -302,6 +305,7 @@ class Tape:
         """Hear that this entry is done; it is now ``path`` below the root."""
 
 
+# %% The reader
 class TarReader:
     """Iterate over the entries of a tar; between two, ``pieces`` is the contents.
 

@@ -160,6 +160,7 @@ def parse_json(text: str) -> Any:
     return value
 
 
+# %% JSON without the module
 def json_text(value: Any) -> str:
     """Return a value as JSON without blanks; only what JSON needs is escaped.
 

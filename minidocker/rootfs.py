@@ -37,6 +37,7 @@ def boot_line(text: str | None = None) -> Boot:
     return Boot(device[-1] if device else None, modes[-1] if modes else "ro")
 
 
+# %% On this machine
 def root_mount(mounts: Sequence[Mount] | None = None) -> Mount:
     """Return the mount that ``/`` is, in this process or in ``mounts``.
 

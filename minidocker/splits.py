@@ -171,6 +171,7 @@ class SplitWriter(Tape):
         self._file.close()
 
 
+# %% Recording
 def names(name: bytes, path: bytes) -> bool:
     """Whether a member's name is that of the file at ``path``."""
     return name.removeprefix(b"./") == path or b"/".join(names_in(name)) == path

@@ -59,6 +59,7 @@ def xattrs_of(path: str | int) -> Xattrs:
     )
 
 
+# %% Extended attributes
 def set_xattrs(fd: int, wanted: Xattrs, *, exact: bool) -> None:
     """Set extended attributes; ``exact`` removes the others that travel with layers.
 
@@ -103,6 +104,7 @@ def names_at(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
 
+# %% Removing
 def remove_tree(base: bytes, dir_fd: int) -> None:
     """Remove ``base``, whatever it is, or do nothing.
 

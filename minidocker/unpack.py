@@ -49,6 +49,7 @@ WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 
 
+# %% The nouns: a place, a marker
 def names_in(name: bytes) -> list[bytes]:
     """Return the components of an entry's name; an absolute one starts at the root.
 
@@ -266,6 +267,7 @@ def finish_node(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
     os.utime(base, ns=when, dir_fd=parent.fd, follow_symlinks=False)
 
 
+# %% One adder for each kind
 def add_symlink(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
     """Make a symbolic link; where it points is nobody's business yet."""
     if not entry.linkname:
@@ -278,6 +280,7 @@ def add_symlink(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
     finish_node(to, parent, base, entry)
 
 
+# %% One adder for each kind
 def add_hard_link(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
     """Give a file of this layer or of one below it one more name."""
     parts = to.at + names_in(entry.linkname)
@@ -305,6 +308,7 @@ def link(source: Place, old: bytes, parent: Place, new: bytes) -> None:
     os.link(old, new, **fds, follow_symlinks=False)
 
 
+# %% One adder for each kind
 FORMAT = {
     Kind.CHAR: stat.S_IFCHR,
     Kind.BLOCK: stat.S_IFBLK,
@@ -437,6 +441,7 @@ def unpacking(
         to.places.close()
 
 
+# %% The whole archive
 def apply_layer(
     read: Read,
     root: str,
@@ -475,6 +480,7 @@ def apply_entry(to: Unpacker, entry: Entry) -> bytes:
     return b""
 
 
+# %% The whole archive
 def extract(
     read: Read,
     root: str,
