@@ -96,6 +96,13 @@ def registry_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def runtime_verbs() -> tuple[Command, ...]:
+    """Return `runtime`."""
+    from minidocker.runtime_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def own_verbs() -> tuple[Command, ...]:
     """Return the commands of this chapter."""
     return COMMANDS
@@ -117,6 +124,7 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     integrity: ("system check",),
     ship_verbs: ("save", "load"),
     registry_verbs: ("pull", "push", "login", "logout"),
+    runtime_verbs: ("runtime",),
     own_verbs: ("completion", "version"),
 }  # fmt: skip
 HOMES = {name: table for table, names in CHAPTERS.items() for name in names}

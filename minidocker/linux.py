@@ -96,6 +96,7 @@ class CloneFlags(Flags, prefix="CLONE_"):
 
     NEWTIME = 0x80
     PIDFD = 0x1000
+    PARENT = 0x8000
     NEWNS = 0x20000
     NEWCGROUP = 0x2000000
     NEWUTS = 0x4000000
@@ -197,8 +198,22 @@ class Prctl(Constants, prefix="PR_"):
 
 # %% The door: syscall(2)
 OLD_NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capget": 125, "capset": 126, "statx": 332},
-    "aarch64": {"pivot_root": 41, "capget": 90, "capset": 91, "statx": 291},
+    "x86_64": {
+        "pivot_root": 155,
+        "capget": 125,
+        "capset": 126,
+        "statx": 332,
+        "bpf": 321,
+    },
+    "aarch64": {
+        "pivot_root": 41,
+        "capget": 90,
+        "capset": 91,
+        "statx": 291,
+        "bpf": 280,
+        "ioprio_set": 30,
+        "keyctl": 219,
+    },
 }
 NUMBERS = {
     "pidfd_send_signal": 424,
@@ -277,6 +292,15 @@ def sethostname(name: str) -> None:
     check("sethostname", LIBC.sethostname(raw, len(raw)), name, len(raw))
 
 
+def setdomainname(name: str) -> None:
+    """Set the NIS domain name of this UTS namespace. Raises as ``sethostname``.
+
+    Source: setdomainname(2).
+    """
+    raw = os.fsencode(name)
+    check("setdomainname", LIBC.setdomainname(raw, len(raw)), name, len(raw))
+
+
 # %% A process in new namespaces
 # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
 # stack_size, tls, set_tid, set_tid_size, cgroup; each is a 64-bit word.
@@ -286,7 +310,8 @@ CLONE_WORDS = 11
 def clone3(flags: CloneFlags, *, cgroup: int = -1) -> tuple[int, int]:
     """Fork into new namespaces; return (pid, pidfd), or (0, -1) in the child.
 
-    ``cgroup`` is a descriptor of a cgroup v2 directory that the child starts in. The
+    ``cgroup`` is a descriptor of a cgroup v2 directory that the child starts in. With
+    PARENT the child is our parent's, who gets the signal that we would give. The
     caller waits for the child and closes the pidfd. Use only without threads.
     Raises EPERM, ENOSYS (also where a seccomp profile hides it), ENOSPC as unshare.
     Source: clone(2), "clone3()".
@@ -299,7 +324,8 @@ def clone3(flags: CloneFlags, *, cgroup: int = -1) -> tuple[int, int]:
         flags |= CloneFlags.INTO_CGROUP
     args = (ctypes.c_uint64 * CLONE_WORDS)()
     args[0], args[1] = int(flags), ctypes.addressof(pidfd)
-    args[4], args[10] = int(signal.SIGCHLD), max(cgroup, 0)
+    signal_number = 0 if flags & CloneFlags.PARENT else signal.SIGCHLD
+    args[4], args[10] = int(signal_number), max(cgroup, 0)
     locked = ctypes.PyDLL(None, use_errno=True).syscall
     locked.restype = ctypes.c_long
     size = ctypes.c_long(ctypes.sizeof(args))
@@ -340,6 +366,30 @@ def prctl(operation: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> i
     words = [ctypes.c_ulong(value) for value in (a, b, c, d)]
     result = LIBC.prctl(int(operation), *words)
     return check("prctl", result, operation, a, b, c, d)
+
+
+def ioprio_set(which: int, who: int, priority: int) -> None:
+    """Set the priority of input and output. Raises EPERM, EINVAL.
+
+    Source: ioprio_set(2).
+    """
+    syscall("ioprio_set", which, who, priority)
+
+
+def new_session_keyring(name: str) -> None:
+    """Leave the caller's session keyring for one of this name.
+
+    Raises ENOSYS where the kernel has no keys, EDQUOT. Source: keyctl(2).
+    """
+    syscall("keyctl", 1, name)  # KEYCTL_JOIN_SESSION_KEYRING
+
+
+def personality(kind: int) -> None:
+    """Choose which kind of kernel this process is to see: 0 Linux, 8 a 32-bit one.
+
+    Source: personality(2).
+    """
+    check("personality", LIBC.personality(ctypes.c_ulong(kind)), kind)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:

@@ -23,17 +23,26 @@ class MountFlags(Flags, prefix="MS_"):
     NOSUID = 2
     NODEV = 4
     NOEXEC = 8
+    SYNCHRONOUS = 16
     REMOUNT = 32
+    MANDLOCK = 64
+    DIRSYNC = 128
     NOSYMFOLLOW = 256
     NOATIME = 1024
+    NODIRATIME = 2048
     BIND = 4096
     MOVE = 8192
     REC = 0x4000
+    SILENT = 0x8000
+    POSIXACL = 0x10000
+    UNBINDABLE = 0x20000
     PRIVATE = 0x40000
     SLAVE = 0x80000
     SHARED = 0x100000
     RELATIME = 0x200000
+    I_VERSION = 0x800000
     STRICTATIME = 0x1000000
+    LAZYTIME = 0x2000000
 
 
 class UmountFlags(Flags, prefix="MNT_"):
@@ -57,6 +66,8 @@ class MountAttr(Flags, prefix="MOUNT_ATTR_"):
     NODEV = 4
     NOEXEC = 8
     NOATIME = 0x10
+    STRICTATIME = 0x20
+    NODIRATIME = 0x80
     IDMAP = 0x100000
     NOSYMFOLLOW = 0x200000
 
@@ -329,18 +340,20 @@ def mount_setattr(
     *,
     clear: MountAttr = MountAttr(0),  # noqa: B008
     propagation: MountFlags = MountFlags(0),  # noqa: B008
+    userns: int = 0,
     flags: Tree = Tree(0),  # noqa: B008
 ) -> None:
     """Change attributes or the propagation of a mount; with AT_RECURSIVE, below too.
 
-    All of it or none. Raises EINVAL where ``path`` is no mount, EPERM.
-    Source: mount_setattr(2).
+    With IDMAP the owners of files are shown by the maps of the user namespace
+    ``userns``, a descriptor. All of it or none. Raises EINVAL where ``path`` is no
+    mount, EPERM. Source: mount_setattr(2).
     """
-    words = (ctypes.c_uint64 * 4)(set_, clear, propagation, 0)
+    words = (ctypes.c_uint64 * 4)(set_, clear, propagation, userns)
     size = ctypes.sizeof(words)
     attributes = f"attr_set={set_.strace()}, attr_clr={clear.strace()}"
-    how = Raw(f"{{{attributes}, propagation={propagation.strace()}, userns_fd=0}}")
-    show = (directory, path, flags, how, size)
+    how = f"{attributes}, propagation={propagation.strace()}, userns_fd={userns}"
+    show = (directory, path, flags, Raw(f"{{{how}}}"), size)
     syscall(
         "mount_setattr", directory, path, flags, ctypes.byref(words), size, show=show
     )

@@ -239,7 +239,7 @@ class MountStep(Record):
 class Filesystem(MountStep):
     """Mount a new file system at a directory; a link in its way is refused.
 
-    With ``links`` one is followed, inside the root.
+    With ``links`` one is followed, inside the root. ``source`` is its label.
     """
 
     target: str
@@ -247,6 +247,7 @@ class Filesystem(MountStep):
     flags: MountFlags
     data: str = ""
     links: bool = False
+    source: str = ""
 
     def apply(self, root: int) -> None:
         """Mount it; the directory is made when it is missing."""
@@ -258,7 +259,8 @@ class Filesystem(MountStep):
                 where=self.target,
             ) from why
         try:
-            mount(self.fstype, magic(place), self.fstype, self.flags, self.data)
+            source = self.source or self.fstype
+            mount(source, magic(place), self.fstype, self.flags, self.data)
         finally:
             os.close(place)
 

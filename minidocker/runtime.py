@@ -224,6 +224,13 @@ def send_error(channel: socket, why: BaseException) -> None:
     channel.send(b"E" + os.fsencode("\0".join(parts))[:60000])
 
 
+def received_error(message: bytes) -> RuntimeFault:
+    """Return the error that a child sent, as the class that has its status."""
+    status, what, where, hint = os.fsdecode(message[1:]).split("\0")
+    fault = FAULTS.get(int(status), RuntimeFault)
+    return fault(what, where=where or None, hint=hint or None)
+
+
 def listen(channel: socket) -> int:
     """Wait until the program runs; return its terminal's master, or -1.
 
@@ -238,9 +245,7 @@ def listen(channel: socket) -> int:
             if not text:
                 return terminal
             if text[:1] == b"E":
-                status, what, where, hint = os.fsdecode(text[1:]).split("\0")
-                fault = FAULTS.get(int(status), RuntimeFault)
-                raise fault(what, where=where or None, hint=hint or None)
+                raise received_error(text)
     finally:
         channel.close()
     return terminal

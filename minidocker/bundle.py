@@ -1,0 +1,432 @@
+# From book/460-bundle.md. Edit there and tangle, or here and tangle --back.
+
+# %% The bundle: a container written down
+"""Read an OCI bundle: its config.json as the plan of a container, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from minidocker.cgroups import Group
+from minidocker.documents import Part
+from minidocker.drivers import Mountable
+from minidocker.errors import RuntimeFault
+from minidocker.identity import Identity, Rights
+from minidocker.idmaps import IdRange
+from minidocker.lifecycle import ULIMITS
+from minidocker.linux import Capability
+from minidocker.mounts import MountFlags, mount
+from minidocker.namespaces import Mask, MountStep, ReadOnly, Sysctl
+from minidocker.oci_groups import clean_path
+from minidocker.oci_mounts import (
+    PROPAGATION,
+    Attach,
+    DevLink,
+    GroupView,
+    NewFilesystem,
+    Node,
+    read_words,
+)
+from minidocker.program import ProcessSpec
+from minidocker.records import Record, json_text, parse_json
+from minidocker.security import UNCONFINED, Security, mask_of
+
+
+# %% The nouns
+class Hook(Record):
+    """A program that is run at some moment; ``timeout`` in seconds, 0 for none."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int = 0
+
+
+class Bundle(Record):
+    """A container as its config.json says.
+
+    ``spec`` has the process and every mount. ``kinds`` are the namespaces to make,
+    ``paths`` those to enter, ``maps`` the ids of a new user namespace: uids, gids.
+    ``config`` is the document itself.
+    """
+
+    path: str
+    spec: ProcessSpec
+    identity: Identity
+    config: Part
+    kinds: tuple[str, ...] = ()
+    paths: tuple[tuple[str, str], ...] = ()
+    maps: tuple[tuple[IdRange, ...], tuple[IdRange, ...]] = ((), ())
+    offsets: tuple[tuple[str, int, int], ...] = ()
+    propagation: MountFlags = MountFlags.SLAVE | MountFlags.REC
+    domainname: str = ""
+    cgroups_path: str = ""
+    personality: int = -1
+
+    @property
+    def rootfs(self) -> str:
+        """The directory of the root file system, absolute."""
+        return self.spec.rootfs
+
+    @property
+    def resources(self) -> Part:
+        """The limits."""
+        return self.config.get("linux").get("resources")
+
+
+def hooks_of(config: Part, moment: str) -> tuple[Hook, ...]:
+    """Return a document's hooks of a moment: ``prestart``, ``poststop``, ..."""
+    return tuple(map(hook_of, config.get("hooks").get(moment).each()))
+
+
+def annotations_of(config: Part) -> dict[str, str]:
+    """Return a document's annotations."""
+    return dict(config.get("annotations").pairs())
+
+
+def hook_of(found: Part) -> Hook:
+    """Return a hook; its path must be absolute, and its time more than none."""
+    path, limit = found.get("path").text(), found.get("timeout")
+    if not path.startswith("/"):
+        raise found.get("path").wrong("is no absolute path")
+    if limit.value is not None and limit.number() <= 0:
+        raise limit.wrong("is not more than 0")
+    args, env = found.get("args").texts(), found.get("env").texts()
+    return Hook(path, args or (path,), env, limit.number())
+
+
+# %% The process
+def capability_set(found: Part) -> int:
+    """Return a list of capabilities as a mask; unknown names are left out.
+
+    The specification wants those to be no error: a newer bundle on an older kernel.
+    """
+    names = (name.upper().removeprefix("CAP_") for name in found.texts())
+    known = Capability.__members__
+    return mask_of(known[name] for name in names if name in known)
+
+
+def rights_of(found: Part) -> Rights:
+    """Return the five sets of ``process.capabilities``."""
+    return Rights(*(capability_set(found.get(name)) for name in Rights.__match_args__))
+
+
+def limits_of(found: Part) -> tuple[tuple[int, int, int], ...]:
+    """Return ``process.rlimits`` as (number, soft, hard)."""
+    limits: dict[int, tuple[int, int, int]] = {}
+    for one in found.each():
+        name = one.get("type").text().removeprefix("RLIMIT_").lower()
+        if name not in ULIMITS.split():
+            raise one.get("type").wrong(f'is no limit: "{one.get("type").text()}"')
+        index = ULIMITS.split().index(name)
+        if index in limits:
+            raise one.get("type").wrong("is there twice")
+        limits[index] = (index, one.get("soft").number(), one.get("hard").number())
+    return tuple(limits.values())
+
+
+# %% The process
+SCHEDULERS = ("OTHER", "FIFO", "RR", "BATCH", "ISO", "IDLE", "DEADLINE")
+IO_CLASSES = ("NONE", "RT", "BE", "IDLE")
+
+
+def word_number(found: Part, prefix: str, known: tuple[str, ...]) -> int:
+    """Return the number of a constant that is given by its name in C."""
+    name = found.text().removeprefix(prefix)
+    if name not in known or name in ("ISO", "DEADLINE"):
+        raise found.wrong(f'is not known here: "{found.text()}"')
+    return known.index(name)
+
+
+def identity_of(process: Part) -> Identity:
+    """Return what a process is to be beyond its ProcessSpec."""
+    user, scheduler, io = (process.get(n) for n in ("user", "scheduler", "ioPriority"))
+    size = process.get("consoleSize")
+    return Identity(
+        groups=tuple(one.number() for one in user.get("additionalGids").each()),
+        rights=rights_of(process.get("capabilities")),
+        umask=user.get("umask").number(-1),
+        profile=process.get("apparmorProfile").text(),
+        label=process.get("selinuxLabel").text(),
+        io=(
+            word_number(io.get("class"), "IOPRIO_CLASS_", IO_CLASSES),
+            io.get("priority").number(),
+        )
+        if io.value
+        else (),
+        scheduler=(
+            word_number(scheduler.get("policy"), "SCHED_", SCHEDULERS),
+            scheduler.get("priority").number(),
+            scheduler.get("nice").number(),
+        )
+        if scheduler.value
+        else (),
+        console=(size.get("height").number(), size.get("width").number())
+        if size.value
+        else (),
+    )
+
+
+def process_of(process: Part, seccomp: Part) -> ProcessSpec:
+    """Return ``process`` as a spec without a root; descriptors are 0, 1, 2.
+
+    Raises RuntimeFault for what no runtime can start.
+    """
+    argv, cwd = process.get("args").texts(), process.get("cwd")
+    user = process.get("user")
+    if not argv:
+        raise RuntimeFault("process.args must not be empty")
+    if not cwd.text().startswith("/"):
+        raise RuntimeFault("Cwd must be an absolute path")
+    rights = rights_of(process.get("capabilities"))
+    security = Security(
+        rights.bounding,
+        seccomp=UNCONFINED if seccomp.value is None else seccomp_text(seccomp),
+        no_new_privileges=process.get("noNewPrivileges").on(),
+    )
+    return ProcessSpec(
+        argv,
+        env=process.get("env").texts(),
+        cwd=cwd.text(),
+        user=f"{user.get('uid').number()}:{user.get('gid').number()}",
+        tty=process.get("terminal").on(),
+        security=security,
+        ulimits=limits_of(process.get("rlimits")),
+        oom_score_adj=process.get("oomScoreAdj").number(),
+    )
+
+
+def seccomp_text(found: Part) -> str:
+    """Return ``linux.seccomp`` as the JSON that chapter ``security`` reads."""
+    if found.get("listenerPath").value:
+        raise found.get("listenerPath").wrong("is not supported: no notifications")
+    return json_text(found.value)
+
+
+# %% The root and what is mounted
+class WholeTree(Mountable):
+    """A directory as a root, with all that is mounted below it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def mount(self, target: str) -> None:
+        """Bind the directory on ``target``, which may be the directory itself."""
+        mount(self.path, target, None, MountFlags.BIND | MountFlags.REC)
+
+    def description(self) -> dict[str, str]:
+        """Return where it is."""
+        return {"RootDir": self.path}
+
+
+def id_ranges(found: Part) -> tuple[IdRange, ...]:
+    """Return mappings of ids: inside, outside, how many."""
+    keys = ("containerID", "hostID", "size")
+    rows = (tuple(one.get(key).number() for key in keys) for one in found.each())
+    return tuple((a, b, c) for a, b, c in rows)
+
+
+def mount_of(found: Part, bundle: str, group: Group, own_group: bool) -> MountStep:
+    """Return the step for one of ``mounts``; a relative source is the bundle's."""
+    target = os.path.normpath("/" + found.get("destination").text().lstrip("/"))
+    if not found.get("destination").text():
+        raise found.get("destination").wrong("is missing")
+    words, fstype = read_words(found.get("options").texts()), found.get("type").text()
+    source = found.get("source").text()
+    if words.flags & MountFlags.BIND or fstype == "bind":
+        words = words.replace(flags=words.flags | MountFlags.BIND)
+        uids, gids = (id_ranges(found.get(f"{k}Mappings")) for k in ("uid", "gid"))
+        return Attach(os.path.join(bundle, source), target, words, uids, gids)
+    if fstype == "cgroup":
+        return GroupView(target, group, own_group, words)
+    if target == "/" or not fstype:
+        raise found.wrong("has no type, and is no bind")
+    return NewFilesystem(target, fstype, source, words)
+
+
+# %% The root and what is mounted
+USUAL_NODES = (
+    Node("/dev/null", "c", 1, 3), Node("/dev/zero", "c", 1, 5),
+    Node("/dev/full", "c", 1, 7), Node("/dev/random", "c", 1, 8),
+    Node("/dev/urandom", "c", 1, 9), Node("/dev/tty", "c", 5, 0),
+)  # fmt: skip
+USUAL_LINKS = (
+    DevLink("fd", "/proc/self/fd"), DevLink("stdin", "/proc/self/fd/0"),
+    DevLink("stdout", "/proc/self/fd/1"), DevLink("stderr", "/proc/self/fd/2"),
+    DevLink("core", "/proc/kcore"), DevLink("ptmx", "pts/ptmx", replace_it=True),
+)  # fmt: skip
+
+
+def node_of(found: Part) -> Node:
+    """Return one of ``linux.devices``."""
+    kind = found.get("type").text()
+    if kind not in ("c", "u", "b", "p"):
+        raise found.get("type").wrong(f'is no type of device: "{kind}"')
+    path = found.get("path").text()
+    if not path.startswith("/"):
+        raise found.get("path").wrong("is no absolute path")
+    major, minor, uid, gid = (
+        found.get(name).number() for name in ("major", "minor", "uid", "gid")
+    )
+    mode = found.get("fileMode").number(0o666)
+    return Node(path, kind, major, minor, mode, (uid, gid))
+
+
+def device_steps(linux: Part, mounts: Iterable[MountStep]) -> tuple[MountStep, ...]:
+    """Return the steps that fill /dev: none where it is somebody else's."""
+    if any(isinstance(one, Attach) and one.target == "/dev" for one in mounts):
+        return ()
+    nodes = {one.target: one for one in USUAL_NODES}
+    nodes |= {one.target: one for one in map(node_of, linux.get("devices").each())}
+    return (*nodes.values(), *USUAL_LINKS)
+
+
+def mount_steps(
+    config: Part, path: str, group: Group, own: bool
+) -> tuple[MountStep, ...]:
+    """Return every step of the container's root, in the order of the specification."""
+    linux = config.get("linux")
+    mounts = [mount_of(one, path, group, own) for one in config.get("mounts").each()]
+    return (
+        *mounts,
+        *device_steps(linux, mounts),
+        *(Sysctl(name, value) for name, value in linux.get("sysctl").pairs()),
+        *map(ReadOnly, linux.get("readonlyPaths").texts()),
+        *map(Mask, linux.get("maskedPaths").texts()),
+    )
+
+
+# %% The whole
+KINDS = {
+    "pid": "pid", "network": "net", "mount": "mnt", "ipc": "ipc", "uts": "uts",
+    "user": "user", "cgroup": "cgroup", "time": "time",
+}  # fmt: skip
+
+
+def namespaces_of(linux: Part) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the kinds to make, and (kind, path) of those to enter."""
+    kinds: list[str] = []
+    paths: list[tuple[str, str]] = []
+    for one in linux.get("namespaces").each():
+        kind = KINDS.get(one.get("type").text())
+        if kind is None:
+            raise one.get("type").wrong("is no kind of namespace")
+        if kind in kinds or kind in dict(paths):
+            raise one.wrong("is there twice")
+        if path := one.get("path").text():
+            paths.append((kind, path))
+        else:
+            kinds.append(kind)
+    return tuple(kinds), tuple(paths)
+
+
+def propagation_of(text: str) -> MountFlags:
+    """Return ``linux.rootfsPropagation``; slave for none, as for runc."""
+    name = text or "rslave"
+    if name not in PROPAGATION:
+        raise RuntimeFault(f'linux.rootfsPropagation is not known: "{text}"')
+    return PROPAGATION[name] | MountFlags.REC
+
+
+def offsets_of(linux: Part) -> tuple[tuple[str, int, int], ...]:
+    """Return ``linux.timeOffsets``: the clock, seconds, nanoseconds."""
+    found = linux.get("timeOffsets")
+    clocks = ((name, found.get(name)) for name in (found.value or {}))
+    return tuple(
+        (name, one.get("secs").number(), one.get("nanosecs").number())
+        for name, one in clocks
+    )
+
+
+# %% The whole
+PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
+
+
+def check_config(config: Part) -> None:
+    """Refuse what we could not keep. Raises RuntimeFault."""
+    version = config.get("ociVersion").text()
+    if not version.startswith("1."):
+        raise RuntimeFault(f'ociVersion "{version}" is not supported')
+    linux = config.get("linux")
+    kinds, paths = namespaces_of(linux)
+    if "mnt" not in kinds:
+        raise RuntimeFault("a container without a mount namespace of its own")
+    if linux.get("intelRdt").value or linux.get("netDevices").value:
+        raise RuntimeFault("linux.intelRdt and linux.netDevices are not supported")
+    every = {*kinds, *dict(paths)}
+    if config.get("hostname").text() and "uts" not in every:
+        raise RuntimeFault("unable to set hostname without a private UTS namespace")
+    if linux.get("uidMappings").value and "user" not in every:
+        raise RuntimeFault("uid mappings without a user namespace")
+
+
+def root_of(config: Part, path: str) -> str:
+    """Return the root file system's directory; RuntimeFault where there is none."""
+    text = config.get("root").get("path").text()
+    root = os.path.realpath(os.path.join(path, text))
+    if not text or not os.path.isdir(root):
+        raise RuntimeFault(f'invalid rootfs: "{text}" is no directory', where=path)
+    return root
+
+
+# %% The whole
+def bundle_of(config: Part, path: str, id: str, group: Group) -> Bundle:
+    """Return a document as a bundle; ``group`` is where its groups will be.
+
+    Raises RuntimeFault for whatever cannot be, before anything is made.
+    """
+    check_config(config)
+    linux, process = config.get("linux"), config.get("process")
+    kinds, paths = namespaces_of(linux)
+    root = root_of(config, path)
+    spec = process_of(process, linux.get("seccomp")).replace(
+        view=WholeTree(root),
+        rootfs=root,
+        hostname=config.get("hostname").text(),
+        readonly=config.get("root").get("readonly").on(),
+        mounts=mount_steps(config, path, group, "cgroup" in kinds),
+    )
+    person = linux.get("personality").get("domain").text()
+    if person and person not in PERSONALITIES:
+        raise RuntimeFault(f'linux.personality is not known: "{person}"')
+    bundle = Bundle(
+        path,
+        spec,
+        identity_of(process),
+        config,
+        kinds,
+        paths,
+        (id_ranges(linux.get("uidMappings")), id_ranges(linux.get("gidMappings"))),
+        offsets_of(linux),
+        propagation_of(linux.get("rootfsPropagation").text()),
+        config.get("domainname").text(),
+        clean_path(linux.get("cgroupsPath").text(), id),
+        PERSONALITIES.get(person, -1),
+    )
+    annotations_of(config)
+    for moment in HOOKS:
+        hooks_of(config, moment)
+    return bundle
+
+
+HOOKS = (
+    "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+    "poststop",
+)  # fmt: skip
+
+
+# %% The whole
+def read_config(path: str) -> Part:
+    """Return the config.json of the bundle ``path``. Raises RuntimeFault."""
+    file = os.path.join(path, "config.json")
+    try:
+        with open(file, encoding="utf-8") as handle:
+            found = parse_json(handle.read())
+    except FileNotFoundError as why:
+        raise RuntimeFault(f"JSON specification file {file} not found") from why
+    except (OSError, ValueError) as why:
+        raise RuntimeFault(f"cannot read it: {why}", where=file) from why
+    if not isinstance(found, dict):
+        raise RuntimeFault("is no JSON object", where=file)
+    return Part(found)

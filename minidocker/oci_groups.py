@@ -1,0 +1,307 @@
+# From book/457-oci-groups.md. Edit there and tangle, or here and tangle --back.
+
+# %% Groups in a bundle: somebody else chose the place
+"""The control groups of an OCI bundle: where, how much, and who is inside."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from minidocker.cgroups import (
+    CONTROLLERS,
+    V2,
+    Group,
+    Setting,
+    fill_cpuset,
+    is_version_2,
+    ordered,
+    read,
+    switch_on,
+    write,
+    write_setting,
+)
+from minidocker.device_rules import DeviceRule, docker_rules, restrict_devices
+from minidocker.documents import Part
+from minidocker.errors import RuntimeFault
+
+
+# %% Where
+def trees() -> dict[str, str]:
+    """Return where the trees of version 1 are mounted, by controller or name."""
+    found: dict[str, str] = {}
+    for line in read("/proc/self/mounts").splitlines():
+        _, place, fstype, options, *_ = line.split(" ")
+        if fstype == "cgroup":
+            for name in options.split(","):
+                known = name in (*CONTROLLERS, "devices", "hugetlb", "net_cls")
+                if known or name.startswith("name="):
+                    found.setdefault(name.removeprefix("name="), place)
+    return found
+
+
+def group_at(path: str) -> Group:
+    """Return the groups at ``path`` (absolute, from the top of each tree).
+
+    They need not exist. Where this machine has none there are no places.
+    """
+    if is_version_2():
+        return Group(path, 2, (("", f"{V2}{path}"),))
+    places: dict[str, tuple[str, str]] = {}
+    for name, place in trees().items():
+        places.setdefault(place, (name, f"{place}{path}"))
+    return Group(path, 1, tuple(places.values()))
+
+
+def clean_path(text: str, id: str) -> str:
+    """Return a bundle's cgroupsPath as an absolute one; the id where it has none.
+
+    Raises RuntimeFault for a path of systemd's own form.
+
+    >>> clean_path("docker/../7", "x"), clean_path("", "box")
+    ('/7', '/box')
+    """
+    if text.count(":") == 2 and not text.startswith("/"):
+        hint = "use the cgroupfs manager; nobody here talks to systemd"
+        raise RuntimeFault(f'cgroupsPath "{text}" is one for systemd', hint=hint)
+    return os.path.normpath(f"/{text or id}").replace("//", "/")
+
+
+# %% Where
+def make_at(group: Group) -> None:
+    """Make the directories of groups, those above too; idempotent.
+
+    In version 2 every controller is switched on, down to the group's parent.
+    """
+    for name, place in group.places:
+        root = place.removesuffix(group.id)
+        steps = [p for p in group.id.split("/") if p]
+        for count in range(1, len(steps) + 1):
+            if group.version == 2:
+                above = "/".join([root, *steps[: count - 1]])
+                switch_on(above, read(f"{above}/cgroup.controllers").split())
+            below = "/".join([root, *steps[:count]])
+            with suppress(FileExistsError):
+                os.mkdir(below, 0o755)
+            if name == "cpuset":
+                fill_cpuset(below)
+
+
+# %% How much
+Row = tuple[str, str, int | str | None]  # controller, files, value
+
+
+def settings(rows: Iterable[Row]) -> tuple[Setting, ...]:
+    """Return the rows that have a value, as settings."""
+    return tuple(
+        Setting(controller, tuple(files.split()), str(value))
+        for controller, files, value in rows
+        if value not in (None, "")
+    )
+
+
+# %% How much
+def plan_v1(found: Part) -> tuple[Setting, ...]:
+    """Return what is written in version 1 for ``linux.resources``, in order."""
+    cpu, weight = found.get("cpu"), found.get("blockIO").get("weight")
+    return settings(
+        (
+            ("memory", "memory.limit_in_bytes", limit(found, "limit")),
+            ("memory", "memory.memsw.limit_in_bytes", limit(found, "swap")),
+            ("memory", "memory.soft_limit_in_bytes", limit(found, "reservation")),
+            ("memory", "memory.swappiness", swappiness(found)),
+            ("memory", "memory.oom_control", oom_off(found)),
+            ("cpu", "cpu.cfs_period_us", cpu.get("period").number() or None),
+            ("cpu", "cpu.cfs_quota_us", cpu.get("quota").number() or None),
+            ("cpu", "cpu.shares", cpu.get("shares").number() or None),
+            ("cpu", "cpu.rt_period_us", cpu.get("realtimePeriod").number() or None),
+            ("cpu", "cpu.rt_runtime_us", cpu.get("realtimeRuntime").number() or None),
+            ("cpuset", "cpuset.cpus", cpu.get("cpus").text()),
+            ("cpuset", "cpuset.mems", cpu.get("mems").text()),
+            ("pids", "pids.max", most_pids(found)),
+            ("blkio", "blkio.weight blkio.bfq.weight", weight.number() or None),
+            *throttles(found, "blkio", "blkio.throttle.{}_device"),
+        )
+    )
+
+
+def swappiness(found: Part) -> int | None:
+    """Return how gladly memory is swapped; 0 is a value of its own."""
+    given = found.get("memory").get("swappiness")
+    return None if given.value is None else given.number()
+
+
+def limit(found: Part, key: str) -> int | None:
+    """Return a limit of memory; 0 is none, as for runc."""
+    return found.get("memory").get(key).number() or None
+
+
+def oom_off(found: Part) -> int | None:
+    """Return 1 when the kernel is not to kill for want of memory."""
+    return 1 if found.get("memory").get("disableOOMKiller").on() else None
+
+
+def most_pids(found: Part) -> str | int | None:
+    """Return the most processes; "max" for a limit of 0 or less, as for runc."""
+    most = found.get("pids").get("limit").number()
+    return "max" if most < 0 else most or None
+
+
+# %% How much
+THROTTLES = {
+    "throttleReadBpsDevice": "read_bps", "throttleWriteBpsDevice": "write_bps",
+    "throttleReadIOPSDevice": "read_iops", "throttleWriteIOPSDevice": "write_iops",
+}  # fmt: skip
+IO_MAX = {
+    "throttleReadBpsDevice": "rbps", "throttleWriteBpsDevice": "wbps",
+    "throttleReadIOPSDevice": "riops", "throttleWriteIOPSDevice": "wiops",
+}  # fmt: skip
+
+
+def throttles(found: Part, controller: str, file: str) -> Iterable[Row]:
+    """Yield the limits on single devices; ``file`` has a hole for v1's name."""
+    names = THROTTLES if "{}" in file else IO_MAX
+    for key, name in names.items():
+        for one in found.get("blockIO").get(key).each():
+            major, minor, rate = (
+                one.get(k).number() for k in ("major", "minor", "rate")
+            )
+            key_of_2 = "" if "{}" in file else f"{name}="
+            yield controller, file.format(name), f"{major}:{minor} {key_of_2}{rate}"
+
+
+def plan_v2(found: Part) -> tuple[Setting, ...]:
+    """Return what is written in version 2 for ``linux.resources``, in order.
+
+    The scales are translated as runc does; ``unified`` is written as it is.
+    """
+    memory, both = limit(found, "limit"), limit(found, "swap")
+    swap: int | str | None = "max" if both == -1 else None
+    if both is not None and both > 0 and memory is not None and memory > 0:
+        swap = both - memory
+    processor = found.get("cpu")
+    shares, quota, period = (
+        processor.get(key).number() for key in ("shares", "quota", "period")
+    )
+    cpu = f"{quota if (quota or 0) > 0 else 'max'} {period or 100_000}"
+    weight = found.get("blockIO").get("weight").number()
+    weighed = 1 + (shares - 2) * 9999 // 262142 if shares else None
+    return settings(
+        (
+            ("memory", "memory.max", "max" if memory == -1 else memory),
+            ("memory", "memory.swap.max", swap),
+            ("memory", "memory.low", limit(found, "reservation")),
+            ("cpu", "cpu.max", cpu if quota or period else None),
+            ("cpu", "cpu.weight", weighed),
+            ("cpuset", "cpuset.cpus", processor.get("cpus").text()),
+            ("cpuset", "cpuset.mems", processor.get("mems").text()),
+            ("pids", "pids.max", most_pids(found)),
+            ("io", "io.bfq.weight io.weight", weight or None),
+            *throttles(found, "io", "io.max"),
+            *((k.partition(".")[0], k, v) for k, v in found.get("unified").pairs()),
+        )
+    )
+
+
+# %% How much
+def device_rule(found: Part) -> DeviceRule:
+    """Return an entry of ``resources.devices`` as a rule."""
+    kind, access = found.get("type").text("a"), found.get("access").text() or "rwm"
+    if kind not in ("", "a", "b", "c") or not set(access) <= set("rwm"):
+        raise found.wrong("is no rule for devices")
+    major, minor = found.get("major").number(-1), found.get("minor").number(-1)
+    return DeviceRule(found.get("allow").on(), kind or "a", major, minor, access)
+
+
+def limit_group(group: Group, found: Part, *, new: bool = True) -> None:
+    """Write limits to groups; the devices too where they are ``new``.
+
+    Raises RuntimeFault with the kernel's answer; for a limit whose controller is
+    not here too.
+    """
+    plan = plan_v2(found) if group.version == 2 else plan_v1(found)
+    for one in ordered(plan, group):
+        place = group.place(one.controller) or tree_with(group, one.controller)
+        if not place:
+            raise RuntimeFault(f"no control group for {one.controller}: {one.files[0]}")
+        write_setting(place, one)
+    given = [device_rule(one) for one in found.get("devices").each()]
+    if new and given and group.places:
+        restrict_devices(group, (*given, *docker_rules()[1:]))
+
+
+def tree_with(group: Group, controller: str) -> str:
+    """Return the group's place for a controller that shares another one's tree."""
+    root = trees().get(controller, "")
+    return f"{root}{group.id}" if root else ""
+
+
+# %% Who is inside
+def pids_in(group: Group) -> list[int]:
+    """Return the processes in a container's groups, below them too, sorted."""
+    found: set[int] = set()
+    for place in group_place(group):
+        for above, _, _ in os.walk(place):
+            found.update(int(pid) for pid in read(f"{above}/cgroup.procs").split())
+    return sorted(found)
+
+
+def group_place(group: Group) -> list[str]:
+    """Return the directory that tells who is in a container's groups, if any."""
+    wanted = group.place("devices") or group.place("pids")
+    places = [wanted] if wanted else [place for _, place in group.places]
+    return [place for place in places[:1] if os.path.isdir(place)]
+
+
+def set_frozen(group: Group, *, frozen: bool) -> None:
+    """Stop the processes of groups, or let them go on; return when it is so."""
+    if group.version == 2:
+        place, name, word = group.place(""), "cgroup.freeze", str(int(frozen))
+    else:
+        place, name = group.place("freezer"), "freezer.state"
+        word = "FROZEN" if frozen else "THAWED"
+    if not os.path.isdir(place):
+        raise RuntimeFault("the container has no group that can be frozen")
+    write(f"{place}/{name}", word)
+    for _ in range(500):
+        if is_stopped(group) == frozen:
+            return
+        time.sleep(0.002)
+    raise RuntimeFault("the processes do not stop", where=place)
+
+
+def is_stopped(group: Group) -> bool:
+    """Say whether every process of the groups is frozen."""
+    if group.version == 2:
+        place = group.place("")
+        return "frozen 1" in read(f"{place}/cgroup.events").splitlines()
+    state = read(f"{group.place('freezer')}/freezer.state")
+    return state.strip() == "FROZEN"
+
+
+# %% Who is inside
+def remove_at(group: Group) -> None:
+    """Remove groups, and those below them; idempotent.
+
+    Waits up to a second for processes that are about to end; what is then still in
+    use stays. The directories above are the caller's.
+    """
+    for _, place in group.places:
+        for _ in range(200):
+            if remove_below(place):
+                break
+            time.sleep(0.005)
+
+
+def remove_below(place: str) -> bool:
+    """Remove a group and those below it; say whether nothing is left."""
+    for above, _, _ in os.walk(place, topdown=False):
+        try:
+            os.rmdir(above)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
