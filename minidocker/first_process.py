@@ -32,6 +32,7 @@ from minidocker.mounts import (
     umount2,
 )
 from minidocker.namespaces import (
+    PLACE,
     apply_mounts,
     flags_of,
     open_in_root,
@@ -98,8 +99,11 @@ def is_above(mounted: str, path: str) -> bool:
 
 def leave_old_root(root: int) -> None:
     """Make the mount ``root`` the root; the old one goes, and takes nothing along."""
+    old = os.open("/", PLACE | os.O_DIRECTORY)
     os.fchdir(root)
     pivot_root(".", ".")
+    os.fchdir(old)
+    os.close(old)
     mount(None, ".", None, MountFlags.SLAVE | MountFlags.REC)
     umount2(".", UmountFlags.DETACH)
     os.chdir("/")

@@ -72,8 +72,9 @@ def set_rights(rights: Rights) -> None:
     capset(rights.effective & permitted, permitted, inheritable)
     try:
         prctl(Prctl.CAP_AMBIENT, AMBIENT_CLEAR_ALL)
-        for number in range(64):
-            if rights.ambient & permitted & inheritable >> number & 1:
+        ambient = rights.ambient & permitted & inheritable
+        for number in range(ambient.bit_length()):
+            if ambient >> number & 1:
                 prctl(Prctl.CAP_AMBIENT, AMBIENT_RAISE, number)
     except SysError as why:
         raise RuntimeFault(f"cannot set the ambient capabilities: {why}") from why

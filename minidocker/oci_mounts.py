@@ -154,6 +154,12 @@ def read_words(options: Iterable[str]) -> Words:
     )
 
 
+def cleared(plus: MountAttr, minus: MountAttr) -> MountAttr:
+    """Return what is to be cleared beside ``plus``: the field of times only whole."""
+    times = ANY_ATIME if (plus | minus) & ANY_ATIME else MountAttr(0)
+    return minus & ~plus | times
+
+
 def attributes_of(flags: MountFlags) -> MountAttr:
     """Return the flags of mount(2) that are attributes of one mount."""
     found = MountAttr(0)
@@ -193,7 +199,8 @@ class Attach(MountStep):
         if plus & ANY_ATIME or words.flags & MountFlags.RELATIME:
             minus |= ANY_ATIME
         if plus or minus:
-            mount_setattr(tree, "", plus, clear=minus & ~plus, flags=AT_EMPTY_PATH)
+            clear = cleared(plus, minus)
+            mount_setattr(tree, "", plus, clear=clear, flags=AT_EMPTY_PATH)
         return tree
 
     def taken(self) -> Attach:
@@ -235,7 +242,7 @@ def finish(mounted: int, words: Words) -> None:
     """Give an attached mount its propagation, and all below it their attributes."""
     if words.below or words.clear_below:
         flags = AT_EMPTY_PATH | AT_RECURSIVE
-        clear = words.clear_below & ~words.below
+        clear = cleared(words.below, words.clear_below)
         mount_setattr(mounted, "", words.below, clear=clear, flags=flags)
     for one in words.propagation:
         deep = AT_RECURSIVE if one & MountFlags.REC else AT_EMPTY_PATH
@@ -269,7 +276,7 @@ class NewFilesystem(MountStep):
         place = open_in_root(root, self.target)
         if covered is not None:
             if words.copy_up:
-                copy_entries(covered, place)
+                copy_tree(f"{magic(covered)}/.", f"{magic(place)}/.")
             os.close(covered)
         if late & words.flags:
             mount_setattr(place, "", MountAttr.RDONLY, flags=AT_EMPTY_PATH)
@@ -279,13 +286,6 @@ class NewFilesystem(MountStep):
     def describe(self) -> tuple[str, str, str]:
         how = ",".join(filter(None, [str_of(self.words.flags), self.words.data]))
         return self.target, self.fstype, how
-
-
-# %% The steps
-def copy_entries(source: int, target: int) -> None:
-    """Copy what is in one open directory into another."""
-    for name in sorted(os.listdir(magic(source))):
-        copy_tree(f"{magic(source)}/{name}", f"{magic(target)}/{name}")
 
 
 # %% The groups, from inside

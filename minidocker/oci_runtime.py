@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 
 from minidocker.bundle import Bundle, bundle_of, read_config
 from minidocker.cgroups import Group, move_into
-from minidocker.containers import timestamp, write_whole
+from minidocker.containers import timestamp
 from minidocker.documents import Part
+from minidocker.durable import write_whole
 from minidocker.errors import ConflictError, RuntimeFault, UsageError
 from minidocker.first_process import be_first, enter_paths, say
 from minidocker.hooks import hook_state, run_hooks

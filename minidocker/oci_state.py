@@ -11,8 +11,8 @@ from enum import Enum
 
 from minidocker.bundle import annotations_of
 from minidocker.cgroups import Group
-from minidocker.containers import write_whole
 from minidocker.documents import Part
+from minidocker.durable import write_whole
 from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.hooks import OCI_VERSION
 from minidocker.oci import matches
