@@ -27,6 +27,9 @@ from minidocker.trees import DIRECTORY, Xattrs, printable, xattrs_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+    from queue import SimpleQueue
+    from threading import Thread
+    from typing import Self
 
 Put = Callable[[bytes], object]
 
@@ -200,6 +203,7 @@ def header(entry: Entry) -> bytes:
 
 
 # %% Writing: one hash, one batch
+BATCH = 1 << 20  # bytes that are passed on together
 SMALL = 1 << 18  # bytes that Python's own SHA-256 digests while OpenSSL's is loaded
 
 
@@ -228,10 +232,13 @@ class Tally:
         self._put, self.size = put, 0
         self._hash = None if whole else sha256_for(SMALL)
 
-    def __call__(self, data: bytes) -> None:
+    def _update(self, data: bytes) -> None:
         if self._hash is None:
             self._hash = sha256_for(len(data))
         self._hash.update(data)
+
+    def __call__(self, data: bytes) -> None:
+        self._update(data)
         self.size += len(data)
         if self._put:
             self._put(data)
@@ -242,10 +249,62 @@ class Tally:
         return f"sha256:{(self._hash or sha256_for(0)).hexdigest()}"
 
 
+# %% Writing: one hash, one batch
+class Aside(Tally):
+    """A Tally that digests in a thread, a few pieces behind; use it with ``with``."""
+
+    MOST = 4
+
+    def __init__(self, put: Put | None = None) -> None:
+        super().__init__(put, whole=True)
+        self._thread: Thread | None = None
+
+    def _start(self) -> None:
+        from queue import SimpleQueue
+        from threading import Semaphore, Thread
+
+        self._pieces: SimpleQueue[bytes] = SimpleQueue()
+        self._room = Semaphore(self.MOST)
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        """Digest what comes, until an empty piece does."""
+        while data := self._pieces.get():
+            self._update(data)
+            self._room.release()
+
+    def __call__(self, data: bytes) -> None:
+        if self.size < BATCH or not data:
+            super().__call__(data)
+            return
+        if self._thread is None:
+            self._start()
+        self._room.acquire()
+        self._pieces.put(data)
+        self.size += len(data)
+        if self._put:
+            self._put(data)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what has passed so far; waits for the thread."""
+        if self._thread is not None:
+            for _ in range(self.MOST):
+                self._room.acquire()
+            self._room.release(self.MOST)
+        return super().digest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._pieces.put(b"")
+            self._thread.join()
+
+
 # %% The writer
-BATCH = 1 << 20
-
-
 class TarWriter:
     """Write entries to ``put`` in pieces of about 1 MiB; ``finish`` ends the tar."""
 

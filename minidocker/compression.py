@@ -75,10 +75,11 @@ GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name, no time, no system
 LAST_BLOCK = b"\x03\0"
 
 
-def deflated(piece: bytes, level: int) -> bytes:
-    """Return a piece as deflate blocks that end at a byte, none the last."""
+def deflated(parts: list[memoryview], level: int) -> bytes:
+    """Return a piece, joined, as deflate blocks that end at a byte, none the last."""
     from isal import isal_zlib
 
+    piece = parts[0] if len(parts) == 1 else b"".join(parts)
     press = isal_zlib.compressobj(level, isal_zlib.DEFLATED, -15)
     return bytes(press.compress(piece) + press.flush(isal_zlib.Z_SYNC_FLUSH))
 
@@ -94,34 +95,35 @@ class Gzip:
         self._workers = ThreadPoolExecutor(os.cpu_count() or 1)
         self._most = (os.cpu_count() or 1) + 2
         self._waiting: list[Future[bytes]] = []
-        self._parts: list[bytes] = []
-        self._pending = self._sum = self._size = 0
+        self._parts: list[memoryview] = []
+        self._room, self._sum, self._size = PIECE, 0, 0
         put(GZIP_HEADER)
 
     def __call__(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._pending += len(data)
-        if self._pending >= PIECE:
-            whole = b"".join(self._parts)
-            end = len(whole) - len(whole) % PIECE
-            for at in range(0, end, PIECE):
-                self._start(whole[at : at + PIECE])
-            self._parts, self._pending = [whole[end:]], len(whole) - end
-
-    def _start(self, piece: bytes) -> None:
-        """Give a piece to a worker; wait for the oldest when too many are under way."""
         from isal import isal_zlib
 
-        self._sum = isal_zlib.crc32(piece, self._sum)
-        self._size += len(piece)
-        self._waiting.append(self._workers.submit(deflated, piece, self._level))
+        self._sum = isal_zlib.crc32(data, self._sum)
+        self._size += len(data)
+        view = memoryview(data)
+        while view:
+            part, view = view[: self._room], view[self._room :]
+            self._parts.append(part)
+            self._room -= len(part)
+            if not self._room:
+                self._start()
+
+    def _start(self) -> None:
+        """Give a piece to a worker; wait for the oldest when too many are under way."""
+        job = self._workers.submit(deflated, self._parts, self._level)
+        self._parts, self._room = [], PIECE
+        self._waiting.append(job)
         if len(self._waiting) > self._most:
             self._put(self._waiting.pop(0).result())
 
     def finish(self) -> None:
         """Compress what is left, and end the file."""
-        if rest := b"".join(self._parts):
-            self._start(rest)
+        if self._parts:
+            self._start()
         for piece in self._waiting:
             self._put(piece.result())
         self._put(LAST_BLOCK + struct.pack("<II", self._sum, self._size % 2**32))

@@ -274,11 +274,11 @@ class LayerStore:
         self, cache_id: str, contents: dict[bytes, bytes] | None = None
     ) -> Packed:
         """Compute what the tar of a tree is; nothing is kept of it."""
-        from minidocker.archive import Tally
+        from minidocker.archive import Aside
 
-        tally = Tally(whole=True)
-        size = self.driver.pack(cache_id, tally, contents)
-        return Packed(tally.digest, size)
+        with Aside() as tally:
+            size = self.driver.pack(cache_id, tally, contents)
+            return Packed(tally.digest, size)
 
     def write(self, layer: Layer, new: str = "") -> None:
         """Stage the directory of a layer; ``new`` has what else is to be in it."""
@@ -310,16 +310,18 @@ class LayerStore:
 
         Raises IntegrityError, after the last byte, when the files have changed.
         """
-        from minidocker.archive import Tally
+        from minidocker.archive import Aside
         from minidocker.splits import assemble
 
-        layer, tally = self.get(chain), Tally(put)
-        if split := self.split_of(layer):
-            with self.driver.opened(layer.cache_id) as tree:
-                assemble(split, tree, tally)
-        else:
-            self.driver.pack(layer.cache_id, tally)
-        if tally.digest != layer.diff_id:
+        layer = self.get(chain)
+        with Aside(put) as tally:
+            if split := self.split_of(layer):
+                with self.driver.opened(layer.cache_id) as tree:
+                    assemble(split, tree, tally)
+            else:
+                self.driver.pack(layer.cache_id, tally)
+            found = tally.digest
+        if found != layer.diff_id:
             what = f'the files of layer "{chain}" are not those that were committed'
             raise IntegrityError(what)
 

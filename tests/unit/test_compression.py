@@ -5,11 +5,15 @@ import lzma
 import os
 import random
 import subprocess
+import threading
 import zlib
+from contextlib import suppress
+from hashlib import sha256
 
 import pytest
 import zstandard
 
+from minidocker.archive import Aside
 from minidocker.compression import Codec, compressing, decompressed, frames
 from minidocker.errors import IntegrityError, UsageError
 from minidocker.reading import Stream
@@ -127,3 +131,30 @@ def test_a_window_that_needs_too_much_memory_is_refused():
 def test_a_level_that_is_not_there_is_a_usage_error():
     with pytest.raises(UsageError, match="no level 9 of gzip"):
         sent(b"", Codec.GZIP, level=9)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[], [5], [1 << 20, 1], [700_000] * 9, [1, 5 << 20, 0, 3]]
+)
+def test_a_digest_made_aside_is_the_digest(sizes: list[int]) -> None:
+    pieces = [os.urandom(size) for size in sizes]
+    passed: list[bytes] = []
+    with Aside(passed.append) as tally:
+        for number, piece in enumerate(pieces, 1):
+            tally(piece)
+            so_far = b"".join(pieces[:number])
+            assert tally.digest == "sha256:" + sha256(so_far).hexdigest()
+    whole = b"".join(pieces)
+    assert (tally.size, b"".join(passed)) == (len(whole), whole)
+    assert tally.digest == "sha256:" + sha256(whole).hexdigest()
+
+
+def test_whoever_digests_aside_is_gone_after_an_error() -> None:
+    before = threading.active_count()
+    with suppress(ZeroDivisionError), Aside() as tally:
+        for _ in range(40):
+            tally(bytes(1 << 20))
+        assert threading.active_count() == before + 1
+        raise ZeroDivisionError
+    assert threading.active_count() == before
+    assert tally.digest == "sha256:" + sha256(bytes(40 << 20)).hexdigest()
