@@ -119,7 +119,8 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     image_verbs: ("import", "commit", "diff", "export", "info"),
     look_verbs: ("images", "history", "inspect", "explain", "ids", "lineage"),
     tidy_verbs: (
-        "tag", "rmi", "image prune", "container prune", "system prune", "system df",
+        "tag", "rmi", "image prune", "container prune", "builder prune",
+        "system prune", "system df",
     ),
     integrity: ("system check",),
     ship_verbs: ("save", "load"),
@@ -132,6 +133,7 @@ HOMES = {name: table for table, names in CHAPTERS.items() for name in names}
 
 # %% Where the commands are
 GROUPS = {
+    "builder": "Manage builds",
     "container": "Manage containers",
     "context": "Inspect build contexts",
     "image": "Manage images",

@@ -254,6 +254,7 @@ def cache_directory(shop: Workshop, mount: RunMount) -> Iterator[str]:
         fd = lock(f"{place}.lock", how | (fcntl.LOCK_NB if private else 0))
         number += 1
     try:
+        os.utime(fd)  # used now
         if not os.path.isdir(place):
             new_cache(shop, mount, place)
         yield place

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from minidocker.buildcache import KIND_WORDS, Kept, kept_in, prune_kept
 from minidocker.catalog import Filters, parse_filters, truth_of
 from minidocker.container_verbs import Needs, notice, open_engine
 from minidocker.containers import Status
@@ -25,7 +26,7 @@ from minidocker.removal import (
     prune_containers,
     prune_images,
 )
-from minidocker.tables import View, formatted, human_size, view_of
+from minidocker.tables import View, ago, formatted, human_size, view_of
 from minidocker.views import PS_HEADS, container_row
 
 
@@ -59,14 +60,16 @@ WARNINGS = {
     "container": "all stopped containers",
     "image": "all dangling images",
     "image --all": "all images without at least one container associated to them",
+    "builder": "all dangling build cache",
+    "builder --all": "all build cache",
 }
 
 
-def confirmed(given: Given, warning: str) -> bool:
+def confirmed(given: Given, warning: str, end: str = "\n") -> bool:
     """Whether the person agrees, or has agreed before by ``--force``."""
     if given.on("force"):
         return True
-    print(f"{warning}\nAre you sure you want to continue? [y/N] ", end="", flush=True)
+    print(f"{warning}{end}Are you sure you want to continue? [y/N] ", end="", flush=True)
     return sys.stdin.readline().strip().lower() == "y"
 
 
@@ -91,6 +94,13 @@ def prune(given: Given, *kinds: str) -> int:
         gone = prune_images(engine, filters, everything=wants_all(given, filters))
         told("Deleted Images:", gone, small=True)
         freed += sum(one.size for one in gone)
+    if "builder" in kinds:
+        kept = prune_kept(engine, filters, everything=given.on("all"))
+        if kept:
+            print(
+                "Deleted build cache objects:", *(one.id for one in kept), "", sep="\n"
+            )
+        freed += sum(one.size for one in kept)
     print(f"Total reclaimed space: {human_size(freed, 4)}")
     return 0
 
@@ -119,15 +129,24 @@ def container_prune(given: Given) -> int:
     return prune(given, "container") if agreed else nothing_freed()
 
 
+def builder_prune(given: Given) -> int:
+    """``builder prune [OPTIONS]``"""
+    kind = "builder --all" if given.on("all") else "builder"
+    warning = f"WARNING! This will remove {WARNINGS[kind]}."
+    agreed = confirmed(given, warning, end=" ")  # one line, as Docker has it
+    return prune(given, "builder") if agreed else nothing_freed()
+
+
 def system_prune(given: Given) -> int:
     """``system prune [OPTIONS]``"""
-    kinds = ("container", "image --all" if given.on("all") else "image")
+    how = " --all" if given.on("all") else ""
+    kinds = ("container", f"image{how}", f"builder{how}")
     lines = ["WARNING! This will remove:", *(f"  - {WARNINGS[kind]}" for kind in kinds)]
     if given.list("filter"):
         lines += ["", "  Items to be pruned will be filtered with:"]
         lines += [f"  - {text}" for text in given.list("filter")]
     agreed = confirmed(given, "\n".join([*lines, ""]))
-    return prune(given, "container", "image") if agreed else nothing_freed()
+    return prune(given, "container", "image", "builder") if agreed else nothing_freed()
 
 
 # %% What it costs
@@ -173,17 +192,29 @@ def cost_rows(costs: Costs) -> list[dict[str, str]]:
     ]
 
 
+def kept_row(kept: list[Kept]) -> dict[str, str]:
+    """Return Docker's fields for the line of `system df` about the build cache."""
+    return {
+        "Active": str(sum(1 for one in kept if one.busy)),
+        "Reclaimable": human_size(sum(one.size for one in kept if not one.busy), 4),
+        "Size": human_size(sum(one.size for one in kept), 4),
+        "TotalCount": str(len(kept)),
+        "Type": "Build Cache",
+    }
+
+
 DF = View(DF_HEADS, ("Type", "TotalCount", "Active", "Size", "Reclaimable"))
 
 
 def system_df(given: Given) -> int:
     """``system df [OPTIONS]``"""
     engine = open_engine(given)
-    costs = costs_of(engine)
+    costs, kept = costs_of(engine), list(kept_in(engine))
     if given.on("verbose"):
-        print(verbose_costs(engine, costs))
+        print(verbose_costs(engine, costs), verbose_kept(kept), sep="\n\n")
     else:
-        print(formatted(DF, cost_rows(costs), given.text("format")))
+        rows = [*cost_rows(costs), kept_row(kept)]
+        print(formatted(DF, rows, given.text("format")))
     return 0
 
 
@@ -217,6 +248,28 @@ def verbose_costs(engine: Engine, costs: Costs) -> str:
     return "\n\n".join(f"{kind} space usage:\n\n{text}" for kind, text in parts)
 
 
+CACHE_HEADS = ("CACHE ID", "CACHE TYPE", "SIZE", "LAST USED", "SHARED")
+CACHE = View(CACHE_HEADS, ("ID", "CacheType", "Size", "LastUsedSince", "Shared"))
+
+
+def verbose_kept(kept: list[Kept]) -> str:
+    """Return what ``system df -v`` prints of the build cache."""
+    from minidocker.stage import go_time
+
+    rows = [
+        {
+            "ID": one.id[:12],
+            "CacheType": KIND_WORDS[one.kind],
+            "Size": human_size(one.size, 4),
+            "LastUsedSince": ago(go_time(one.used)),
+            "Shared": "false",
+        }
+        for one in kept
+    ]
+    whole = human_size(sum(one.size for one in kept), 4)
+    return f"Build cache usage: {whole}\n\n{formatted(CACHE, rows, '')}"
+
+
 # %% The table
 FORCE = Flag("force", "Do not prompt for confirmation", "f")
 ONLY = Flag("filter", "Provide filter values (e.g. 'until=24h')", takes=LIST)
@@ -245,6 +298,14 @@ COMMANDS = (
     Command(
         "system prune", "[OPTIONS]", "Remove unused data", system_prune,
         (EVERY, ONLY, FORCE), most=0,
+    ),
+    Command(
+        "builder prune", "[OPTIONS]", "Remove build cache", builder_prune,
+        (
+            Flag("all", "Remove all unused build cache, not just dangling ones", "a"),
+            ONLY, FORCE,
+        ),
+        most=0,
     ),
     Command(
         "system df", "[OPTIONS]", "Show disk usage", system_df,

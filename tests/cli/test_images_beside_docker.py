@@ -223,7 +223,7 @@ WHY_LISTS = {
     ("images", "a", "b"): "bad usage is 125 here, 1 from Docker's commands",
     ("images", "--format", "{{"): "a template that cannot be read is bad usage: 125 for 64",
     ("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}} {{.Size}} {{.Reclaimable}}"):
-        "Docker has lines for volumes and the build cache",
+        "Docker has a line for volumes",
 }  # fmt: skip
 
 
@@ -249,6 +249,7 @@ RUNNING = [
     ("tag", "web:v1", "web:v2"), ("rmi", "-f", "{web}"), ("rmi", "web:v2"), ("rmi", "-f", "web:v1"), ("images",), ("rmi", "{web}"),
     ("rmi", "-f", "{web}"), ("image", "prune", "-f"), ("image", "prune", "-af"), ("images", "-a"), ("rm", "-f", "busy"), ("tag", "{web}", "web:v1"),
     ("rmi", "--no-prune", "web:v1"), ("images", "-a"), ("images", "-f", "dangling=true"), ("rmi", "--no-prune", "{web_1}"), ("images", "-a"),
+    ("builder", "prune"), ("builder", "prune", "-f"), ("builder", "prune", "-a"),
     ("image", "prune", "-f", "--filter", "until=1h"), ("image", "prune", "-f", "--filter", "nope=1"), ("image", "prune"), ("image", "prune", "-f"),
     ("images", "-a"),
 ]  # fmt: skip

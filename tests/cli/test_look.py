@@ -149,7 +149,8 @@ def test_what_is_asked_before_a_prune(built: Store) -> None:
     assert everything.stdout == (
         "WARNING! This will remove:\n"
         "  - all stopped containers\n"
-        "  - all images without at least one container associated to them\n\n"
+        "  - all images without at least one container associated to them\n"
+        "  - all build cache\n\n"
         "  Items to be pruned will be filtered with:\n  - until=1h\n\n"
         "Are you sure you want to continue? [y/N] Total reclaimed space: 0B\n"
     )
