@@ -69,7 +69,9 @@ def confirmed(given: Given, warning: str, end: str = "\n") -> bool:
     """Whether the person agrees, or has agreed before by ``--force``."""
     if given.on("force"):
         return True
-    print(f"{warning}{end}Are you sure you want to continue? [y/N] ", end="", flush=True)
+    print(
+        f"{warning}{end}Are you sure you want to continue? [y/N] ", end="", flush=True
+    )
     return sys.stdin.readline().strip().lower() == "y"
 
 
