@@ -207,6 +207,34 @@ def secret_of(text: str) -> tuple[str, Secret]:
 
 
 # %% What the flags mean
+LAYOUT = "oci-layout://"
+
+
+def layout_context(engine: Engine, text: str) -> str:
+    """Return an ``oci-layout://DIRECTORY[:TAG][@DIGEST]`` as the image that it has."""
+    from minidocker.loading import layout_image
+    from minidocker.parcels import directory_source
+
+    path, _, which = text.removeprefix(LAYOUT).partition("@")
+    if ":" in path.rpartition("/")[2]:
+        path, _, tag = path.rpartition(":")
+        which = which or tag
+    if not os.path.isdir(path):
+        raise NotFoundError("no such directory", where=f"--build-context: {path}")
+    with engine.changing(), directory_source(path) as source:
+        id = layout_image(engine.images, engine.layers, source, which)
+    return f"docker-image://{id}"
+
+
+def contexts_of(given: Given, engine: Engine) -> dict[str, str]:
+    """Return the further contexts by name; an OCI layout becomes an image."""
+    found = pairs_of(given.list("build-context"), "build-context")
+    return {
+        name.lower(): layout_context(engine, text) if text.startswith(LAYOUT) else text
+        for name, text in found.items()
+    }
+
+
 CHECK_ARGUMENT = "BUILDKIT_DOCKERFILE_CHECK"
 SQUASHED = "an image here keeps the layer of each step, and says which step each is"
 
@@ -221,7 +249,6 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
     until = given.number("until")
     if until is not None and until < 1:
         raise UsageError("steps are counted from 1", where="--until")
-    contexts = pairs_of(given.list("build-context"), "build-context")
     strangers = (
         text.removeprefix("type=registry,ref=") for text in given.list("cache-from")
     )
@@ -233,7 +260,7 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
         no_cache=given.on("no-cache"),
         target=given.text("target") or None,
         cache_from=tuple(strangers),
-        contexts={name.lower(): value for name, value in contexts.items()},
+        contexts=contexts_of(given, engine),
         labels=pairs_of(given.list("label"), "label"),
         secrets=dict(map(secret_of, given.list("secret"))),
         until=until,
@@ -359,7 +386,11 @@ COMMANDS = (
         "build", "[OPTIONS] PATH|-", "Build an image from a Dockerfile", build,
         (
             Flag("build-arg", "Set build-time variables", takes=LIST),
-            Flag("build-context", "Further build context (NAME=PATH)", takes=LIST),
+            Flag(
+                "build-context",
+                "NAME=PATH, docker-image://IMAGE or oci-layout://PATH[:TAG]",
+                takes=LIST,
+            ),
             Flag("check", "Only say what the build checks find"),
             Flag("cache-from", "Images whose history counts as cache", takes=LIST),
             Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),

@@ -29,8 +29,11 @@ from minidocker.foresight import (
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.lines import raise_all
+from minidocker.linked import files_step
+from minidocker.manner import Manner
+from minidocker.moves import Copying, Origin
 from minidocker.oci import ContainerConfig, parse_reference
-from minidocker.outside import replaced_image
+from minidocker.outside import context_of, named_context, replaced_image
 from minidocker.records import Record
 from minidocker.running import split_options
 from minidocker.stage import (
@@ -96,11 +99,15 @@ def taken_from(it: Instruction) -> list[str]:
 
 
 def needed(
-    parts: list[Part], target: Part, base_of: Callable[[Part], str]
+    parts: list[Part],
+    target: Part,
+    base_of: Callable[[Part], str],
+    replaced: Callable[[str], object] = lambda name: False,
 ) -> list[Part]:
     """Return the stages that ``target`` needs, and itself, in order.
 
-    ``base_of`` gives what a stage's FROM names, its variables expanded.
+    ``base_of`` gives what a stage's FROM names, its variables expanded. ``replaced``
+    says of a name that the command line puts something else in its place.
     """
     wanted: set[int] = set()
     todo = [target]
@@ -112,6 +119,8 @@ def needed(
         names = [(base_of(part), False)]
         names += [(name, True) for it in part.steps[1:] for name in taken_from(it)]
         for name, by_number in names:
+            if replaced(name):
+                continue
             earlier = reversed(parts[: part.number])
             known = (p for p in earlier if p.is_called(name, by_number=by_number))
             todo += [one for one in [next(known, None)] if one]
@@ -124,9 +133,22 @@ def declare_before_from(it: Instruction, shop: Workshop) -> None:
     declare(it, shop.meta_args, lambda text: expand(text, shop.globals(), shop.escape))
 
 
+def begin_context(shop: Workshop, stage: Stage, base: str) -> bool:
+    """Begin a stage with all files of a named context, if ``base`` is a directory's."""
+    with named_context(shop, base) as tree:
+        if tree:
+            origins = (Origin(tree, (".",)),)
+            manner = Manner(ignore_owner=shop.layers.driver.rootless)
+            files_step(shop, stage, Copying("FROM", origins, "/", "", manner))
+        return tree is not None
+
+
 def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
-    """FROM [--platform=os/architecture] image|stage|scratch [AS name]"""
+    """FROM [--platform=os/architecture] image|stage|context|scratch [AS name]"""
     base = base_name(it, shop)
+    stage = Stage(name_of(it), "", ContainerConfig(), number)
+    if context_of(shop, base) and begin_context(shop, stage, base):
+        return stage
     image = replaced_image(shop, base)
     if image is None:
         named = (s for s in reversed(shop.stages) if s.name == base.lower())
@@ -193,7 +215,8 @@ def plan(
         return expand(part.steps[0].args[0], preview.globals(), shop.escape)
 
     whole = with_triggers(parts, base_of, shop)
-    found = needed(whole, whole[target.number], base_of)
+    target = whole[target.number]
+    found = needed(whole, target, base_of, lambda name: context_of(shop, name))
     wanted = {part.number for part in found}
     chosen = [part for part in parts if part.number in wanted]
     if shop.options.labels:

@@ -36,7 +36,7 @@ from minidocker.errors import (
 from minidocker.expansion import expand
 from minidocker.moves import destination, told_by
 from minidocker.oci import ContainerConfig, ImageConfig
-from minidocker.outside import name_for, refuse_context
+from minidocker.outside import context_of, name_for, refuse_context
 from minidocker.running import (
     MountKind,
     RunMount,
@@ -140,8 +140,8 @@ def is_here(name: str, shop: Workshop) -> bool:
 
 def check_origin(name: str, shop: Trial) -> None:
     """Refuse a name that is no stage, context or image, as far as that is known."""
-    if name.lower() in shop.options.contexts:
-        refuse_context(name, shop.options.contexts[name.lower()])
+    if given := context_of(shop, name):
+        refuse_context(name, given)
         return
     if shop.find_stage(name) or is_here(name, shop):
         return
@@ -170,7 +170,7 @@ def foresee_from(it: Instruction, shop: Trial, number: int) -> Foreseen:
     """Return a stage that begins; refuse a base or a platform that cannot be."""
     base, name = base_name(it, shop), name_of(it)
     named = (s for s in reversed(shop.stages) if s.name == base.lower())
-    given = base.lower() in shop.options.contexts
+    given = bool(context_of(shop, base))
     earlier = None if given else next(named, None)
     if isinstance(earlier, Foreseen):
         return Foreseen(name, earlier.image, earlier.config, number, earlier.sure)

@@ -15,7 +15,12 @@ from collections.abc import Callable
 
 from minidocker.archive import Tally
 from minidocker.compression import decompressed
-from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
+from minidocker.errors import (
+    IntegrityError,
+    MinidockerError,
+    NotFoundError,
+    did_you_mean,
+)
 from minidocker.images import ImageStore
 from minidocker.layers import Layer, LayerStore, chain_on
 from minidocker.manifests import (
@@ -269,6 +274,38 @@ def images_in(source: Source, platform: Platform | None = None) -> list[Found]:
     if source.maybe("manifest.json") is not None:
         return docker_images(source, platform)
     return oci_images(source, platform)
+
+
+def layout_image(
+    images: ImageStore, layers: LayerStore, source: Source, which: str
+) -> str:
+    """Keep one image of an OCI layout, without a name; return its id.
+
+    ``which`` is a tag or the digest of a manifest; "" for the only image, or
+    ``latest``. Raises NotFoundError.
+    """
+    index = parse_document(source.text("index.json"), "index.json")
+    lines = index.manifests if isinstance(index, Index) else ()
+    wanted = which or ("latest" if len(lines) > 1 else "")
+    found = [line for line in lines if not wanted or wanted in marks_of(line)]
+    if not found:
+        known = sorted({mark for line in lines for mark in marks_of(line)})
+        hint = did_you_mean(wanted, known, other=f"there are {', '.join(known[:9])}")
+        raise NotFoundError(f'no image "{wanted}" in the layout', hint=hint)
+    one, made = oci_image(source, found[0], None, 0), list[Layer]()
+    try:
+        add_layers(layers, source, one, made, limit=None, told=lambda *said: None)
+    except BaseException:
+        for layer in reversed(made):
+            layers.forget(layer)
+        raise
+    return images.keep(one.text)
+
+
+def marks_of(line: Descriptor) -> set[str]:
+    """Return the tag and the digest that a line of an index is found by."""
+    tag = (line.annotations or {}).get(REF_NOTE, "")
+    return {line.digest, *([tag] if tag else [])}
 
 
 def load(

@@ -15,6 +15,7 @@ from minidocker.errors import (
     BuildError,
     DockerfileError,
     IntegrityError,
+    MinidockerError,
     NotFoundError,
     UnsupportedError,
     did_you_mean,
@@ -22,7 +23,7 @@ from minidocker.errors import (
 from minidocker.expansion import expand_document
 from minidocker.lines import Heredoc
 from minidocker.moves import writable_layer
-from minidocker.oci import is_digest
+from minidocker.oci import is_digest, parse_reference
 from minidocker.records import Record
 from minidocker.stage import Stage, Workshop
 
@@ -36,9 +37,21 @@ if TYPE_CHECKING:
 IMAGE_SCHEME = "docker-image://"
 
 
+def context_of(shop: Workshop, name: str) -> str:
+    """Return what the command line puts in the place of a name; "" for nothing."""
+    contexts = shop.options.contexts
+    if not contexts or name.lower() in contexts:
+        return contexts.get(name.lower(), "")
+    try:
+        whole = parse_reference(name).tagged.familiar
+    except MinidockerError:  # no name of an image
+        return ""
+    return contexts.get(whole.removesuffix(":latest"), "") or contexts.get(whole, "")
+
+
 def replaced_image(shop: Workshop, name: str) -> str | None:
     """Return the image that the command line puts in the place of ``name``."""
-    given = shop.options.contexts.get(name.lower(), "")
+    given = context_of(shop, name)
     if not given.startswith(IMAGE_SCHEME):
         return None
     return shop.find_image(given.removeprefix(IMAGE_SCHEME))
@@ -62,7 +75,7 @@ def named_context(shop: Workshop, name: str) -> Iterator[SourceTree | None]:
 
     Raises UnsupportedError, NotFoundError.
     """
-    given = shop.options.contexts.get(name.lower(), IMAGE_SCHEME)
+    given = context_of(shop, name) or IMAGE_SCHEME
     refuse_context(name, given)
     if given.startswith(IMAGE_SCHEME):
         yield None
@@ -78,8 +91,7 @@ def tree_from(shop: Workshop, name: str) -> Iterator[SourceTree]:
         if context:
             yield context
             return
-    given = shop.options.contexts.get(name.lower())
-    stage = None if given else shop.find_stage(name)
+    stage = None if context_of(shop, name) else shop.find_stage(name)
     image = stage.image if stage else replaced_image(shop, name)
     if image is None:
         try:

@@ -35,7 +35,7 @@ from minidocker.moves import (
     writable_layer,
 )
 from minidocker.oci import ContainerConfig, chain_id, sha256_text
-from minidocker.outside import emptied, replaced_image, tree_from
+from minidocker.outside import context_of, emptied, replaced_image, tree_from
 from minidocker.records import Record
 from minidocker.stage import (
     UNDECLARED,
@@ -289,7 +289,7 @@ def content_note(shop: Workshop, mount: RunMount) -> str:
     if mount.kind is not MountKind.BIND:
         return ""
     stage = shop.find_stage(mount.origin)
-    given = shop.options.contexts.get(mount.origin.lower(), "")
+    given = context_of(shop, mount.origin) if mount.origin else ""
     image = replaced_image(shop, mount.origin)
     if mount.origin and not image and not given:
         image = stage.image if stage else shop.find_image(mount.origin)
@@ -306,7 +306,7 @@ def content_note(shop: Workshop, mount: RunMount) -> str:
 
 def bound(shop: Workshop, mount: RunMount, stack: ExitStack) -> Shown:
     """Prepare a bind; what it takes is undone when ``stack`` is."""
-    if not mount.origin or mount.origin.lower() in shop.options.contexts:
+    if not mount.origin or context_of(shop, mount.origin):
         tree = shop.context
         if mount.origin:
             tree = stack.enter_context(tree_from(shop, mount.origin))

@@ -162,6 +162,40 @@ def test_labels_contexts_and_until(
     assert (found["Labels"], found["User"]) == ({"a": "b=c"}, "1")
 
 
+def test_a_context_may_be_an_image_of_an_oci_layout(
+    store: Store, context: Context, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        path = context("FROM scratch\nCOPY note /note\n", note=name)
+        store.says("build", "-t", f"kept:{name}", path)
+    layout = tmp_path / "layout"
+    for name in ("one", "two"):
+        image = f"docker-archive:{tmp_path}/{name}.tar"
+        store.says("save", "-o", f"{tmp_path}/{name}.tar", f"kept:{name}")
+        argv = ["skopeo", "--insecure-policy", "copy", image, f"oci:{layout}:{name}"]
+        subprocess.run(argv, check=True, capture_output=True)
+    index = json.loads((layout / "index.json").read_text())
+    [digest] = [
+        line["digest"] for line in index["manifests"]
+        if line["annotations"]["org.opencontainers.image.ref.name"] == "two"
+    ]  # fmt: skip
+    store.says("rmi", "kept:one", "kept:two")
+    path = context(
+        "FROM some AS base\nFROM small:v1\nCOPY --from=base /note /copied\n"
+        "RUN --mount=from=some,target=/m cat /m/note > /read\n"
+    )
+    for place in (f"{layout}:two", f"{layout}@{digest}"):
+        given = f"some=oci-layout://{place}"
+        store.says("build", "-t", "got", "--build-context", given, path)
+        said = store.says("run", "--rm", "got", "cat", "/copied", "/read")
+        assert said == "twotwo"
+    done = store("build", "--build-context", f"some=oci-layout://{layout}:tow", path)
+    assert done.returncode == 1
+    assert 'hint: did you mean "two"?' in done.stderr
+    done = store("build", "--build-context", "some=oci-layout:///gone", path)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

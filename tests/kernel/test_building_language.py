@@ -151,6 +151,52 @@ def test_copy_takes_from_a_named_context_or_image(bench: Workbench, tmp_path: Pa
     bench.base("other", {"o": b"o"})
     given = MappingProxyType({"base": "docker-image://other"})
     assert files(bench, bench.build("FROM base", contexts=given)) == {"o": "o"}
+    given = MappingProxyType({"alpine": "docker-image://other"})
+    for name in ("alpine", "alpine:latest", "docker.io/library/alpine"):
+        assert files(bench, bench.build(f"FROM {name}", contexts=given)) == {"o": "o"}
+
+
+def test_a_stage_may_begin_with_a_named_context(bench: Workbench, tmp_path: Path):
+    write(tmp_path / "tree", {"etc/m": "m", "n": "n", ".dockerignore": "n"})
+    given = MappingProxyType({"mine": str(tmp_path / "tree")})
+    text = "FROM mine AS x\nUSER 1\nFROM base\nCOPY --from=x /etc /got\n"
+    id = bench.build(text, contexts=given, target="x")
+    assert files(bench, id) == {".dockerignore": "n", "etc/m": "m"}
+    assert bench.config(id).user == "1"
+    assert "got/m" in files(bench, bench.build(text, contexts=given))
+    assert bench.build(text, contexts=given, target="x") == id
+    (tmp_path / "tree/etc/m").write_text("new")
+    id = bench.build(text, contexts=given, target="x")
+    assert files(bench, id)["etc/m"] == "new"
+
+
+def test_a_stage_that_a_context_replaces_is_not_built(bench: Workbench, tmp_path: Path):
+    write(tmp_path / "more", {"m": "m"})
+    text = "FROM base AS x\nCOPY gone /\nFROM base\nCOPY --from=x m /m\n"
+    given = MappingProxyType({"x": str(tmp_path / "more")})
+    assert "m" in files(bench, bench.build(text, contexts=given))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("https://example.org/x.git", "is not supported"),
+        ("git@example.org:x", "is not supported"),
+        ("/no/such/place", "is no directory"),
+    ],
+)
+def test_a_context_that_cannot_be_is_refused_before_the_first_step(
+    bench: Workbench, given: str, said: str
+):
+    contexts = MappingProxyType({"x": given})
+    for line in (
+        "FROM x",
+        "FROM base\nCOPY --from=x a /",
+        "FROM base\nRUN --mount=from=x,target=/m true",
+    ):
+        with pytest.raises(MinidockerError, match=said):
+            bench.build(line, contexts=contexts)
+        assert bench.said == []
 
 
 @pytest.mark.parametrize("pack", ["gzip", "bz2", "lzma", "zstd", "plain"])
