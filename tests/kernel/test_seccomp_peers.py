@@ -212,7 +212,8 @@ def docker_list(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 def written_host_config() -> dict[str, Any]:
     """What we would keep for the same flags."""
-    given = parse_flags(RUN_FLAGS, [*FLAGS, "peer"], "run", greedy=True)
+    words = ["--network", "none", *FLAGS, "peer"]
+    given = parse_flags(RUN_FLAGS, words, "run", greedy=True)
     host = words_of(given).replace(sysctls=given.list("sysctl"))
     found: dict[str, Any] = json.loads(json.dumps(host.to_dict()))
     return found
