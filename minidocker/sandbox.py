@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import _thread
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 from minidocker.containers import Container, ContainerStore, timestamp
 from minidocker.durable import read_json, write_whole
 from minidocker.errors import MinidockerError, RuntimeFault, UnsupportedError
-from minidocker.etc_files import network_files, write_network_files
+from minidocker.etc_files import name_servers, network_files, write_network_files
+from minidocker.linux import CloneFlags, Prctl, prctl, setns
 from minidocker.networks import (
     DEFAULT,
+    OPTION,
     Endpoint,
     NetworkStore,
     Wish,
@@ -22,14 +27,18 @@ from minidocker.networks import (
     plain,
     wish_from,
 )
+from minidocker.overlayfs import is_first_user_namespace
+from minidocker.program import PortBinding
 from minidocker.records import json_text
-from minidocker.rtnetlink import new_netns
-from minidocker.wiring import forget, join, open_up, sweep_later
+from minidocker.rtnetlink import NETFILTER, Netlink, new_netns
+from minidocker.wiring import forget, join, open_up, prepare_namespace, sweep_later
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from minidocker.publishing import Opening
 
 
 # %% What it belongs to
@@ -86,7 +95,7 @@ def read_settings(store: ContainerStore, id: str) -> tuple[list[Endpoint], Any]:
     return [endpoint_from(one) for one in found["endpoints"]], found.get("ports", {})
 
 
-# %% From start to end
+# %% On its networks, and off
 def blank(container: Container, wish: Wish) -> Endpoint:
     """Return the endpoint of a container before it has a place."""
     names = (container.name, *wish.aliases, container.id[:12])
@@ -130,8 +139,176 @@ def write_files(
     """Write the three files of a container that knows its addresses now."""
     addresses = [ip for one in endpoints for ip in (one.ip, one.ip6) if ip]
     gateway = endpoints[0].gateway if endpoints else ""
-    files = network_files(container.config, container.host, addresses, gateway)
+    files = network_files(
+        container.config,
+        container.host,
+        addresses,
+        gateway,
+        embedded=has_names(endpoints),
+    )
     write_network_files(store.path(container.id), files)
+
+
+def has_names(endpoints: list[Endpoint]) -> bool:
+    """Say whether a container is told the others' names: not on the default network."""
+    return any(one.network != DEFAULT for one in endpoints)
+
+
+# %% Its attendant
+Service = Callable[[], None]
+
+
+def close_others(keep: Iterable[int]) -> None:
+    """Close every descriptor but ``keep``; the first three become /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    low = 3
+    for number in sorted(keep):
+        os.closerange(low, number)
+        low = number + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+
+
+def be_attendant(services: list[Service], keep: Iterable[int], netns: int) -> None:
+    """Serve until we are killed, in a namespace if one is given (not -1)."""
+    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    os.setsid()
+    if netns >= 0:
+        setns(netns, CloneFlags.NEWNET)
+    close_others(keep)
+    for service in services:
+        _thread.start_new_thread(service, ())
+    while True:
+        signal.pause()
+
+
+@contextmanager
+def attendant(
+    services: list[Service], keep: Iterable[int], netns: int = -1
+) -> Iterator[None]:
+    """Have services done by a child for a ``with`` block; none needs no child."""
+    if not services:
+        yield
+        return
+    child = os.fork()
+    if child == 0:
+        try:
+            be_attendant(services, keep, netns)
+        finally:
+            os._exit(1)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+# %% Its attendant
+def bindings_of(container: Container) -> list[PortBinding]:
+    """Return the ports to publish: those named, and with ``-P`` all the others."""
+    found = list(container.host.ports)
+    if container.host.publish_all:
+        named = {one.port for one in found}
+        exposed = sorted(container.config.exposed_ports or ())
+        found += [PortBinding(port) for port in exposed if port not in named]
+    return found
+
+
+def names_service(
+    store: ContainerStore, container: Container, netns: int, stack: ExitStack
+) -> tuple[list[Service], list[int]]:
+    """Return the services of a resolver for a container, and their descriptors."""
+    from minidocker import resolver
+
+    def mine() -> list[str]:
+        found, _ = read_settings(store, container.id)
+        return [one.network for one in found if one.network != DEFAULT]
+
+    listener = resolver.listen_inside(netns)
+    book = resolver.Directory(network_store(store), mine, name_servers(container.host))
+    stack.callback(listener.datagrams.close)
+    stack.callback(listener.connections.close)
+    services = [
+        partial(resolver.serve_datagrams, listener.datagrams, book),
+        partial(resolver.serve_connections, listener.connections, book),
+    ]
+    return services, [listener.datagrams.fileno(), listener.connections.fileno()]
+
+
+def lead_ports(
+    store: ContainerStore,
+    container: Container,
+    openings: list[Opening],
+    who: Endpoint,
+    stack: ExitStack,
+) -> None:
+    """Lead packets for published ports to a container until the stack unwinds."""
+    from minidocker.netfilter import container_chains, make_table
+    from minidocker.publishing import rewritings
+
+    bridge = network_store(store).get(who.network).bridge
+    rules = tuple(rewritings(openings, who))
+    netfilter = stack.enter_context(Netlink(NETFILTER))
+    name = f"minidocker-{container.id[:12]}"
+    try:
+        make_table(netfilter, name, container_chains(bridge, rules), owned=True)
+    except OSError as why:
+        raise RuntimeFault(f"cannot lead ports inside: {why.strerror}") from why
+
+
+# %% From start to end
+def open_all(
+    store: ContainerStore, container: Container, stack: ExitStack
+) -> list[Opening]:
+    """Take the ports of a container until the stack unwinds. Raises RuntimeFault."""
+    bindings = bindings_of(container)
+    if not bindings:
+        return []
+    from minidocker.publishing import close_openings, open_ports
+
+    default = ""
+    with suppress(MinidockerError):
+        network = network_store(store).resolve(next(iter(wishes_of(store, container))))
+        default = network.options.get(f"{OPTION}bridge.host_binding_ipv4", "")
+    try:
+        openings = open_ports(bindings, default)
+    except MinidockerError as why:
+        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+    stack.callback(close_openings, openings)
+    return openings
+
+
+def serve_ports(openings: list[Opening], address: str) -> list[Service]:
+    """Return the services of published ports that lead to an address."""
+    if not openings:
+        return []
+    from minidocker.publishing import serve
+
+    return [partial(serve, one, address) for one in openings]
+
+
+def settle_in(
+    store: ContainerStore,
+    container: Container,
+    endpoints: list[Endpoint],
+    openings: list[Opening],
+    stack: ExitStack,
+) -> None:
+    """Write down where a container is, until the stack unwinds."""
+    ports: dict[str, object] = dict.fromkeys(container.config.exposed_ports or ())
+    if openings:
+        from minidocker.publishing import ports_json
+
+        ports = ports_json(openings, ports)
+    write_settings(store, container, endpoints, ports=ports)
+    stack.callback(remove_settings, store, container.id)
+
+
+def remove_settings(store: ContainerStore, id: str) -> None:
+    """Remove what tells where a container is."""
+    with suppress(FileNotFoundError):
+        os.unlink(settings_file(store, id))
 
 
 @contextmanager
@@ -140,16 +317,61 @@ def sandbox(store: ContainerStore, container: Container) -> Iterator[int]:
 
     Raises RuntimeFault when that fails; then nothing is left.
     """
-    netns = new_netns()
-    endpoints: list[Endpoint] = []
-    try:
-        open_up(netns)
-        endpoints = join_all(store, container, netns)
-        write_files(store, container, endpoints)
-        write_settings(store, container, endpoints)
+    with ExitStack() as stack:
+        openings = open_all(store, container, stack)
+        if not is_first_user_namespace():
+            netns = uplinked(store, container, openings, stack)
+        else:
+            netns = bridged(store, container, openings, stack)
         yield netns
-    finally:
-        os.close(netns)
-        with suppress(FileNotFoundError):
-            os.unlink(settings_file(store, container.id))
-        leave_all(store, container, endpoints)
+
+
+def bridged(
+    store: ContainerStore,
+    container: Container,
+    openings: list[Opening],
+    stack: ExitStack,
+) -> int:
+    """Put a container on its networks until the stack unwinds; return its namespace."""
+    netns = new_netns()
+    stack.callback(os.close, netns)
+    open_up(netns)
+    endpoints = join_all(store, container, netns)
+    stack.callback(leave_all, store, container, endpoints)
+    write_files(store, container, endpoints)
+    settle_in(store, container, endpoints, openings, stack)
+    services: list[Service] = []
+    keep = [one.socket.fileno() for one in openings]
+    if openings and endpoints:
+        lead_ports(store, container, openings, endpoints[0], stack)
+        services += serve_ports(openings, endpoints[0].ip)
+    if has_names(endpoints):
+        more, sockets = names_service(store, container, netns, stack)
+        services, keep = services + more, keep + sockets
+    stack.enter_context(attendant(services, keep))
+    return netns
+
+
+def uplinked(
+    store: ContainerStore,
+    container: Container,
+    openings: list[Opening],
+    stack: ExitStack,
+) -> int:
+    """Give a container a way out without root until the stack unwinds.
+
+    Published ports lead to its 127.0.0.1, from inside. Returns its namespace.
+    """
+    from minidocker.uplink import find_uplink, netns_of_child, uplink
+
+    netns = netns_of_child(prepare_namespace)
+    stack.callback(os.close, netns)
+    if program := find_uplink():
+        stack.enter_context(uplink(program, netns, store.path(container.id)))
+    files = network_files(container.config, container.host, ["127.0.1.1"])
+    write_network_files(store.path(container.id), files)
+    settle_in(store, container, [], openings, stack)
+    keep = [one.socket.fileno() for one in openings]
+    services = serve_ports(openings, "127.0.0.1")
+    stack.enter_context(attendant(services, keep, netns))
+    return netns

@@ -287,14 +287,20 @@ def settle(netns: int, who: Endpoint) -> None:
                     raise
 
 
-def open_up(netns: int) -> None:
-    """Make a new namespace what Docker's containers find: `lo`, no IPv6 unasked."""
-    with inside(netns), Netlink() as own:
-        set_sysctl("ipv6/conf/all/disable_ipv6", "1")
-        set_sysctl("ipv6/conf/default/disable_ipv6", "1")
-        set_sysctl("ipv4/ip_unprivileged_port_start", "0")
-        set_sysctl("ipv4/ping_group_range", "0 2147483647")
+def prepare_namespace() -> None:
+    """Make this new namespace what Docker's containers find: `lo`, no IPv6 unasked."""
+    set_sysctl("ipv6/conf/all/disable_ipv6", "1")
+    set_sysctl("ipv6/conf/default/disable_ipv6", "1")
+    set_sysctl("ipv4/ip_unprivileged_port_start", "0")
+    set_sysctl("ipv4/ping_group_range", "0 2147483647")
+    with Netlink() as own:
         own.talk(link_up(1))
+
+
+def open_up(netns: int) -> None:
+    """Prepare a namespace that is not ours."""
+    with inside(netns):
+        prepare_namespace()
 
 
 # %% On and off
