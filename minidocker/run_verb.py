@@ -274,10 +274,6 @@ def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
     of = words.network_of
     if words.network is Network.CONTAINER and of:
         of = engine.containers.resolve(of).id
-    if words.network is Network.BRIDGE and of not in ("default", "bridge"):
-        from minidocker.sandbox import network_store
-
-        network_store(engine.containers).resolve(of)
     host = words.replace(network_of=of, **modes)
     if given.text("hostname") and host.network is Network.CONTAINER:
         raise UsageError("conflicting options: hostname and the network mode")
@@ -301,15 +297,31 @@ def pull_policy(text: str) -> Pull:
     raise UsageError(f'invalid pull option: "{text}"', hint=hint)
 
 
+def about_network(given: Given, words: HostConfig) -> bool:
+    """Say whether a command line asks more of the network than the default."""
+    named = words.network is Network.BRIDGE and words.network_of != "default"
+    return named or any(given.flags.get(flag.name) for flag in NETWORK_FLAGS)
+
+
 def run(given: Given) -> int:
     """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
     need_terminal(given)
     config, words = config_of(given), words_of(given)
+    networked = about_network(given, words)
+    if networked:
+        from minidocker import network_flags
+
+        config, words = network_flags.with_network(given, config, words)
     try:
         engine = open_engine(given, Needs.TREES)
         host = host_of(given, words, engine)
         when = pull_policy(given.text("pull"))
+        if networked:
+            wish = network_flags.wish_of(given)
+            network_flags.check_network(engine, host, wish)
         container = engine.create(given.args[0], config, host, given.text("name"), when)
+        if networked:
+            network_flags.write_wish(engine, container, wish)
     except MinidockerError as why:
         if why.status != 1:
             raise
@@ -360,9 +372,24 @@ SECURITY_FLAGS = (
     Flag("userns", "User namespace to use", takes=TEXT),
     Flag("uts", "UTS namespace to use", takes=TEXT),
 )
+NETWORK_FLAGS = (
+    Flag("add-host", "Add a custom host-to-IP mapping (host:ip)", takes=LIST),
+    Flag("dns", "Set custom DNS servers", takes=LIST),
+    Flag("dns-option", "Set DNS options", takes=LIST),
+    Flag("dns-search", "Set custom DNS search domains", takes=LIST),
+    Flag("domainname", "Container NIS domain name", takes=TEXT),
+    Flag("expose", "Expose a port or a range of ports", takes=LIST),
+    Flag("ip", "IPv4 address (e.g., 172.30.100.104)", takes=TEXT),
+    Flag("ip6", "IPv6 address (e.g., 2001:db8::33)", takes=TEXT),
+    Flag("mac-address", "Container MAC address (e.g., 92:d0:c6:0a:29:33)", takes=TEXT),
+    Flag("network-alias", "Add network-scoped alias for the container", takes=LIST),
+    Flag("publish", "Publish a container's port(s) to the host", "p", LIST),
+    Flag("publish-all", "Publish all exposed ports to random ports", "P"),
+)
 RUN_FLAGS = (
     *PROCESS,
     *LIMIT_FLAGS,
+    *NETWORK_FLAGS,
     *SECURITY_FLAGS,
     Flag("detach", "Run container in background and print container ID", "d"),
     Flag("entrypoint", "Overwrite the default ENTRYPOINT of the image", takes=TEXT),
@@ -372,7 +399,7 @@ RUN_FLAGS = (
     Flag("name", "Assign a name to the container", takes=TEXT),
     Flag(
         "network",
-        "Connect a container to a network: none, host, container:NAME or a name",
+        "Connect to a network: none, host, container:NAME or its name",
         takes=TEXT,
     ),
     Flag("rm", "Automatically remove the container when it exits"),
