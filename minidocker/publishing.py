@@ -25,6 +25,7 @@ from minidocker.netfilter import PROTOCOLS, Rewriting
 from minidocker.networks import Endpoint
 from minidocker.program import PortBinding
 from minidocker.records import Record
+from minidocker.resolver import accepted
 from minidocker.rtnetlink import family_of
 
 
@@ -243,8 +244,7 @@ def serve_stream(one: Opening, address: str) -> None:
     """Accept visitors for ever, each in a thread of its own."""
     protocol = PROTOCOLS[one.protocol] if one.protocol == "sctp" else 0
     while True:
-        fd, _ = one.socket._accept()
-        visitor = socket(fileno=fd)
+        visitor = accepted(one.socket)
         _thread.start_new_thread(pass_on, (visitor, address, one.port, protocol))
 
 
@@ -254,12 +254,12 @@ QUIET_TIME = 90.0  # seconds, as Docker's
 
 def serve_datagrams(one: Opening, address: str) -> None:
     """Pass datagrams on for ever, and the answers back to who asked."""
-    known: dict[object, socket] = {}
+    known: dict[tuple[str, int], socket] = {}
 
-    def answers(who: object, there: socket) -> None:
+    def answers(who: tuple[str, int], there: socket) -> None:
         with suppress(OSError):  # silence for QUIET_TIME, or nobody listens there
             while True:
-                one.socket.sendto(there.recv(65535), who)  # type: ignore[arg-type]
+                one.socket.sendto(there.recv(65535), who)
         known.pop(who, None)
         there.close()
 

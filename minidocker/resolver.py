@@ -214,12 +214,20 @@ def serve_datagrams(handle: socket, book: Directory) -> None:
         _thread.start_new_thread(one, (message, who))
 
 
+def accepted(listening: socket) -> socket:
+    """Wait for a visitor and return its socket.
+
+    The module ``socket`` would do it in the same way, and takes longer to import.
+    """
+    fd, _ = listening._accept()  # type: ignore[attr-defined]
+    return socket(fileno=fd)
+
+
 def serve_connections(handle: socket, book: Directory) -> None:
     """Answer a question of each connection, each in a thread of its own."""
 
-    def one(fd: int) -> None:
+    def one(visitor: socket) -> None:
         with suppress(OSError):
-            visitor = socket(fileno=fd)
             try:
                 visitor.settimeout(PATIENCE)
                 answer = reply_to(read_framed(visitor), SOCK_STREAM, book)
@@ -228,5 +236,4 @@ def serve_connections(handle: socket, book: Directory) -> None:
                 visitor.close()
 
     while True:
-        fd, _ = handle._accept()
-        _thread.start_new_thread(one, (fd,))
+        _thread.start_new_thread(one, (accepted(handle),))

@@ -229,7 +229,7 @@ def names_service(
     book = resolver.Directory(network_store(store), mine, name_servers(container.host))
     stack.callback(listener.datagrams.close)
     stack.callback(listener.connections.close)
-    services = [
+    services: list[Service] = [
         partial(resolver.serve_datagrams, listener.datagrams, book),
         partial(resolver.serve_connections, listener.connections, book),
     ]
