@@ -25,6 +25,11 @@ from minidocker.flags import (
 )
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
 # %% Where the commands are
 def container_verbs() -> tuple[Command, ...]:
     """Return the commands on containers."""
@@ -36,6 +41,20 @@ def container_verbs() -> tuple[Command, ...]:
 def run_verb() -> tuple[Command, ...]:
     """Return `run`."""
     from minidocker.run_verb import COMMANDS
+
+    return COMMANDS
+
+
+def network_verbs() -> tuple[Command, ...]:
+    """Return the commands on networks."""
+    from minidocker.network_verbs import COMMANDS
+
+    return COMMANDS
+
+
+def connection_verbs() -> tuple[Command, ...]:
+    """Return the commands that put containers on networks, and `port`."""
+    from minidocker.connection_verbs import COMMANDS
 
     return COMMANDS
 
@@ -115,6 +134,11 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     run_verb: ("run",),
     container_verbs: ("exec", "ps", "logs", "stop", "kill", "rm", "wait"),
     limit_verbs: ("stats", "update", "pause", "unpause"),
+    network_verbs: (
+        "network create", "network ls", "network inspect", "network rm",
+        "network prune",
+    ),
+    connection_verbs: ("network connect", "network disconnect", "port"),
     build_verbs: ("build", "context ls"),
     image_verbs: ("import", "commit", "diff", "export", "info"),
     look_verbs: ("images", "history", "inspect", "explain", "ids", "lineage"),
@@ -137,6 +161,7 @@ GROUPS = {
     "container": "Manage containers",
     "context": "Inspect build contexts",
     "image": "Manage images",
+    "network": "Manage networks",
     "system": "Manage minidocker",
 }
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -149,7 +174,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **{
         f"container {name}": (name,)
         for table in (run_verb, container_verbs, limit_verbs)
-        for name in (*CHAPTERS[table], "commit", "diff", "export")
+        for name in (*CHAPTERS[table], "commit", "diff", "export", "port")
         if name != "ps"
     },
     **{
@@ -238,6 +263,13 @@ def helped(words: list[str]) -> str:
     return command_help(find_command(words)[0])
 
 
+def before_command(first: Given) -> dict[str, Any]:
+    """Return the flags that stood before a command; some have ``--driver`` too."""
+    found = dict(first.flags)
+    driver = found.pop("driver", None)
+    return {"storage-driver": driver, **found} if driver else found
+
+
 def dispatch(words: list[str]) -> int:
     """Do what the words of a command line say; return the exit status."""
     first = parse_flags(GLOBAL_FLAGS, words, "", greedy=True)
@@ -255,7 +287,7 @@ def dispatch(words: list[str]) -> int:
     if given.on("help"):
         print(command_help(command))
         return 0
-    return command.run(given.replace(flags={**first.flags, **given.flags}))
+    return command.run(given.replace(flags={**before_command(first), **given.flags}))
 
 
 def main(words: list[str] | None = None) -> int:

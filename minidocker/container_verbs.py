@@ -71,7 +71,7 @@ def open_engine(
         enter_user_namespace()
     elif needs is Needs.MOUNTS:
         own_mounts()
-    driver = given.text("storage-driver") or given.text("driver")
+    driver = given.text("storage-driver")
     engine = Engine(root, driver, notice, given.list("storage-opt"))
     if interrupted:
         engine.tidy()

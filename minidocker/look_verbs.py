@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 # %% The list
 def stored_entries(given: Given) -> list[Entry]:
     """Return all images of the store, the newest first."""
-    root, driver = given.text("root") or default_root(), given.text("driver")
+    root, driver = given.text("root") or default_root(), given.text("storage-driver")
     try:
         with open(f"{root}/driver", encoding="ascii") as file:
             written = file.read().strip()

@@ -31,7 +31,8 @@ class Subnet(Record):
     """A range of addresses: ``address`` with ``bits`` of network, and its gateway.
 
     ``pool`` and ``pool_bits`` narrow down what is given out; ``reserved`` are
-    addresses that are not. ``gateway`` is "" until one is chosen.
+    addresses that are not. ``gateway`` is "" until one is chosen; ``told``: it was
+    asked for, or belongs to a subnet that we chose for somebody.
     """
 
     address: str
@@ -40,6 +41,7 @@ class Subnet(Record):
     pool: str = ""
     pool_bits: int = 0
     reserved: tuple[tuple[str, str], ...] = ()
+    told: bool = False
 
     @property
     def text(self) -> str:
@@ -199,6 +201,11 @@ class BridgeNetwork(Record):
         """How long a packet may be, in bytes."""
         return int(self.options.get(f"{OPTION}driver.mtu") or 1500)
 
+    @property
+    def used(self) -> tuple[Subnet, ...]:
+        """The subnets that are in use: those of IPv6 only where that was asked for."""
+        return tuple(s for s in self.subnets if self.ipv6 or ":" not in s.address)
+
     def allows(self, what: str) -> bool:
         """Whether ``enable_icc`` or ``enable_ip_masquerade`` is on, as by default."""
         return self.options.get(f"{OPTION}bridge.{what}") != "false"
@@ -281,7 +288,10 @@ def no_network(text: str) -> NotFoundError:
 
 
 class NetworkStore:
-    """The networks below ``root``: ``networks/NAME/network.json`` and ``on/ID``."""
+    """The networks below ``root``, each in a directory ``networks/each/NAME``.
+
+    It holds ``network.json``, and a file ``on/ID`` for every container.
+    """
 
     def __init__(self, root: str, now: Callable[[], str]) -> None:
         self.root, self.place, self.now = root, f"{root}/networks", now
@@ -293,7 +303,7 @@ class NetworkStore:
 
     def path(self, name: str, *more: str) -> str:
         """Return the path of a network's directory, or of a file in it."""
-        return "/".join((self.place, name.replace("/", "%"), *more))
+        return "/".join((self.place, "each", name, *more))
 
     def get(self, name: str) -> BridgeNetwork:
         """Return a network by its name. Raises NotFoundError."""
@@ -306,9 +316,9 @@ class NetworkStore:
         """Return every network, by name; the default one once it was used."""
         found = []
         with suppress(FileNotFoundError):
-            for name in sorted(os.listdir(self.place)):
+            for name in sorted(os.listdir(f"{self.place}/each")):
                 with suppress(NotFoundError):
-                    found.append(self.get(name.replace("%", "/")))
+                    found.append(self.get(name))
         return found
 
     def resolve(self, text: str) -> BridgeNetwork:
@@ -382,7 +392,7 @@ def check_wish(network: BridgeNetwork, wish: Wish) -> None:
         if network.chosen:
             what = "user specified IP address is supported only when connecting to "
             raise UsageError(f"{what}networks with user configured subnets")
-        if not any(is_in(address, s.address, s.bits) for s in network.subnets):
+        if not any(is_in(address, s.address, s.bits) for s in network.used):
             what = "It does not belong to any of this network's subnets"
             raise UsageError(f"Invalid address {address}: {what}")
 
@@ -393,7 +403,7 @@ def take_place(
     """Return ``who`` with addresses that none of ``others`` has; see ``check_wish``."""
     used = [ip for other in others for ip in (other.ip, other.ip6) if ip]
     wish = who.wish
-    for subnet in network.subnets:
+    for subnet in network.used:
         version = family_of(subnet.address)
         same = [ip for ip in used if family_of(ip) == version]
         gateway = "" if network.internal else subnet.gateway

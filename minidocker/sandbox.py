@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import _thread
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -113,7 +114,7 @@ def join_all(store: ContainerStore, container: Container, netns: int) -> list[En
         for name, wish in wishes_of(store, container).items():
             found.append(join(networks, name, blank(container, wish), netns))
     except MinidockerError as why:
-        leave_all(store, container, found)
+        leave_all(store, container)
         unsaid = container.host.network_of in ("", UNSAID)
         if isinstance(why, UnsupportedError) and unsaid:
             os.write(2, f"minidocker: no network: {why.what}\n".encode())
@@ -122,15 +123,13 @@ def join_all(store: ContainerStore, container: Container, netns: int) -> list[En
     return found
 
 
-def leave_all(
-    store: ContainerStore, container: Container, endpoints: list[Endpoint]
-) -> None:
-    """Take a container off its networks; those that are empty now go down."""
+def leave_all(store: ContainerStore, container: Container) -> None:
+    """Take a container off all networks; those that are empty now go down."""
     networks = network_store(store)
-    for one in endpoints:
-        forget(networks, one.network, container.id)
-    if endpoints:
-        sweep_later(networks)
+    with suppress(FileNotFoundError):
+        for name in os.listdir(f"{networks.place}/each"):
+            forget(networks, name, container.id)
+    sweep_later(networks)
 
 
 def write_files(
@@ -236,6 +235,28 @@ def names_service(
     return services, [listener.datagrams.fileno(), listener.connections.fileno()]
 
 
+def serve_names(store: ContainerStore, container: Container, netns: int) -> None:
+    """Have names resolved for a container that runs without it, until its end.
+
+    The process that does it is nobody's child, and waits for the container's lock.
+    """
+    with ExitStack() as stack:
+        services, keep = names_service(store, container, netns, stack)
+        lock = os.open(store.path(container.id, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, lock)
+        middle = os.fork()
+        if middle == 0:
+            with suppress(BaseException):
+                os.setsid()
+                if os.fork() == 0:
+                    close_others([*keep, lock])
+                    for service in services:
+                        _thread.start_new_thread(service, ())
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+            os._exit(0)
+        os.waitpid(middle, 0)
+
+
 def lead_ports(
     store: ContainerStore,
     container: Container,
@@ -337,7 +358,7 @@ def bridged(
     stack.callback(os.close, netns)
     open_up(netns)
     endpoints = join_all(store, container, netns)
-    stack.callback(leave_all, store, container, endpoints)
+    stack.callback(leave_all, store, container)
     write_files(store, container, endpoints)
     settle_in(store, container, endpoints, openings, stack)
     services: list[Service] = []

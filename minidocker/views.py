@@ -13,6 +13,7 @@ from minidocker.containers import Container, State, Status
 from minidocker.drivers import Directory
 from minidocker.engine import Engine
 from minidocker.images import HistoryRow, size_of
+from minidocker.network_views import network_settings, ports_words
 from minidocker.oci import GO_ESCAPES, ContainerConfig, chain_id, short_id
 from minidocker.overlayfs import Overlay
 from minidocker.tables import (
@@ -92,11 +93,6 @@ def status_words(state: State, now: float | None = None) -> str:
     return "Created"
 
 
-def ports_words(config: ContainerConfig) -> str:
-    """Return the exposed ports as `ps` lists them."""
-    return ", ".join(sorted(config.exposed_ports or ()))
-
-
 def command_words(argv: Sequence[str], width: int | None) -> str:
     """Return a command as `ps` quotes it: words with spaces in it, then the whole.
 
@@ -113,6 +109,8 @@ def container_row(
 ) -> dict[str, Any]:
     """Return Docker's fields for a container."""
     labels = container.config.labels or {}
+    running = state.status is Status.RUNNING
+    network = network_settings(engine.containers, container, running=running)
     row = {
         "Command": command_words(container.argv, None if whole else 20),
         "CreatedAt": local_time(seconds_of(container.created)),
@@ -122,8 +120,8 @@ def container_row(
         "LocalVolumes": "0",
         "Mounts": ",".join(bind.partition(":")[0] for bind in container.host.binds),
         "Names": container.name,
-        "Networks": container.host.network.value,
-        "Ports": ports_words(container.config),
+        "Networks": ",".join(network["Networks"]),
+        "Ports": ports_words(network["Ports"]),
         "RunningFor": ago(container.created),
         "Size": "0B",
         "State": "paused" if state.paused else state.status.value,
@@ -242,7 +240,9 @@ def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
         "GraphDriver": graph_driver(engine, engine.layers.mount_id(container.id)),
         "Mounts": [mount_fields(bind) for bind in container.host.binds],
         "Config": container.config.to_dict(),
-        "NetworkSettings": {"Ports": {}, "IPAddress": ""},
+        "NetworkSettings": network_settings(
+            engine.containers, container, running=state.status is Status.RUNNING
+        ),
     }
 
 

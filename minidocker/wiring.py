@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from _socket import AF_INET, if_nameindex, if_nametoindex
+from _socket import if_nameindex, if_nametoindex
+from collections.abc import Iterable
 from contextlib import suppress
 
 from minidocker.durable import write_whole
@@ -41,7 +42,6 @@ from minidocker.rtnetlink import (
     Netlink,
     Plug,
     delete_link,
-    family_of,
     inside,
     link_up,
     new_address,
@@ -78,7 +78,7 @@ def make_rules(network: BridgeNetwork) -> None:
     """Make the table of a network. Raises UnsupportedError without nftables."""
     chains = network_chains(
         network.bridge,
-        tuple((subnet.address, subnet.bits) for subnet in network.subnets),
+        tuple((subnet.address, subnet.bits) for subnet in network.used),
         internal=network.internal,
         talking=network.allows("enable_icc"),
         disguised=network.allows("enable_ip_masquerade"),
@@ -109,7 +109,7 @@ def make_bridge(host: Netlink, network: BridgeNetwork) -> int:
     mac = f"02:42:{os.urandom(4).hex(':')}"
     host.talk(new_bridge(network.bridge, mac, network.mtu))
     index = if_nametoindex(network.bridge)
-    gateways = [(s.gateway, s.bits) for s in network.subnets if s.gateway]
+    gateways = [(s.gateway, s.bits) for s in network.used if s.gateway]
     host.talk(*(new_address(index, ip, bits) for ip, bits in gateways), link_up(index))
     return index
 
@@ -118,7 +118,7 @@ def make_bridge(host: Netlink, network: BridgeNetwork) -> int:
 def marker(store: NetworkStore, name: str = "") -> str:
     """Return the path of the mark that a network is up, or of all marks."""
     marks = f"{store.place}/up"
-    return f"{marks}/{name.replace('/', '%')}" if name else marks
+    return f"{marks}/{name}" if name else marks
 
 
 def moved(store: NetworkStore, network: BridgeNetwork) -> BridgeNetwork:
@@ -191,7 +191,7 @@ def sweep_networks(store: NetworkStore, *, patient: bool = False) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if patient else fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name in names:
-            sweep_network(store, name.replace("%", "/"))
+            sweep_network(store, name)
     except BlockingIOError:
         pass
     finally:
@@ -279,12 +279,14 @@ def settle(netns: int, who: Endpoint) -> None:
         index = if_nametoindex(who.device)
         given = [new_address(index, ip, bits) for ip, bits, _ in places if ip]
         own.talk(*given, link_up(index))
-        for gateway in (gateway for _, _, gateway in places if gateway):
-            try:
-                own.talk(new_default_route(gateway, index))
-            except FileExistsError:  # by the network that was first
-                if family_of(gateway) != AF_INET:
-                    raise
+        lead_out(own, who, index)
+
+
+def lead_out(own: Netlink, who: Endpoint, index: int) -> None:
+    """Make an endpoint's gateways those of a container that has none yet."""
+    for gateway in filter(None, (who.gateway, who.gateway6)):
+        with suppress(FileExistsError):  # the network that was first has it
+            own.talk(new_default_route(gateway, index))
 
 
 def prepare_namespace() -> None:
@@ -310,10 +312,17 @@ def forget(store: NetworkStore, name: str, container: str) -> None:
         os.unlink(store.path(name, "on", container))
 
 
-def part(store: NetworkStore, who: Endpoint, netns: int) -> None:
-    """Take a running container off a network: cut its cable, free its address."""
+def part(
+    store: NetworkStore, who: Endpoint, rest: Iterable[Endpoint], netns: int
+) -> None:
+    """Take a running container off a network: cut its cable, free its address.
+
+    Its way out leads by one of the ``rest`` then.
+    """
     with store.turn():
         with inside(netns), Netlink() as own, suppress(OSError):
             own.talk(delete_link(who.device))
+            for one in rest:
+                lead_out(own, one, if_nametoindex(one.device))
         forget(store, who.network, who.container)
         sweep_network(store, who.network)
