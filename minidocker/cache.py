@@ -106,6 +106,7 @@ def tarsum_header(tree: SourceTree, item: Item, link: str) -> bytes:
     return os.fsencode(text)
 
 
+# %% Digests
 def add_content(total: _Hash, tree: SourceTree, item: Item) -> None:
     """Add a file's bytes to a hash.
 
@@ -128,6 +129,7 @@ def add_content(total: _Hash, tree: SourceTree, item: Item) -> None:
         raise BuildError(f'"{item.path}" was changed while it was read')
 
 
+# %% Digests
 def digest_of(tree: SourceTree, item: Item, index: StatIndex | None = None) -> Held:
     """Return what counts of a file with its digest, read or from the index."""
     facts, mode = facts_of(tree, item), item.info.st_mode
@@ -170,6 +172,7 @@ def same_file(one: os.stat_result, two: os.stat_result) -> bool:
     )
 
 
+# %% The stat index
 class StatIndex:
     """The digests of a directory's files, by path and stamp, kept in one file.
 
@@ -365,6 +368,7 @@ def other_step(
     return Miss("nothing", "the same", "the same")
 
 
+# %% Why it missed
 def nearest(
     ours: ContainerConfig, older: Mapping[str, tuple[str, ContainerConfig]]
 ) -> str | None:

@@ -72,6 +72,7 @@ class Rule(enum.Enum):
     )
 
 
+# %% The nouns
 class BuildWarning(Record):
     """A rule that is broken: what, and where it stands in the file."""
 
@@ -130,6 +131,7 @@ class Subject(Record):
                     yield it
 
 
+# %% The nouns
 def subject_of(
     dockerfile: Dockerfile, environment: Environment, ignored: Ignored
 ) -> Subject:
@@ -212,6 +214,7 @@ def check_repeated(file: Subject) -> Iterator[Finding]:
                 yield Finding(Rule.MultipleInstructionsDisallowed, it, (keyword(it),))
 
 
+# %% One instruction at a time
 SECRET = re.compile(
     "(?i)(_|^)(apikey|auth|credentials?|key|password|pword|passwd|secret|token)(_|$)"
 )
@@ -278,6 +281,7 @@ def check_from(file: Subject) -> Iterator[Finding]:
             yield Finding(Rule.InvalidDefaultArgInFrom, head, (base,), base)
 
 
+# %% Where a stage comes from
 def unset_names(text: str, known: Mapping[str, str], escape: str | None) -> list[str]:
     """Return the names asked for in vain, each once; no escape is a document's text."""
     try:
@@ -425,6 +429,7 @@ def read_options(text: str) -> CheckOptions:
     return found
 
 
+# %% The options
 def options_of(dockerfile: Dockerfile) -> CheckOptions:
     """Return what the ``# check=`` of a file says.
 
@@ -454,6 +459,7 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
 )
 
 
+# %% The verb
 def warning_of(found: Finding, name: str) -> BuildWarning:
     """Give a finding its sentence, its place in the file and its excerpt."""
     told = DockerfileError(found.rule.value.format(*found.fills), word=found.word)

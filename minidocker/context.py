@@ -301,7 +301,7 @@ class SourceTree:
         return sorted(items, key=lambda item: os.fsencode(item[0]), reverse=True)
 
 
-# %% Sources
+# %% What a source names
 def missing(tree: SourceTree, path: str) -> BuildError:
     """Return the error for a source that is not there, or is ignored."""
     near = [item.path for item in tree.walk(".") if item.path.count("/") <= 2]
@@ -328,6 +328,7 @@ def clean_source(path: str) -> str:
     return clean
 
 
+# %% What a source names
 def one_source(
     tree: SourceTree, path: str, exclude: tuple[Pattern, ...] = ()
 ) -> Source:
@@ -361,6 +362,7 @@ def kept_path(pattern: str, path: str) -> str:
     return "/".join(path.split("/")[skipped:])
 
 
+# %% What a source names
 def find_sources(
     tree: SourceTree,
     patterns: tuple[str, ...],
@@ -390,7 +392,7 @@ def find_sources(
     return found
 
 
-# %% Sources
+# %% What a source names
 @contextmanager
 def opened_archive(tree: SourceTree, path: str) -> Iterator[Read]:
     """Give a read function over a file, decompressed if it is compressed."""

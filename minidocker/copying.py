@@ -208,6 +208,7 @@ def new_file(fd: int, name: str, mode: int) -> int:
         return os.open(name, flags, mode, dir_fd=fd)
 
 
+# %% Putting one thing in its place
 def put_file(
     tree: SourceTree, item: Item, target: Target, path: str, manner: Manner
 ) -> None:
@@ -266,6 +267,7 @@ def check_unchanged(item: Item, now: os.stat_result, size: int) -> None:
         raise BuildError(f'"{item.path}" was changed while it was copied')
 
 
+# %% Putting one thing in its place
 def put_link(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -> None:
     """Make the same symbolic link as ``name`` in the directory ``fd``."""
     text = tree.link_target(item.path)
@@ -308,6 +310,7 @@ def put_directory(
         finish_directory(target, path, item.info, manner)
 
 
+# %% A directory and what is in it
 def finish_directory(
     target: Target, path: str, info: os.stat_result, manner: Manner
 ) -> os.stat_result:

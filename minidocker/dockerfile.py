@@ -55,6 +55,7 @@ class Word(enum.Enum):
     ONBUILD = "ONBUILD"
 
 
+# %% The nouns
 class Instruction(Record):
     """One instruction of a Dockerfile, before any variable is expanded.
 
@@ -124,6 +125,7 @@ def quoted_words(rest: str, escape: str) -> Args:
     return split_words(rest, escape), False
 
 
+# %% The forms of arguments
 def pairs(rest: str, escape: str) -> Args:
     """Read ``name=value name=value``, or the old form ``name value with blanks``."""
     words = split_words(rest, escape)
@@ -143,6 +145,7 @@ def pairs(rest: str, escape: str) -> Args:
     return tuple(flat), False
 
 
+# %% The forms of arguments
 def json_or_words(rest: str, escape: str) -> Args:
     """Read a JSON list, or words between blanks."""
     found = json_list(rest)
@@ -239,6 +242,9 @@ class Syntax(Record):
 
 
 MANY = 1_000_000
+
+
+# %% The syntax of each word
 FILES = (
     Flag("chown"),
     Flag("chmod"),
@@ -260,6 +266,8 @@ RUNNING = (
 )
 PERIODS = ("interval", "timeout", "start-period", "start-interval")
 
+
+# %% The syntax of each word
 SYNTAX: dict[Word, Syntax] = {
     Word.FROM: Syntax(plain_words, 1, 3, (Flag("platform"),)),
     Word.ARG: Syntax(quoted_words, 1, MANY),
@@ -309,6 +317,7 @@ def check_documents(it: Instruction) -> None:
             raise DockerfileError(what, hint=hint, word=doc.name)
 
 
+# %% What else is checked
 def check_files(it: Instruction) -> None:
     """Refuse a here-document where the destination belongs, or with an odd name."""
     if it.heredoc(it.args[-1]):
@@ -392,6 +401,7 @@ def check_count(word: Word, args: tuple[str, ...]) -> None:
 NO_TRIGGER = (Word.ONBUILD, Word.FROM, Word.MAINTAINER)
 
 
+# %% From a logical line to an instruction
 def read_instruction(
     text: str, source: LogicalLine, name: str, escape: str, *, trigger: bool = False
 ) -> Instruction:

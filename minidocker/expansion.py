@@ -52,6 +52,7 @@ def end_of(parts: Parts, value: str, start: int, longest: bool) -> int | None:
     return found.end() if found else None
 
 
+# %% Patterns
 def without_begin(value: str, pattern: str, longest: bool) -> str:
     """Return the value without a beginning that matches.
 
@@ -256,6 +257,7 @@ def expand(text: str, variables: Mapping[str, str], escape: str = "\\") -> str:
     return "".join(piece for piece, _ in Reader(text, variables, escape).until(""))
 
 
+# %% The verbs
 def expand_words(
     text: str, variables: Mapping[str, str], escape: str = "\\"
 ) -> list[str]:
@@ -322,6 +324,7 @@ EXPANDED = {
 }  # fmt: skip
 
 
+# %% Before anything runs
 def texts_of(it: Instruction) -> list[str]:
     """Return the words of an instruction in which variables are expanded."""
     if it.word not in EXPANDED:

@@ -60,6 +60,7 @@ class TreeChange(Record):
         return f"{self.kind.value} {self.path}{size}{what}"
 
 
+# %% The nouns
 class TreeHalf(Record):
     """What a step did to the tree.
 
@@ -127,6 +128,7 @@ def object_changes(
             yield from json_changes(before.get(key), after.get(key), below)
 
 
+# %% The left half
 def list_changes(
     before: list[Any], after: list[Any], path: str
 ) -> Iterator[JsonChange]:
@@ -243,6 +245,7 @@ def counted(half: TreeHalf, kind: ChangeKind) -> str:
     )
 
 
+# %% Why it has this size
 def reason(entry: HistoryEntry, half: TreeHalf, below: int) -> str:
     """Say why the layer of a step has its size; ``below`` layers lie under it."""
     layer = half.layer
@@ -311,6 +314,7 @@ def both_halves(
         )
 
 
+# %% All steps
 def json_half(
     images: ImageStore, here: Mapping[int, str], number: int
 ) -> tuple[JsonChange, ...] | None:
@@ -399,6 +403,7 @@ def tree_lines(step: Both) -> list[str]:
     return lines
 
 
+# %% To be read
 def step_document(step: Both) -> dict[str, Any]:
     """Return one step as a JSON object."""
     layer = step.tree.layer

@@ -142,6 +142,7 @@ def write_blob(layers: LayerStore, chains: list[str], digest: str, put: Put) -> 
     raise NotFoundError(f'the image has no bytes of "{digest}"', hint=hint)
 
 
+# %% The claims
 def verdict_on(
     images: ImageStore, layers: LayerStore, id: str, claim: Claim
 ) -> Verdict:

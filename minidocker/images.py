@@ -83,6 +83,7 @@ def whole_name(name: str) -> str:
     return f"{found.registry}/{found.repository}{name[len(found.name) :]}"
 
 
+# %% The names
 class Names:
     """The references of a store, in one file. Ids are image ids."""
 
@@ -135,7 +136,7 @@ class Names:
 
 
 # %% The store
-class ImageStore:
+class ImageTexts:
     """The images below ``root`` whose layers the driver ``driver_name`` keeps.
 
     New images are staged in ``batch``. An image is read by its id, a whole digest,
@@ -149,8 +150,6 @@ class ImageStore:
         self.names = Names(f"{self.home}/repositories.json")
         self.batch = batch
         self._parents: dict[str, str | None] | None = None
-
-    # the JSON
 
     def add(
         self, image: ImageConfig, parent: str | None, notes: Mapping[str, bytes] = BARE
@@ -226,8 +225,6 @@ class ImageStore:
             if name not in there:
                 remove_path(f"{self.metadata}/{name}")
 
-    # the family
-
     def parent(self, id: str) -> str | None:
         """Return the image that this one was built from, if it was built here."""
         return read_text(self.batch.place(f"{self.metadata}/{hex_of(id)}/parent"))
@@ -247,7 +244,10 @@ class ImageStore:
             self._parents = {one: self.parent(one) for one in self.ids()}
         return sorted(one for one, parent in self._parents.items() if parent == id)
 
-    # the names
+
+# %% The store
+class ImageStore(ImageTexts):
+    """The images of a store and their names."""
 
     def tag(self, reference: Reference, id: str) -> None:
         """Let a reference stand for an image, and for no other any more."""

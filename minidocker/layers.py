@@ -122,6 +122,7 @@ def mount_points(
     return sorted(added - needed, reverse=True)
 
 
+# %% What is not the container's doing
 def remove_mount_points(
     driver: StorageDriver, layer: str, stubs: tuple[str, ...] = ()
 ) -> bool:
@@ -153,9 +154,9 @@ def set_times_back(driver: StorageDriver, layer: str, epoch: int) -> None:
                     os.utime(path, ns=(newest, newest), follow_symlinks=False)
 
 
-# %% The store
-class LayerStore:
-    """The layers below ``root`` that ``driver`` keeps.
+# %% The store: what is there
+class KnownLayers:
+    """The read-only layers below ``root`` that ``driver`` keeps, to be read.
 
     New layers are staged in ``batch`` and published with it. Read-write layers are
     there at once, and never synced: a power cut ends the container anyway. ``epoch``
@@ -167,8 +168,6 @@ class LayerStore:
         self.epoch: int | None = None
         home = f"{root}/image/{driver.name}/layerdb"
         self.chains, self.mounts = f"{home}/sha256", f"{home}/mounts"
-
-    # read-only layers
 
     def get(self, chain: str) -> Layer:
         """Return the layer of a chain id. Raises NotFoundError, IntegrityError."""
@@ -188,6 +187,37 @@ class LayerStore:
     def stack(self, diff_ids: Iterable[str]) -> list[Layer]:
         """Return the layers of an image, bottom-first."""
         return [self.get(chain) for chain in chain_ids(diff_ids)]
+
+    def split_of(self, layer: Layer) -> str | None:
+        """Return the path of a layer's split; None for one that was made here."""
+        place = self.batch.place(f"{self.chains}/{hex_of(layer.chain_id)}")
+        split = f"{place}/{SPLIT}"
+        return split if os.path.exists(split) else None
+
+    def tar_of(self, chain: str, put: Put) -> None:
+        """Write a layer's tar, the bytes that its diff id is the digest of.
+
+        Raises IntegrityError, after the last byte, when the files have changed.
+        """
+        from minidocker.archive import Aside
+        from minidocker.splits import assemble
+
+        layer = self.get(chain)
+        with Aside(put) as tally:
+            if split := self.split_of(layer):
+                with self.driver.opened(layer.cache_id) as tree:
+                    assemble(split, tree, tally)
+            else:
+                self.driver.pack(layer.cache_id, tally)
+            found = tally.digest
+        if found != layer.diff_id:
+            what = f'the files of layer "{chain}" are not those that were committed'
+            raise IntegrityError(what)
+
+
+# %% How a layer comes in
+class ReadOnlyLayers(KnownLayers):
+    """Read-only layers, and how new ones are made of a tar or of a finished tree."""
 
     def add(
         self,
@@ -299,33 +329,10 @@ class LayerStore:
             remove_path(new)
             self.driver.remove(layer.cache_id)
 
-    def split_of(self, layer: Layer) -> str | None:
-        """Return the path of a layer's split; None for one that was made here."""
-        place = self.batch.place(f"{self.chains}/{hex_of(layer.chain_id)}")
-        split = f"{place}/{SPLIT}"
-        return split if os.path.exists(split) else None
 
-    def tar_of(self, chain: str, put: Put) -> None:
-        """Write a layer's tar, the bytes that its diff id is the digest of.
-
-        Raises IntegrityError, after the last byte, when the files have changed.
-        """
-        from minidocker.archive import Aside
-        from minidocker.splits import assemble
-
-        layer = self.get(chain)
-        with Aside(put) as tally:
-            if split := self.split_of(layer):
-                with self.driver.opened(layer.cache_id) as tree:
-                    assemble(split, tree, tally)
-            else:
-                self.driver.pack(layer.cache_id, tally)
-            found = tally.digest
-        if found != layer.diff_id:
-            what = f'the files of layer "{chain}" are not those that were committed'
-            raise IntegrityError(what)
-
-    # read-write layers
+# %% A container's own layer
+class LayerStore(ReadOnlyLayers):
+    """All layers: the read-only ones, and a read-write one for each container."""
 
     def create_rw(self, name: str, parent: str | None) -> str:
         """Give container ``name`` an empty read-write layer on a chain; its mount id.
@@ -441,6 +448,7 @@ def sweep(
     return rubbish
 
 
+# %% What a crash leaves, and who removes it
 def keep_layers(store: LayerStore, chains: set[str]) -> set[str]:
     """Forget the layers that are not below one of ``chains``; return the others'
     cache ids.

@@ -33,6 +33,7 @@ class Step(Record):
     brings: bool
 
 
+# %% The nouns
 def family(images: ImageStore, layers: LayerStore, id: str) -> list[Step]:
     """Return an image and its ancestors on this machine, the oldest first."""
     steps: list[Step] = []
@@ -136,6 +137,7 @@ def label(*lines: str) -> str:
     return '"' + "\\n".join(quoted(line)[1:-1] for line in lines if line) + '"'
 
 
+# %% The picture
 def lineage_dot(images: ImageStore, layers: LayerStore, id: str) -> str:
     """Return the DOT text of an image's family and the layers below it.
 
@@ -217,6 +219,7 @@ def lineage_text(images: ImageStore, layers: LayerStore, id: str) -> str:
     return "\n".join(lines)
 
 
+# %% The picture
 class Lineage:
     """The family of an image; Jupyter draws it, elsewhere it is text."""
 
@@ -301,6 +304,7 @@ class SideBySide:
         return f'<table class="side-by-side"><tr>{heads}</tr>{rows}</table>'
 
 
+# %% Side by side
 def shortened(text: str, width: int) -> str:
     """Cut a line to ``width`` characters.
 

@@ -36,6 +36,7 @@ class Piece(Record):
     source: str
 
 
+# %% The nouns
 class LogicalLine(Record):
     """An instruction's text on one line; it spans ``line`` to ``end`` of the file.
 
@@ -348,6 +349,7 @@ def heredoc_mark(word: str) -> Heredoc | None:
     return Heredoc(unquoted(found[3]), "", not quoted, bool(found[2]), number)
 
 
+# %% Here-documents
 def without_arithmetic(text: str) -> str:
     """Blot out what stands in ``$(( ))``.
 

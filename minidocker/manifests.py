@@ -74,6 +74,7 @@ class Platform(Record):
         return self.os, self.architecture, "" if usual else self.variant
 
 
+# %% The nouns
 MACHINES = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -156,6 +157,7 @@ class Manifest(Record):
         )
 
 
+# %% The nouns
 class Index(Record):
     """A list of manifests, or of further indexes."""
 
@@ -224,6 +226,7 @@ def parse_document(
         raise IntegrityError(f"malformed: {clean(repr(why))}", where=where) from why
 
 
+# %% Reading what a stranger wrote
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object that a text of at most 4 MiB is."""
     if len(data) > DOCUMENT_LIMIT:
@@ -271,6 +274,7 @@ def descriptors(found: Any) -> tuple[Descriptor, ...]:
     return tuple(descriptor_from(one) for one in found)
 
 
+# %% Reading what a stranger wrote
 def descriptor_from(found: Mapping[str, Any]) -> Descriptor:
     """Return the descriptor of a JSON object; its digest and size are checked."""
     digest, size = found["digest"], found["size"]

@@ -110,6 +110,7 @@ def matches(pattern: str, text: str) -> bool:
     return re.fullmatch(pattern, text) is not None
 
 
+# %% References
 class Reference(Record):
     """A name for an image; ``tag`` and ``digest`` are None where not given."""
 
@@ -283,6 +284,7 @@ def to_dict(record: Record, fields: Iterable[Field]) -> dict[str, Any]:
     return found
 
 
+# %% The container configuration
 def config_from(data: Mapping[str, Any] | None) -> ContainerConfig:
     """Return the configuration of a JSON object; keys that are unknown are dropped."""
     known = {field.key: field.attribute for field in CONFIG_FIELDS}
@@ -322,6 +324,7 @@ HISTORY_FIELDS = (
 )
 
 
+# %% The image JSON
 class ImageConfig(Record):
     """An image JSON. ``diff_ids`` are bottom-first; ``extra`` holds unknown keys."""
 

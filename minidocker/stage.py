@@ -57,6 +57,7 @@ class BuildOptions(Record):
     shell_on_error: bool = False
 
 
+# %% The nouns
 class Shown(Record):
     """A file or directory of the host that a step sees at ``target``."""
 
@@ -91,6 +92,7 @@ class Around(Record):
 BARE = Around()
 
 
+# %% The nouns
 class Runner(ABC):
     """Starts the process of a RUN; given to the builder by whoever composes it."""
 
@@ -214,6 +216,7 @@ def platform_arguments() -> dict[str, str]:
     return {f"{side}{n}": v for side in ("BUILD", "TARGET") for n, v in parts.items()}
 
 
+# %% The workshop
 class Workshop:
     """The tools of one build, shared by all of its stages.
 
