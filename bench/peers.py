@@ -56,3 +56,23 @@ def docker(where: Path) -> Iterator[list[str]]:
     finally:
         daemon.terminate()
         daemon.wait(30)
+
+
+@contextmanager
+def buildah(where: Path, tar: Path) -> Iterator[list[str]]:
+    """Keep a store of buildah's below ``where``, with the image; yield what builds.
+
+    It has a mount namespace of its own: buildah leaves its store mounted.
+    """
+    alone = ["unshare", "--mount", "--propagation", "private"]
+    place = ["--root", f"{where}/root", "--runroot", f"{where}/run"]
+    program = ["/usr/bin/buildah", *place, "--storage-driver", "overlay"]
+    for words in (
+        ["from", "--name", "box", "scratch"],
+        ["add", "--quiet", "box", str(tar), "/"],
+        ["commit", "--quiet", "box", "bench"],
+        ["rm", "box"],
+    ):
+        subprocess.run([*alone, *program, *words], check=True, capture_output=True)
+    build = ["bud", "-q", "--pull-never", "--layers", "--network", "none"]
+    yield [*alone, *program, *build, "--runtime", "/usr/sbin/runc"]

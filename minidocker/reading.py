@@ -134,6 +134,7 @@ class Ahead:
 
 
 # %% Numbers
+@lru_cache(4096)  # of ten thousand files most have the size and time of another
 def number(field: bytes) -> int:
     """Return a header's number: octal, or base-256 where the first bit is set.
 

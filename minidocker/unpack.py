@@ -139,6 +139,7 @@ class Unpacker:
 
     ``brought`` has the real path of each entry, ``above`` those of the directories
     that hold them. ``times`` are set last: making a file changes its directory's.
+    ``born`` is with which owner a directory's files are born: ours, or with its group.
     """
 
     def __init__(self, reader: TarReader, root: str, *, ignore_owner: bool) -> None:
@@ -149,6 +150,7 @@ class Unpacker:
         self.brought: set[bytes] = set()
         self.above: set[bytes] = {b""}
         self.times: dict[bytes, int] = {}
+        self.born: dict[bytes, tuple[int, int]] = {}
 
     def own(self, target: int | bytes, uid: int, gid: int, dir_fd: int | None) -> None:
         """Give a file its owner; rootless, there may be no such owner here."""
@@ -157,6 +159,15 @@ class Unpacker:
         except OSError as why:
             if not (self.ignore_owner and why.errno in (errno.EPERM, errno.EINVAL)):
                 raise
+
+    def own_new(self, fd: int, parent: Place, owner: tuple[int, int]) -> None:
+        """Give a new file its owner, unless files are born with it in this place."""
+        born = self.born.get(parent.path)
+        if born is None:
+            info = os.fstat(fd)
+            born = self.born[parent.path] = info.st_uid, info.st_gid
+        if born != owner:
+            self.own(fd, *owner, None)
 
     def find(self, parts: list[bytes]) -> Place | None:
         """Return the directory of these names, its time remembered; None if none."""
@@ -190,7 +201,9 @@ class Unpacker:
             set_xattrs(fd, entry.xattrs, exact=True)
         finally:
             os.close(fd)
-        self.times[parent.child(base) if base else parent.path] = entry.mtime
+        path = parent.child(base) if base else parent.path
+        self.times[path] = entry.mtime
+        self.born.pop(path, None)
 
     def claim(self, path: bytes) -> None:
         """Note that the archive brings ``path``; raise IntegrityError for twice."""
@@ -239,7 +252,7 @@ def add_file(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
     try:
         for piece in to.reader.pieces():
             write_all(fd, piece)
-        to.own(fd, entry.uid, entry.gid, None)
+        to.own_new(fd, parent, (entry.uid, entry.gid))
         if entry.mode & 0o6000:  # chown(2) clears them
             os.fchmod(fd, entry.mode)
         if entry.xattrs:

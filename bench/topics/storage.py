@@ -1,0 +1,93 @@
+"""Storage: deep unions, and the commit of many small files."""
+
+import statistics
+import time
+from pathlib import Path
+
+from bench.measure import ROUNDS, Bench, medians, wall
+from bench.peers import docker
+
+
+DEEP = 100
+FILES = 10_000
+MAKE = (
+    "mkdir /d; i=0; "
+    f"while [ $i -lt {FILES} ]; do "
+    "j=$((i % 100)); [ $i -ge 100 ] || mkdir /d/$j; "
+    "echo file number $i of many, and small > /d/$j/$i; i=$((i + 1)); done"
+)
+
+
+def mounting(where: Path, depth: int) -> float:
+    """Return the milliseconds that mounting a layer over ``depth`` others takes."""
+    from minidocker.drivers import Overlay2, mount_root
+    from minidocker.mounts import UmountFlags, umount2
+
+    driver, below = Overlay2(str(where)), None
+    for number in range(depth + 1):
+        layer = f"{depth}-{number}"
+        driver.create(layer, below)
+        Path(driver.tree(layer), f"file-{number}").write_text("x")
+        below = layer
+    view, target = driver.view(layer, writable=True, volatile=True), where / layer
+    target.mkdir()
+    took = []
+    for _ in range(3 * ROUNDS):
+        started = time.perf_counter()
+        mount_root(view, str(target))
+        took.append((time.perf_counter() - started) * 1e3)
+        umount2(str(target), UmountFlags.DETACH)
+        driver.view(layer, writable=True)  # takes the mark of a volatile mount off
+    return statistics.median(took)
+
+
+def measure_mounting(bench: Bench) -> None:
+    """Show how much longer a hundred layers take to mount than one."""
+    where = bench.where / "deep"
+    where.mkdir()
+    one, many = mounting(where, 1), mounting(where, DEEP)
+    print(
+        f"| mount {DEEP} layers | {many:.2f} ms | one layer {one:.2f} ms "
+        f"| {many - one:+.2f} ms | +2 ms |"
+    )
+
+
+def bundle_of(where: Path) -> list[str]:
+    """Make a bundle that has the files too; return what packs it again."""
+    layout, bundle = where / "layout", where / "bundle"
+    image = f"{layout}:empty"
+    wall(["umoci", "init", "--layout", str(layout)])
+    wall(["umoci", "new", "--image", image])
+    wall(["umoci", "unpack", "--image", image, str(bundle)])
+    for number in range(FILES):
+        path = bundle / f"rootfs/d/{number % 100}/{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"file number {number} of many, and small\n")
+    return ["umoci", "repack", "--image", f"{layout}:full", str(bundle)]
+
+
+def measure_commit(bench: Bench) -> None:
+    """Commit a container that has made ten thousand small files."""
+    box = ["run", "--name", "box", "--network", "none", "bench", "sh", "-c", MAKE]
+    repack, daemon = bundle_of(bench.where), bench.where / "dockerd"
+    daemon.mkdir()
+    words = ["commit", "box", "made"]
+    with docker(daemon) as client:
+        wall([*client, "import", str(bench.tar), "bench"])
+        for command in (bench.ours, client):
+            wall([*command, *box])
+        tasks = {
+            "ours": lambda: wall([*bench.ours, *words]),
+            "docker": lambda: wall([*client, *words]),
+            "umoci": lambda: wall(repack),
+        }
+        took = medians(tasks, max(3, ROUNDS // 5))
+    peers = {"docker": (took["docker"], 0.25), "umoci repack": (took["umoci"], 0.25)}
+    bench.row("`commit` of 10,000 files", took["ours"], peers)
+
+
+def measure(bench: Bench) -> None:
+    """Print the rows of this topic; `transfer` has that of unpacking."""
+    bench.require("umoci", "dockerd", "docker")
+    measure_mounting(bench)
+    measure_commit(bench)
