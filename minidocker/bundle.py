@@ -254,7 +254,7 @@ USUAL_NODES = (
 USUAL_LINKS = (
     DevLink("fd", "/proc/self/fd"), DevLink("stdin", "/proc/self/fd/0"),
     DevLink("stdout", "/proc/self/fd/1"), DevLink("stderr", "/proc/self/fd/2"),
-    DevLink("core", "/proc/kcore"), DevLink("ptmx", "pts/ptmx", replace_it=True),
+    DevLink("ptmx", "pts/ptmx", replace_it=True),
 )  # fmt: skip
 
 
@@ -279,7 +279,8 @@ def device_steps(linux: Part, mounts: Iterable[MountStep]) -> tuple[MountStep, .
         return ()
     nodes = {one.target: one for one in USUAL_NODES}
     nodes |= {one.target: one for one in map(node_of, linux.get("devices").each())}
-    return (*nodes.values(), *USUAL_LINKS)
+    core = [DevLink("core", "/proc/kcore")] if os.path.exists("/proc/kcore") else []
+    return (*nodes.values(), *USUAL_LINKS, *core)
 
 
 def mount_steps(

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 
 from minidocker.bundle import Bundle
-from minidocker.errors import CommandNotFoundError, RuntimeFault
+from minidocker.errors import CommandNotFoundError, NotExecutableError, RuntimeFault
 from minidocker.hooks import hook_state, run_hooks
 from minidocker.identity import set_labels, size_console, take_identity
 from minidocker.linux import (
@@ -177,7 +177,7 @@ def check_program(root: int, program: str, path: str) -> None:
         if mode & 0o111 and mode & 0o170000 == 0o100000:
             return
         if "/" in program:
-            raise refusal(program, inside, 13, missing=False)
+            raise NotExecutableError(f'exec: "{program}": permission denied')
     if "/" in program and fault:
         raise fault
     raise CommandNotFoundError(f'exec: "{program}": executable file not found in $PATH')

@@ -99,13 +99,18 @@ class Docker:
 
 
 @contextmanager
-def docker_daemon(root: Path) -> Iterator[Docker]:
-    """Run dockerd (driver vfs, no network of its own) in its own mount namespace."""
+def docker_daemon(root: Path, *more: str, bridge: bool = False) -> Iterator[Docker]:
+    """Run dockerd (driver vfs, no network of its own) in its own mount namespace.
+
+    With ``bridge`` it has one, in a network namespace of its own; ``more`` are flags.
+    """
     docker = Docker(root)
-    argv = ["unshare", "-m", "--propagation", "private", "dockerd"]
+    argv = ["unshare", "-m", "--propagation", "private"]
+    up = 'ip link set lo up && exec dockerd "$@"'
+    argv += ["-n", "sh", "-c", up, "dockerd"] if bridge else ["dockerd"]
     argv += ["--host", docker.socket, "--pidfile", f"{root}/docker.pid"]
     argv += ["--data-root", f"{root}/data", "--exec-root", f"{root}/exec"]
-    argv += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
-    argv += ["--storage-driver=vfs", "--log-level=error"]
+    argv += [*([] if bridge else ["--bridge=none"]), "--iptables=false", "--ip6tables=false"]
+    argv += ["--storage-driver=vfs", "--log-level=error", *more]
     with running(argv, root / "docker.log", lambda: docker("version").returncode == 0):
         yield docker
