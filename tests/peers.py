@@ -110,7 +110,11 @@ def docker_daemon(root: Path, *more: str, bridge: bool = False) -> Iterator[Dock
     argv += ["-n", "sh", "-c", up, "dockerd"] if bridge else ["dockerd"]
     argv += ["--host", docker.socket, "--pidfile", f"{root}/docker.pid"]
     argv += ["--data-root", f"{root}/data", "--exec-root", f"{root}/exec"]
-    argv += [*([] if bridge else ["--bridge=none"]), "--iptables=false", "--ip6tables=false"]
+    argv += [
+        *([] if bridge else ["--bridge=none"]),
+        "--iptables=false",
+        "--ip6tables=false",
+    ]
     argv += ["--storage-driver=vfs", "--log-level=error", *more]
     with running(argv, root / "docker.log", lambda: docker("version").returncode == 0):
         yield docker
