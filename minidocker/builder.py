@@ -229,6 +229,7 @@ def plan(
     return before, chosen
 
 
+# %% The walk
 def with_triggers(
     parts: list[Part], base_of: Callable[[Part], str], shop: Workshop
 ) -> list[Part]:
@@ -264,6 +265,7 @@ def short(image: str) -> str:
     return image.removeprefix("sha256:")[:12]
 
 
+# %% The walk
 def unused_arguments(steps: list[Instruction], options: BuildOptions) -> list[str]:
     """Return the --build-arg names that no ARG asks for."""
     words = [word for it in steps if it.word is Word.ARG for word in it.args]
@@ -274,6 +276,7 @@ def unused_arguments(steps: list[Instruction], options: BuildOptions) -> list[st
 EPOCH = "SOURCE_DATE_EPOCH"
 
 
+# %% The walk
 class Builder:
     """Builds images in a pair of stores, with a runner for RUN.
 
@@ -348,6 +351,7 @@ class Builder:
         return shop.stages[-1]
 
 
+# %% The walk
 def dated(options: BuildOptions) -> BuildOptions:
     """Return the options with an epoch, where an argument or a variable has one."""
     if options.epoch is not None:

@@ -136,6 +136,7 @@ def label(it: Instruction, stage: Stage, shop: Workshop) -> None:
     metadata_step(shop, stage, " ".join(["LABEL", *(f"{n}={v}" for n, v in found)]))
 
 
+# %% Metadata
 def maintainer(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """MAINTAINER name <address>, which a LABEL says better"""
     better = "LABEL org.opencontainers.image.authors"
@@ -268,6 +269,7 @@ def id_of(text: str, table: str, tree: SourceTree) -> int:
     raise BuildError(f'"{text}" is not in the image\'s {table}')
 
 
+# %% Files
 def owner_of(text: str, stage: Stage, shop: Workshop) -> tuple[int, int]:
     """Return the ids that a ``--chown=user[:group]`` means in this stage's image."""
     name, _, group = text.partition(":")
@@ -311,6 +313,7 @@ def manner_of(it: Instruction, stage: Stage, shop: Workshop) -> tuple[Manner, st
     return manner, notes + "".join(f"--{n}" for n in switches if it.is_on(n))
 
 
+# %% Files
 def copying(
     it: Instruction, stage: Stage, shop: Workshop, origins: tuple[Origin, ...]
 ) -> Copying:
@@ -373,6 +376,7 @@ def address_origin(
     return Origin(tree, (name,), it.is_on("unpack"))
 
 
+# %% Files
 def copy(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """COPY [--from=stage|image] [--chown=user[:group]] [--chmod=mode] [--link]
     [--parents] [--exclude=pattern ...] source|<<text ... to
@@ -428,6 +432,7 @@ def go_rune(number: int) -> str:
     return "'" + go_quote(chr(number))[1:-1].replace('\\"', '"') + "'"
 
 
+# %% For later
 def healthcheck(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """HEALTHCHECK [--interval=... --timeout=... --retries=N] CMD command, or NONE"""
     old = stage.config.healthcheck or {}

@@ -92,6 +92,7 @@ def is_found(shop: Workshop, stage: Stage, wanted: ContainerConfig) -> bool:
     return False
 
 
+# %% Looking for the step
 def configs_of(
     images: ImageStore, ids: Iterable[str]
 ) -> dict[str, tuple[str, ContainerConfig]]:
@@ -258,6 +259,7 @@ def commit(
     keep(shop, stage, before, container_config, entry, added, parts)
 
 
+# %% The commit
 def keep(  # noqa: PLR0917
     shop: Workshop,
     stage: Stage,
@@ -308,6 +310,7 @@ def clean_path(path: str) -> str:
     return "/" + posixpath.normpath("/" + path).lstrip("/")
 
 
+# %% Two kinds of steps
 def directory_step(shop: Workshop, stage: Stage, path: str) -> None:
     """Make the directory of a WORKDIR, with mode 0755, and commit."""
     if shop.trial:
@@ -351,6 +354,7 @@ class Copying(Record):
     parents: bool = False
 
 
+# %% Two kinds of steps
 def absolute(path: str, working_dir: str) -> str:
     """Return a destination as an absolute path; a final slash says "directory".
 
@@ -384,6 +388,7 @@ def told_by(word: str) -> Iterator[None]:
         raise BuildError(f"{word} failed: {why}") from why
 
 
+# %% Two kinds of steps
 def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
     """Copy files into the image so far, and commit."""
     with told_by(what.word):
@@ -429,6 +434,7 @@ def copying_config(stage: Stage, what: Copying, digest: str) -> ContainerConfig:
     return stage.config.replace(cmd=(*stage.shell, comment))
 
 
+# %% Two kinds of steps
 def fill(
     shop: Workshop, stage: Stage, name: str, what: Copying, found: list[Found]
 ) -> Known:

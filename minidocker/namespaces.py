@@ -382,6 +382,7 @@ class Device(MountStep):
         return f"/dev/{self.name}", "device", "bind"
 
 
+# %% The plan is data
 class Content(MountStep):
     """Show a file that exists in memory only: made in /dev, bound, and unlinked."""
 

@@ -84,6 +84,7 @@ def named_context(shop: Workshop, name: str) -> Iterator[SourceTree | None]:
         yield tree
 
 
+# %% A stage, an image, a named context
 @contextmanager
 def tree_from(shop: Workshop, name: str) -> Iterator[SourceTree]:
     """Give the tree that ``--from=name`` means, for a ``with`` block."""
@@ -178,6 +179,7 @@ def check_checksum(text: str) -> str:
     return text
 
 
+# %% Addresses
 def fetch(url: str, path: str, checksum: str = "") -> int:
     """Write what is at ``url`` to ``path``; return its time in seconds, or 0.
 

@@ -66,6 +66,7 @@ class Network(Enum):
     BRIDGE = "bridge"  # one of its own with a cable to a bridge
 
 
+# %% The nouns: what to run
 class ProcessSpec(Record):
     """A process to start: in a new container, or with exec in one that is there.
 
@@ -239,6 +240,7 @@ def ports_from(found: dict[str, Any]) -> tuple[PortBinding, ...]:
     )
 
 
+# %% The nouns: what to run
 def network_mode(text: str) -> tuple[Network, str]:
     """Return a NetworkMode's kind, and whose or which it is.
 
@@ -366,6 +368,7 @@ def groups_of(root: int, name: str) -> tuple[int, ...]:
     return tuple(number_in(row, 2, 4, "/etc/group") for row in mine)
 
 
+# %% Who: the user
 def find_user(root: int, text: str) -> User:
     """Look a user up in the image below ``root``: ``user[:group]``, each id or name.
 
@@ -500,6 +503,7 @@ def execute(
     raise CommandNotFoundError(f'exec: "{program}": executable file not found in $PATH')
 
 
+# %% The last call
 def refusal(program: str, path: str, number: int, missing: bool) -> RuntimeFault:
     """Phrase why a program that was named by a path cannot be executed."""
     there = os.path.exists(path)

@@ -67,6 +67,7 @@ class Sharing(enum.Enum):
     LOCKED = "locked"  # the second waits
 
 
+# %% The nouns
 class RunMount(Record):
     """One ``--mount`` of a RUN; ``text`` is what of it counts for the cache.
 
@@ -200,6 +201,7 @@ def read_mount(text: str, expand: Callable[[str], str], directory: str) -> RunMo
     return filled(kind, given, target, id or target)
 
 
+# %% Reading a mount
 def filled(kind: MountKind, given: dict[str, str], target: str, id: str) -> RunMount:
     """Return the mount that checked options describe."""
     sharing, known = given.get("sharing", "shared"), [one.value for one in Sharing]
@@ -262,6 +264,7 @@ def cache_directory(shop: Workshop, mount: RunMount) -> Iterator[str]:
         os.close(fd)
 
 
+# %% A cache that outlives the build
 def new_cache(shop: Workshop, mount: RunMount, place: str) -> None:
     """Make the directory of a cache, whole and then at once."""
     new = shop.layers.batch.new_path()
@@ -304,6 +307,7 @@ def content_note(shop: Workshop, mount: RunMount) -> str:
         return f" in {digest_of_source(tree, source, shop.index_of(tree))[0]}"
 
 
+# %% What is mounted
 def bound(shop: Workshop, mount: RunMount, stack: ExitStack) -> Shown:
     """Prepare a bind; what it takes is undone when ``stack`` is."""
     if not mount.origin or context_of(shop, mount.origin):
@@ -325,6 +329,7 @@ def bound(shop: Workshop, mount: RunMount, stack: ExitStack) -> Shown:
     return Shown(posixpath.join(tree.root, path), mount.target, not mount.writable)
 
 
+# %% What is mounted
 def refuse_secret(mount: RunMount) -> None:
     """Raise BuildError where a secret that was not given must be there."""
     if mount.required or mount.variable:
@@ -398,6 +403,7 @@ def command_of(it: Instruction, shell: tuple[str, ...]) -> Command:
     return Command((*shell, path), (*shell, whole), script)
 
 
+# %% The command
 def check_run(it: Instruction, stage: Stage) -> None:
     """Refuse a RUN where there is nothing, or with rights that we do not give."""
     if not stage.image:
@@ -456,6 +462,7 @@ def stubs(around: Around) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+# %% The step
 def run_step(shop: Workshop, stage: Stage, command: Command) -> None:
     """Run a command in a container of the image so far, and commit what it wrote.
 

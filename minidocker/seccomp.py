@@ -267,6 +267,7 @@ def word_test(asm: Assembler, test: Compare, shift: int, yes: int, no: int) -> i
     return asm.branch(jump, value, *((no, yes) if turned else (yes, no)))
 
 
+# %% Comparing an argument
 def put_test(asm: Assembler, test: Compare, *, whole: bool, yes: int, no: int) -> int:
     """Put a test of an argument: of both words if ``whole``, else of the low one."""
     offset = ARGUMENTS + 8 * test.index
