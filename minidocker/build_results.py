@@ -79,6 +79,7 @@ def output_file(path: str) -> BinaryIO:
     return open(1, "wb", closefd=False)
 
 
+# %% What is given out
 def give_oci(engine: Engine, id: str, path: str) -> None:
     """Write the image as an OCI layout in a tar, to a file or to our output."""
     from minidocker.compression import Codec
@@ -95,6 +96,7 @@ def give_oci(engine: Engine, id: str, path: str) -> None:
         )
 
 
+# %% What is given out
 OUTPUTS: dict[str, Callable[[Engine, str, str], None]] = {
     "local": give_directory, "tar": give_tar, "oci": give_oci,
 }  # fmt: skip
@@ -162,6 +164,7 @@ def first_byte(one: bytes, two: bytes) -> int:
     return next(same, min(len(one), len(two)))
 
 
+# %% Twice the same
 def layer_difference(engine: Engine, chains: tuple[str, str]) -> str:
     """Say where the tars of two layers differ, and in which file."""
     import tarfile
@@ -205,6 +208,7 @@ def difference(engine: Engine, one: str, two: str) -> str:
     return f'byte {at} of the JSON: "{shown[0]}" and "{shown[1]}"'
 
 
+# %% Twice the same
 def verify(
     engine: Engine, made: Callable[[BuildOptions], str], options: BuildOptions
 ) -> str:

@@ -91,6 +91,7 @@ def peeked(read: Read) -> tuple[bytes, Read]:
     return head, again
 
 
+# %% Where the context comes from
 @contextmanager
 def input_from_stream(
     read: Read, given: Given, place: str, *, rootless: bool
@@ -150,6 +151,7 @@ def read_dockerfile(name: str) -> bytes:
         raise MinidockerError(what, where=name, hint="-f names another one") from why
 
 
+# %% Where the context comes from
 @contextmanager
 def input_of(given: Given, engine: Engine) -> Iterator[Input]:
     """Give what `build PATH|-` builds."""
@@ -349,6 +351,7 @@ def build(given: Given) -> int:
     return 0
 
 
+# %% The commands
 def give_out(
     engine: Engine, id: str, outputs: tuple[Output, ...], iidfile: str
 ) -> None:

@@ -95,6 +95,7 @@ def stamp_of(home: str) -> tuple[str, int]:
     return " ".join(words), youngest
 
 
+# %% The page
 def line_of(entry: Entry) -> str:
     """Return the line of an image."""
     fields = (
@@ -189,6 +190,7 @@ def all_entries(images: ImageStore, layers: LayerStore) -> list[Entry]:
     return entries
 
 
+# %% Reading everything
 def new_entry(
     images: ImageStore, layers: LayerStore, id: str, sizes: dict[str, int]
 ) -> Entry:
@@ -247,6 +249,7 @@ def parse_filters(given: Iterable[str], known: tuple[str, ...]) -> Filters:
     return found
 
 
+# %% Filters
 def truth_of(filters: Filters, name: str) -> bool | None:
     """Return what a filter such as ``dangling=true`` says; None where there is none."""
     words = {"true": True, "1": True, "false": False, "0": False}
@@ -434,6 +437,7 @@ def below_of(trunk: Trunk, owners: Mapping[Trunk, str]) -> str:
     return ""
 
 
+# %% The tree
 def branches(
     above: Mapping[str, list[Entry]],
     trunks: Mapping[str, Trunk],

@@ -180,6 +180,7 @@ def each_container(
     return status
 
 
+# %% Looking after containers
 def stop(given: Given) -> int:
     """``stop [OPTIONS] CONTAINER [CONTAINER...]``"""
     from minidocker import lifecycle
@@ -225,6 +226,7 @@ def wait(given: Given) -> int:
     return each_container(given, action, Needs.NOTHING)
 
 
+# %% Looking after containers
 def known_containers(given: Given) -> tuple[Engine, list[tuple[Container, State]]]:
     """Open the store and list its containers, without those that a crash left.
 
@@ -275,6 +277,7 @@ def print_text(text: str) -> None:
         print(text)
 
 
+# %% Looking after containers
 def logs(given: Given) -> int:
     """``logs [OPTIONS] CONTAINER``"""
     from minidocker.supervisor import logs as entries

@@ -158,6 +158,7 @@ def helper(name: str, verb: str, text: str) -> str | None:
     raise RegistryError(f"{program} {verb} failed: {clean(said)}")
 
 
+# %% Helpers
 def login_from(helper_said: str, program: str) -> Login | None:
     """Return the login in what a helper said."""
     try:

@@ -79,6 +79,7 @@ def make_driver(root: str, name: str, options: tuple[str, ...] = ()) -> StorageD
     return DRIVERS[name](root)
 
 
+# %% Which driver
 def choose_driver(
     root: str, name: str = "", options: tuple[str, ...] = ()
 ) -> StorageDriver:
@@ -100,6 +101,7 @@ def choose_driver(
     return make_driver(root, written, options)
 
 
+# %% Which driver
 def driver_of(root: str) -> str:
     """Return the driver that a store has written down, "" for a new store."""
     return (read_text(f"{root}/driver") or "").strip()
@@ -121,7 +123,7 @@ def first_driver(root: str, name: str) -> str:
         return driver
 
 
-# %% The engine
+# %% The store, opened
 class Pull(Enum):
     """When a command fetches an image; the value is its word for ``--pull``."""
 
@@ -130,11 +132,11 @@ class Pull(Enum):
     NEVER = "never"
 
 
-# %% The engine
+# %% The store, opened
 BASE = "minidocker/base"
 
 
-class Engine:
+class StoreEngine:
     """A store below ``root`` and all that works on it.
 
     ``notice`` is called with a line for the person who waits, such as that the base
@@ -205,6 +207,36 @@ class Engine:
             if name.startswith("overlay-check-"):
                 remove_path(f"{self.root}/{name}")
 
+    def finish(
+        self,
+        image: ImageConfig,
+        line: HistoryEntry,
+        layer: Layer | None,
+        parent: str | None,
+        reference: Reference | None,
+    ) -> str:
+        """Date an image, add a line of history and a layer, keep and tag it."""
+        from minidocker.containers import timestamp
+        from minidocker.stage import go_time, source_date_epoch
+
+        epoch = source_date_epoch()
+        created = timestamp() if epoch is None else go_time(epoch * 10**9)
+        image = image.replace(
+            comment=line.comment,
+            created=created,
+            history=(*image.history, line.replace(created=created)),
+            diff_ids=image.diff_ids + ((layer.diff_id,) if layer else ()),
+        )
+        id = self.images.add(image, parent)
+        if reference:
+            self.images.tag(reference, id)
+        return id
+
+
+# %% Images that are not here
+class PullingEngine(StoreEngine):
+    """A store that fetches images, and sends them."""
+
     def find_image(self, text: str, when: Pull = Pull.MISSING) -> str:
         """Return an image's id; make the base image when it is asked for first.
 
@@ -228,8 +260,6 @@ class Engine:
             if when is Pull.NEVER:
                 raise
             return self.pull_missing(text, missing)
-
-    # registries
 
     def pull(
         self,
@@ -288,7 +318,10 @@ class Engine:
         self.notice(f"Status: {found.status}")
         return found.id
 
-    # containers
+
+# %% Containers, and images made of them
+class ContainerEngine(PullingEngine):
+    """A store with containers in it."""
 
     def create(
         self,
@@ -340,41 +373,6 @@ class Engine:
             )
             return self.finish(image, line, layer, container.image, reference)
 
-    def changed(
-        self, config: ContainerConfig, lines: tuple[str, ...]
-    ) -> ContainerConfig:
-        """Return a config changed by lines of a Dockerfile (``--change``)."""
-        if not lines:
-            return config
-        from minidocker.steps import changed_config
-
-        return changed_config(config, lines, self.layers)
-
-    def finish(
-        self,
-        image: ImageConfig,
-        line: HistoryEntry,
-        layer: Layer | None,
-        parent: str | None,
-        reference: Reference | None,
-    ) -> str:
-        """Date an image, add a line of history and a layer, keep and tag it."""
-        from minidocker.containers import timestamp
-        from minidocker.stage import go_time, source_date_epoch
-
-        epoch = source_date_epoch()
-        created = timestamp() if epoch is None else go_time(epoch * 10**9)
-        image = image.replace(
-            comment=line.comment,
-            created=created,
-            history=(*image.history, line.replace(created=created)),
-            diff_ids=image.diff_ids + ((layer.diff_id,) if layer else ()),
-        )
-        id = self.images.add(image, parent)
-        if reference:
-            self.images.tag(reference, id)
-        return id
-
     def diff(self, container: Container) -> Iterator[Change]:
         """Yield what a container changed over its image."""
         return self.layers.changes(container.id)
@@ -386,7 +384,20 @@ class Engine:
         with self.layers.rw_mounted(container.id, writable=False) as tree:
             pack(tree, put)
 
-    # images
+    def changed(
+        self, config: ContainerConfig, lines: tuple[str, ...]
+    ) -> ContainerConfig:
+        """Return a config changed by lines of a Dockerfile (``--change``)."""
+        if not lines:
+            return config
+        from minidocker.steps import changed_config
+
+        return changed_config(config, lines, self.layers)
+
+
+# %% The engine
+class Engine(ContainerEngine):
+    """All that works on a store; methods have the names of Docker's commands."""
 
     def import_(
         self,
@@ -451,6 +462,7 @@ class Engine:
                 self.find_image(it.args[0])
 
 
+# %% The engine
 def refuse_own_store(root: str, context: SourceTree) -> None:
     """Raise UsageError for a context that the store ``root`` is a part of.
 
@@ -478,7 +490,7 @@ def machine() -> str:
 
 
 # %% The base image, from this machine
-def make_base_image(engine: Engine, reference: Reference) -> str:
+def make_base_image(engine: StoreEngine, reference: Reference) -> str:
     """Make the image `minidocker/base` from this machine; return its id."""
     from minidocker.base import make_base
 

@@ -45,6 +45,7 @@ class Flag(Record):
     default: str = ""
 
 
+# %% The nouns
 class Command(Record):
     """A command. ``usage`` is what follows its name.
 
@@ -140,6 +141,7 @@ def parse_flags(
     return Given(values, tuple(args))
 
 
+# %% Parsing
 def long_flag(
     flags: tuple[Flag, ...],
     word: str,
@@ -255,6 +257,7 @@ def command_help(command: Command) -> str:
     return "\n".join(lines)
 
 
+# %% Help
 def table_lines(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Return sorted lines of a name and its help."""
     found = sorted(rows)
@@ -321,6 +324,7 @@ def completion(
     return "\n".join([*head, *bash_lines(named)])
 
 
+# %% Completion
 def bash_lines(named: Mapping[str, Command]) -> Iterator[str]:
     """Yield the lines of bash's completion; a group is completed by its commands."""
     groups: dict[str, list[str]] = {}

@@ -126,6 +126,7 @@ def docker_image(source: Source, line: Any) -> Found:
     return Found(text, image, blobs, tuple(tag_of(tag) for tag in tags or ()))
 
 
+# %% Docker's documents
 def are_names(found: object) -> bool:
     """Whether this is a list of texts, or nothing."""
     if not isinstance(found, list):
@@ -176,6 +177,7 @@ def oci_images(source: Source, platform: Platform | None) -> list[Found]:
     return list(found.values())
 
 
+# %% The OCI's documents
 def name_note(line: Descriptor) -> str:
     """Return what an index calls an image, or ""."""
     notes = line.annotations or {}
@@ -202,6 +204,7 @@ def oci_names(line: Descriptor) -> tuple[Reference, ...]:
     return () if name.digest else (name,)
 
 
+# %% The OCI's documents
 def oci_image(
     source: Source, place: Descriptor, platform: Platform | None, depth: int
 ) -> Found:
@@ -332,6 +335,7 @@ def load(
     return [keep(images, one) for one in found]
 
 
+# %% All of it
 def add_layers(
     layers: LayerStore,
     source: Source,

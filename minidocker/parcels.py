@@ -105,6 +105,7 @@ class Jumping(Stream):
             os.lseek(self._fd, length - ready, os.SEEK_CUR)
 
 
+# %% The nouns
 class TarSource(Source):
     """The files of a tar, in an open file that can go back."""
 

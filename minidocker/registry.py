@@ -62,6 +62,7 @@ class Document(Record):
 
 Told = Callable[[int], object]  # is told of bytes that moved; less than 0: again
 BYTES = "application/octet-stream"
+REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 8 << 20  # bytes sent at once, kept until the registry says that it has them
 
 
@@ -200,10 +201,6 @@ class Client:
         return patiently(get, self.limits)
 
 
-# %% The client
-REDIRECTS = (301, 302, 303, 307, 308)
-
-
 # %% Manifests
 def get_manifest(client: Client, repository: str, which: str) -> Document:
     """Return the manifest or index of a tag or digest; its digest is checked."""
@@ -224,6 +221,7 @@ def get_manifest(client: Client, repository: str, which: str) -> Document:
     return Document(data, kind if kind in MANIFESTS | INDEXES else "", digest)
 
 
+# %% Manifests
 def put_manifest(client: Client, repository: str, which: str, it: Document) -> None:
     """Give a manifest to the registry, under a tag or its digest."""
     where = f"{client.registry}/{repository}"

@@ -48,6 +48,7 @@ class Lines:
                 print(f"{event.id}: {event.status}", flush=True)
 
 
+# %% What is told
 class Bars:
     """Draw a bar for each layer; what concerns none is a line above."""
 
@@ -242,6 +243,7 @@ def ask(name: str, password: str) -> Login:
     return Login(name, password)
 
 
+# %% Login and logout
 def login(given: Given) -> int:
     """``login [OPTIONS] [SERVER]``"""
     host, credentials = server(given), Credentials()

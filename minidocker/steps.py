@@ -64,6 +64,7 @@ def empty_directory(below: str) -> Iterator[str]:
         remove_path(path)
 
 
+# %% A container for each RUN
 class ContainerRunner(Runner):
     """Run each RUN in a container of its own; ``tmp`` is for empty directories.
 

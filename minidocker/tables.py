@@ -96,6 +96,7 @@ def nanoseconds_of(created: str | None) -> int:
     return seconds * 1_000_000_000 + fraction
 
 
+# %% Ages
 def offset_of(zone: str) -> int:
     """Return the seconds that a zone such as ``+02:00`` is ahead of UTC."""
     if zone[:1] not in ("+", "-"):
@@ -210,6 +211,7 @@ def formatted(view: View, rows: Sequence[Mapping[str, Any]], form: str) -> str:
     return table(lines[0], lines[1:])
 
 
+# %% Columns
 def filled(
     template: str, rows: Iterable[Mapping[str, Any]], *, plain: bool = False
 ) -> list[str]:

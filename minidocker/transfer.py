@@ -136,6 +136,7 @@ def blob_name(digest: str) -> str:
     return f"blobs/sha256/{hex_of(digest)}"
 
 
+# %% Shelves: where blobs go
 class TarShelf(Shelf):
     """A tar in an open file that can go back."""
 
@@ -203,6 +204,7 @@ class PipeShelf(TarShelf):
         self._write(bytes(2 * BLOCK))
 
 
+# %% Shelves: where blobs go
 class DirectoryShelf(Shelf):
     """A directory, new or empty."""
 
@@ -374,6 +376,7 @@ def is_stream(path: str) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+# %% Where it goes
 def shelf_on(fd: int, tmp: str) -> TarShelf:
     """Return the shelf for an open file: one that goes back if the file can."""
     plain = stat.S_ISREG(os.fstat(fd).st_mode)

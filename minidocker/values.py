@@ -61,6 +61,7 @@ LAST: dict[str, dict[str, Any]] = {
 }  # left out of the JSON when empty
 
 
+# %% What JSON has forgotten
 def typed(value: Any, key: str = "") -> Any:
     """Return a JSON document with Go's kinds; ``key`` is the name of ``value``."""
     if value is None:
@@ -167,6 +168,7 @@ def slice_of(found: Any, *ends: int) -> Any:
     return found[begin:end]
 
 
+# %% The functions
 def length(value: Any) -> int:
     """Return how many elements a value has."""
     if isinstance(value, Nil) and value is not Nil.POINTER:
@@ -289,6 +291,7 @@ def escaped_html(*values: Any) -> str:
     return text
 
 
+# %% The functions
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "and": all_of,
     "or": either,
@@ -456,6 +459,7 @@ def fault_with(what: str, hint: str | None) -> MinidockerError:
     return error
 
 
+# %% Walking the tree
 def fill(
     template: str,
     data: Any,

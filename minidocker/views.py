@@ -61,6 +61,7 @@ def history_view(
     return found
 
 
+# %% The history of an image
 HISTORY_HEADS = {
     "ID": "IMAGE",
     "CreatedSince": "CREATED",
@@ -104,6 +105,7 @@ def command_words(argv: Sequence[str], width: int | None) -> str:
     return json.dumps(cut(text, width) if width else text, ensure_ascii=False)
 
 
+# %% Containers
 def container_row(
     engine: Engine, container: Container, state: State, *, whole: bool, size: bool
 ) -> dict[str, Any]:

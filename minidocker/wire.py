@@ -59,7 +59,7 @@ class UnreachableError(PassingError):
 
 
 class DeniedError(RegistryError):
-    """The registry knows us not, or not well enough."""
+    """The registry does not know us, or not well enough."""
 
 
 T = TypeVar("T")
@@ -179,6 +179,7 @@ def proxy_for(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
+# %% One request
 class Wire:
     """Single requests, over connections that are kept; safe in threads.
 
@@ -277,6 +278,7 @@ def pieces(response: BaseHTTPResponse, limits: Limits) -> Iterator[bytes]:
         yield piece
 
 
+# %% One request
 def done_with(response: BaseHTTPResponse) -> None:
     """Let the connection be used again, or close it when much is still to come."""
     left = response.length_remaining
