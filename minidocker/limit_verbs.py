@@ -105,6 +105,7 @@ def process_usage(pids: Iterable[int]) -> Usage:
     return total
 
 
+# %% What was used
 def usage(id: str, pid: int) -> Usage:
     """Return what a container uses; ``pid`` is its first process."""
     group = find_group(id)

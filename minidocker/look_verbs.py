@@ -135,6 +135,7 @@ def made_at(entry: Entry) -> str:
     return local_time(entry.created // 10**9)
 
 
+# %% The list
 def columns_of(*, whole: bool) -> dict[str, Callable[[Entry, Names], str]]:
     """Return for each field what makes it; ``whole`` ids are not cut."""
     now = time.time()
@@ -310,6 +311,7 @@ def column_width() -> int:
         return 60
 
 
+# %% One image
 def ids(given: Given) -> int:
     """``ids [OPTIONS] IMAGE``"""
     from minidocker import ids as chapter

@@ -120,6 +120,7 @@ def begins_id(id: str, text: str) -> bool:
     )
 
 
+# %% One image
 class Remover:
     """Removes images from a store; keeps the counts between one and the next."""
 
@@ -248,6 +249,7 @@ def prune_images(engine: Engine, filters: Filters, *, everything: bool) -> list[
     return gone
 
 
+# %% All that nothing needs
 def prune_containers(engine: Engine, filters: Filters) -> list[Gone]:
     """Remove the containers that do not run; return them with the bytes of each."""
     gone: list[Gone] = []

@@ -178,6 +178,7 @@ def security_text(text: str) -> str:
     return f"seccomp={profile}"
 
 
+# %% Words with parts
 MODES = {  # the words of each flag that mean a namespace of one's own
     "pid": ("private",), "ipc": ("private", "shareable"), "uts": ("private",),
     "userns": (), "cgroupns": ("private",),

@@ -118,6 +118,7 @@ def nothing_freed() -> int:
     return 0
 
 
+# %% Pruning
 def image_prune(given: Given) -> int:
     """``image prune [OPTIONS]``"""
     kind = "image --all" if given.on("all") else "image"
