@@ -450,9 +450,7 @@ def sweep(
 
 # %% What a crash leaves, and who removes it
 def keep_layers(store: LayerStore, chains: set[str]) -> set[str]:
-    """Forget the layers that are not below one of ``chains``; return the others'
-    cache ids.
-    """
+    """Forget the layers below none of ``chains``; return the others' cache ids."""
     kept: dict[str, str] = {}
     todo = list(chains)
     while todo:

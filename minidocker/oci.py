@@ -143,7 +143,7 @@ class Reference(Record):
 
 # %% References
 def parse_reference(text: str) -> Reference:
-    """Return the reference that ``text`` is; ReferenceFault says what is wrong with it.
+    """Return the reference that ``text`` is; ReferenceFault says what is wrong.
 
     >>> parse_reference("kb-centos:v11").tag, parse_reference("kb-centos:v11").name
     ('v11', 'kb-centos')
