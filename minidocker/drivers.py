@@ -166,16 +166,23 @@ class StorageDriver(ProtoDriver):
         return f"{self.home}/{layer}/merged"
 
     def pack(
-        self, layer: str, put: Put, contents: dict[bytes, bytes] | None = None
+        self,
+        layer: str,
+        put: Put,
+        contents: dict[bytes, bytes] | None = None,
+        *,
+        without: frozenset[str] = frozenset(),
     ) -> int:
         """Write what ``layer`` changes as an OCI layer; return its files' bytes.
 
-        ``contents`` are what the caller knows of small files in it, by name.
+        ``contents`` are what the caller knows of small files in it, by name. The paths
+        ``without`` are passed over.
         """
         from minidocker.changes import pack_layer
 
         with self.opened(layer) as tree:
-            return pack_layer(tree, self.changes(layer), put, contents)
+            changes = self.changes(layer, without=without)
+            return pack_layer(tree, changes, put, contents)
 
     def apply(
         self,

@@ -398,21 +398,36 @@ class LayerStore(ReadOnlyLayers):
         return layer
 
     def copy_rw(self, name: str) -> Layer | None:
-        """Make a read-only layer of what is in a container's layer, which stays."""
-        from minidocker.archive import Tally
+        """Make a read-only layer of what is in a container's layer, which stays.
 
-        mount_id, parent = self.mount_id(name), self.rw_parent(name)
-        spool, copy = self.batch.new_path(), os.urandom(32).hex()
+        A layer that is known already is not copied. None when nothing was changed.
+        """
+        parent, spool = self.rw_parent(name), self.batch.new_path()
+        copy = os.urandom(32).hex()
         try:
-            with open(spool, "wb") as file:
-                self.driver.pack(mount_id, Tally(file.write))
+            packed = self.spooled(self.mount_id(name), spool)
+            if packed.diff_id == EMPTY_TAR:
+                return None
+            with suppress(NotFoundError):
+                return self.get(chain_on(parent, packed.diff_id))
             self.driver.create(copy, self.get(parent).cache_id if parent else None)
             with open(spool, "rb") as file:
                 self.driver.apply(copy, file.read)
-            remove_mount_points(self.driver, copy)
         finally:
             remove_path(spool)
-        return self.seal(copy, parent)
+        return self.seal(copy, parent, Known(packed=packed))
+
+    def spooled(self, mount_id: str, spool: str) -> Packed:
+        """Write the tar of a container's layer to a new file; return what it is.
+
+        What was made only to be mounted on is left out.
+        """
+        from minidocker.archive import Aside
+
+        ours = frozenset(mount_points(self.driver, mount_id))
+        with open(spool, "wb") as file, Aside(file.write) as tally:
+            size = self.driver.pack(mount_id, tally, without=ours)
+            return Packed(tally.digest, size)
 
     def remove_rw(self, name: str) -> None:
         """Throw a container's layer away; nothing if there is none."""
