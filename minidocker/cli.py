@@ -52,9 +52,23 @@ def network_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def watch_verbs() -> tuple[Command, ...]:
+    """Return the commands that look at containers."""
+    from minidocker.watch_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def connection_verbs() -> tuple[Command, ...]:
     """Return the commands that put containers on networks, and `port`."""
     from minidocker.connection_verbs import COMMANDS
+
+    return COMMANDS
+
+
+def attach_verbs() -> tuple[Command, ...]:
+    """Return the commands that connect us with a program inside."""
+    from minidocker.attach_verbs import COMMANDS
 
     return COMMANDS
 
@@ -131,8 +145,10 @@ def own_verbs() -> tuple[Command, ...]:
 Table = Callable[[], tuple[Command, ...]]
 
 CHAPTERS: dict[Table, tuple[str, ...]] = {
-    run_verb: ("run",),
-    container_verbs: ("exec", "ps", "logs", "stop", "kill", "rm", "wait"),
+    run_verb: ("run", "create"),
+    container_verbs: ("stop", "restart", "rename", "kill", "rm", "wait"),
+    watch_verbs: ("ps", "logs", "top"),
+    attach_verbs: ("exec", "attach", "start"),
     limit_verbs: ("stats", "update", "pause", "unpause"),
     network_verbs: (
         "network create", "network ls", "network inspect", "network rm",
@@ -173,7 +189,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "system info": ("info",),
     **{
         f"container {name}": (name,)
-        for table in (run_verb, container_verbs, limit_verbs)
+        for table in (run_verb, container_verbs, watch_verbs, attach_verbs, limit_verbs)
         for name in (*CHAPTERS[table], "commit", "diff", "export", "port")
         if name != "ps"
     },

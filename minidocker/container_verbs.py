@@ -19,11 +19,8 @@ from minidocker.errors import (
     UsageError,
 )
 from minidocker.flags import (
-    FORMAT,
     LIST,
-    NO_TRUNC,
     NUMBER,
-    QUIET,
     TEXT,
     Command,
     Flag,
@@ -34,7 +31,7 @@ from minidocker.flags import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minidocker.containers import Container, State
+    from minidocker.containers import Container
 
 
 # %% Rights, and the store
@@ -109,14 +106,7 @@ def env_lines(given: Given) -> tuple[str, ...]:
     A name alone takes its value from our own environment, and is left out when it has
     none there.
     """
-    lines: list[str] = []
-    for path in given.list("env-file"):
-        try:
-            with open(path, encoding="utf-8") as file:
-                lines += [line.strip() for line in file]
-        except OSError as why:
-            raise UsageError(f"cannot be read: {why.strerror}", where=path) from why
-    found = [line for line in lines if line and not line.startswith("#")]
+    found = lines_of(given, "env-file")
     found += given.list("env")
     for line in found:
         if line.startswith("="):
@@ -124,6 +114,19 @@ def env_lines(given: Given) -> tuple[str, ...]:
     own = ((e, os.environ.get(e)) for e in found if "=" not in e)
     extra = {name: f"{name}={value}" for name, value in own if value is not None}
     return tuple(extra.get(e, e) for e in found if "=" in e or e in extra)
+
+
+def lines_of(given: Given, flag: str) -> list[str]:
+    """Return the lines of the files of a flag, without comments and empty ones."""
+    lines: list[str] = []
+    for path in given.list(flag):
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                lines += [line.lstrip().rstrip("\r\n") for line in file]
+        except (OSError, UnicodeDecodeError) as why:
+            what = getattr(why, "strerror", None) or "contains invalid utf8 bytes"
+            raise UsageError(f"cannot be read: {what}", where=path) from why
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def label_map(lines: Iterable[str]) -> dict[str, str]:
@@ -137,27 +140,6 @@ def need_terminal(given: Given) -> None:
     attached = given.on("interactive") and not given.on("detach")
     if given.on("tty") and attached and not os.isatty(0):
         raise MinidockerError("the input device is not a TTY", hint="leave out -t")
-
-
-def exec_(given: Given) -> int:
-    """``exec [OPTIONS] CONTAINER COMMAND [ARG...]``"""
-    from minidocker.program import ProcessSpec
-    from minidocker.security import DOCKER_SECURITY, PRIVILEGED
-    from minidocker.supervisor import exec_foreground
-
-    need_terminal(given)
-    engine = open_engine(given)
-    container = engine.containers.resolve(given.args[0])
-    spec = ProcessSpec(
-        given.args[1:],
-        env=env_lines(given),
-        cwd=given.text("workdir"),
-        user=given.text("user"),
-        tty=given.on("tty"),
-        security=PRIVILEGED if given.on("privileged") else DOCKER_SECURITY,
-    )
-    stdin = given.on("interactive")
-    return exec_foreground(engine.containers, container, spec, stdin=stdin)
 
 
 # %% Looking after containers
@@ -186,12 +168,39 @@ def stop(given: Given) -> int:
     from minidocker import lifecycle
 
     seconds = given.number("time")
-    wait_for = 10 if seconds is None else seconds
 
     def action(engine: Engine, container: Container) -> None:
-        lifecycle.stop(engine.containers, container, wait_for)
+        lifecycle.stop(engine.containers, container, seconds)
 
     return each_container(given, action, Needs.NOTHING)
+
+
+def restart(given: Given) -> int:
+    """``restart [OPTIONS] CONTAINER [CONTAINER...]``"""
+    from minidocker import lifecycle
+    from minidocker.containers import tell
+    from minidocker.supervisor import run_detached
+
+    seconds = given.number("time")
+
+    def action(engine: Engine, container: Container) -> None:
+        store = engine.containers
+        with lifecycle.kept(store, container):
+            lifecycle.stop(store, container, seconds)
+            run_detached(store, store.get(container.id))
+        tell(store, container, "restart")
+
+    return each_container(given, action, Needs.TREES)
+
+
+def rename(given: Given) -> int:
+    """``rename CONTAINER NEW_NAME``"""
+    from minidocker import lifecycle
+
+    engine = open_engine(given)
+    container = engine.containers.resolve(given.args[0])
+    lifecycle.rename(engine.containers, container, given.args[1])
+    return 0
 
 
 def kill(given: Given) -> int:
@@ -227,44 +236,6 @@ def wait(given: Given) -> int:
 
 
 # %% Looking after containers
-def known_containers(given: Given) -> tuple[Engine, list[tuple[Container, State]]]:
-    """Open the store and list its containers, without those that a crash left.
-
-    One with ``--rm`` that has ended should be gone: its supervisor was killed.
-    """
-    engine = open_engine(given)
-    found = engine.containers.list()
-    if any(box.host.auto_remove and state.finished for box, state in found):
-        engine = open_engine(given, Needs.TREES)
-        engine.tidy()
-        found = engine.containers.list()
-    return engine, found
-
-
-def ps(given: Given) -> int:
-    """``ps [OPTIONS]``"""
-    from minidocker.containers import Status
-    from minidocker.tables import formatted
-    from minidocker.views import container_row, ps_view
-
-    form = given.text("format")
-    size = given.on("size") or ".Size" in form
-    engine, found = known_containers(given)
-    newest = 1 if given.on("latest") else given.number("last")
-    if newest is None and not given.on("all"):
-        found = [pair for pair in found if pair[1].status is Status.RUNNING]
-    whole = given.on("no-trunc")
-    rows = [
-        container_row(engine, container, state, whole=whole, size=size)
-        for container, state in found[: newest if newest and newest > 0 else None]
-    ]
-    if given.on("quiet"):
-        print_lines(row["ID"] for row in rows)
-    else:
-        print_text(formatted(ps_view(size=size), rows, form))
-    return 0
-
-
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines, or nothing at all."""
     for line in lines:
@@ -275,24 +246,6 @@ def print_text(text: str) -> None:
     """Print a text, or nothing for an empty one."""
     if text:
         print(text)
-
-
-# %% Looking after containers
-def logs(given: Given) -> int:
-    """``logs [OPTIONS] CONTAINER``"""
-    from minidocker.supervisor import logs as entries
-
-    engine, tail = open_engine(given), given.text("tail")
-    if tail not in ("", "all") and not tail.isdecimal():
-        raise UsageError(f'invalid value "{tail}" for --tail: a number or all')
-    container = engine.containers.resolve(given.args[0])
-    count = int(tail) if tail.isdecimal() else None
-    follow, times = given.on("follow"), given.on("timestamps")
-    for entry in entries(engine.containers, container, tail=count, follow=follow):
-        stream = sys.stdout if entry.stream == "stdout" else sys.stderr
-        stream.write(f"{entry.time} {entry.log}" if times else entry.log)
-        stream.flush()
-    return 0
 
 
 # %% The table
@@ -307,42 +260,18 @@ PROCESS = (
 
 
 # %% The table
-EXEC_FLAGS = (
-    *PROCESS,
-    Flag("privileged", "Give extended privileges to the command"),
-)
+WAIT_FLAGS = (Flag("time", "Seconds to wait before killing it", "t", NUMBER),)
 COMMANDS = (
     Command(
-        "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]",
-        "Run a command in a running container",
-        exec_, EXEC_FLAGS, least=2, greedy=True,
-        example="minidocker exec -it web sh",
-    ),
-    Command(
-        "ps", "[OPTIONS]", "List containers", ps,
-        (
-            Flag("all", "Show all containers (default shows just running)", "a"),
-            FORMAT,
-            Flag("last", "Show n last created containers", "n", NUMBER),
-            Flag("latest", "Show the latest created container", "l"),
-            NO_TRUNC, QUIET,
-            Flag("size", "Display total file sizes", "s"),
-        ),
-        most=0,
-    ),
-    Command(
-        "logs", "[OPTIONS] CONTAINER", "Fetch the logs of a container", logs,
-        (
-            Flag("follow", "Follow log output", "f"),
-            Flag("tail", "Number of lines to show from the end", "n", TEXT, "all"),
-            Flag("timestamps", "Show timestamps", "t"),
-        ),
-        least=1, most=1,
-    ),
-    Command(
         "stop", "[OPTIONS] CONTAINER [CONTAINER...]", "Stop running containers",
-        stop,
-        (Flag("time", "Seconds to wait before killing it", "t", NUMBER),), least=1,
+        stop, WAIT_FLAGS, least=1,
+    ),
+    Command(
+        "restart", "[OPTIONS] CONTAINER [CONTAINER...]", "Restart containers",
+        restart, WAIT_FLAGS, least=1,
+    ),
+    Command(
+        "rename", "CONTAINER NEW_NAME", "Rename a container", rename, least=2, most=2
     ),
     Command(
         "kill", "[OPTIONS] CONTAINER [CONTAINER...]", "Kill running containers",

@@ -14,7 +14,7 @@ from contextlib import suppress
 from enum import Enum
 
 from minidocker.cgroups import remove_group
-from minidocker.durable import looking, read_json, write_whole
+from minidocker.durable import append_line, looking, read_json, write_whole
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
@@ -35,6 +35,7 @@ from minidocker.trees import remove_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 
@@ -72,6 +73,8 @@ class State(Record):
 
     ``pid`` and ``start_time`` (clock ticks since boot) name the first process.
     ``paused`` is not written: a file ``paused`` says so as long as it is there.
+    ``restarts`` counts those that the restart policy made; one that waits for the next
+    is RUNNING, ``restarting``, and has no process.
     """
 
     status: Status = Status.CREATED
@@ -82,6 +85,9 @@ class State(Record):
     finished: str = ""
     error: str = ""
     oom_killed: bool = False
+    restarts: int = 0
+    restarting: bool = False
+    health: str = ""
     paused: bool = False
 
 
@@ -279,9 +285,8 @@ class ContainerStore:
                 return found.replace(paused=True) if paused else found
             signal_process(found, signal.SIGKILL)
             remove_group(id)
-            dead = found.replace(
-                status=Status.EXITED, exit_code=137, pid=0, finished=timestamp()
-            )
+            dead = found.replace(status=Status.EXITED, exit_code=137, pid=0)
+            dead = dead.replace(restarting=False, finished=timestamp())
             with suppress(FileNotFoundError):
                 write_state(file, dead)
             return dead
@@ -308,6 +313,10 @@ def claim_name(names: str, name: str, id: str) -> None:
         os.symlink(id, f"{names}/{name}")
     except FileExistsError as why:
         owner = os.readlink(f"{names}/{name}")
+        if not os.path.exists(f"{names}/../containers/{owner}"):  # a crash left it
+            os.unlink(f"{names}/{name}")
+            claim_name(names, name, id)
+            return
         raise ConflictError(
             f'the container name "/{name}" is already in use by container "{owner}"',
             hint="remove or rename that container to use the name again",
@@ -385,7 +394,7 @@ def discard(store: ContainerStore, id: str, name: str = "") -> None:
     """Remove what there is of a container that does not run; idempotent.
 
     It becomes invisible first, and its directory goes last: in between a crash
-    leaves what ``sweep`` recognises.
+    leaves what ``sweep`` recognises. ``name`` saves to look for its names.
     """
     with suppress(FileNotFoundError):
         os.unlink(store.path(id, "config.v2.json"))
@@ -403,3 +412,39 @@ def names_of(store: ContainerStore, id: str) -> list[str]:
         names = os.listdir(store.names)
         return [n for n in names if os.readlink(f"{store.names}/{n}") == id]
     return []
+
+
+# %% What happened
+def tell(store: ContainerStore, container: Container, action: str, **more: str) -> None:
+    """Write down that something has happened to a container."""
+    happened(os.path.dirname(store.root), event_of(container, action, **more))
+
+
+def event_of(container: Container, action: str, **more: str) -> dict[str, Any]:
+    """Return Docker's fields of what happens to a container now."""
+    image = container.config.image or container.image
+    attributes = {**(container.config.labels or {}), "image": image} | more
+    attributes["name"] = container.name
+    fields = event_fields("container", action, container.id, attributes)
+    return {"status": action, "id": container.id, "from": image} | fields
+
+
+def event_fields(
+    kind: str, action: str, id: str, attributes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return Docker's fields of something that happens now."""
+    now = time.time_ns()
+    return {
+        "Type": kind,
+        "Action": action,
+        "Actor": {"ID": id, "Attributes": dict(sorted(attributes.items()))},
+        "scope": "local",
+        "time": now // 10**9,
+        "timeNano": now,
+    }
+
+
+def happened(root: str, *events: Mapping[str, Any]) -> None:
+    """Write events at the end of the log of the store ``root``."""
+    text = "".join(json_text(event) + "\n" for event in events)
+    append_line(f"{root}/events.json", text.encode("utf-8", "surrogateescape"))

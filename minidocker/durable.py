@@ -244,3 +244,22 @@ def is_marked(root: str) -> bool:
 def unmark(root: str) -> None:
     """Remove all marks. The caller holds the store's lock exclusively."""
     remove_path(f"{root}/{MARKS}")
+
+
+# %% A file that only grows
+MOST_LINES = 4 << 20  # bytes
+
+
+def append_line(path: str, line: bytes, most: int = MOST_LINES) -> None:
+    """Append to a file; one of more than ``most`` bytes becomes ``PATH.1``."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        os.write(fd, line)
+        if os.fstat(fd).st_size <= most:
+            return
+        with turn(f"{path}.lock"), suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                os.rename(path, f"{path}.1")
+    finally:
+        os.close(fd)

@@ -10,30 +10,27 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 
-from minidocker.cgroups import (
-    NO_LIMITS,
-    Group,
-    find_group,
-    make_group,
-    move_into,
-    read,
-    write,
-)
 from minidocker.containers import (
     Container,
     ContainerStore,
     State,
     Status,
+    check_name,
+    claim_name,
+    description,
     discard,
+    names_of,
     no_such,
     signal_process,
+    tell,
 )
-from minidocker.durable import looking
+from minidocker.durable import looking, write_whole
 from minidocker.errors import (
     ConflictError,
+    MinidockerError,
     NotFoundError,
     RuntimeFault,
     UsageError,
@@ -45,6 +42,7 @@ from minidocker.mounts import MountFlags
 from minidocker.namespaces import QUIET, Bind, Filesystem, Sysctl
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, ProcessSpec
+from minidocker.records import json_text
 from minidocker.runtime import start_time
 
 
@@ -248,6 +246,7 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
         shm_size=host.shm_size,
         ulimits=ulimits_of(host.ulimits),
         oom_score_adj=host.oom_score_adj,
+        groups=host.group_add,
     )
 
 
@@ -268,13 +267,19 @@ def signal_number(text: str) -> int:
 
 
 def kill(store: ContainerStore, container: Container, number: int) -> None:
-    """Send a signal to the first process. Raises ConflictError when none runs."""
+    """Send a signal to the first process. Raises ConflictError when none runs.
+
+    After one that is to end the container, its restart policy does nothing.
+    """
     state = store.state(container.id)
     if state.status is not Status.RUNNING:
         raise ConflictError(f"container {container.name} is not running")
-    if number == signal.SIGKILL:
+    ending = signal_number(container.config.stop_signal or "TERM")
+    if number in (signal.SIGKILL, ending):
+        make_mark(store, container, STOPPED)
         thaw(store, container)
     signal_process(state, number)
+    tell(store, container, "kill", signal=str(int(number)))
 
 
 def wait(store: ContainerStore, container: Container) -> int:
@@ -293,7 +298,10 @@ def wait(store: ContainerStore, container: Container) -> int:
 
 
 def wait_until_gone(state: State, seconds: float) -> bool:
-    """Wait for the end of the process that a state names; say whether it came."""
+    """Wait for the end of the process that a state names; say whether it came.
+
+    Negative ``seconds`` wait for ever.
+    """
     try:
         handle = pidfd_open(state.pid)
     except OSError:
@@ -303,12 +311,14 @@ def wait_until_gone(state: State, seconds: float) -> bool:
             return True
         waiting = select.poll()
         waiting.register(handle, select.POLLIN)
-        return bool(waiting.poll(seconds * 1000))
+        return bool(waiting.poll(seconds * 1000 if seconds >= 0 else None))
     finally:
         os.close(handle)
 
 
-def stop(store: ContainerStore, container: Container, seconds: float = 10) -> None:
+def stop(
+    store: ContainerStore, container: Container, seconds: float | None = None
+) -> None:
     """Send the stop signal, and KILL after ``seconds``; return when it has ended.
 
     A container that does not run is left as it is. The first process of a pid
@@ -318,123 +328,118 @@ def stop(store: ContainerStore, container: Container, seconds: float = 10) -> No
     state = store.state(container.id)
     if state.status is not Status.RUNNING:
         return
-    thaw(store, container)
-    signal_process(state, signal_number(container.config.stop_signal or "TERM"))
-    if not wait_until_gone(state, seconds):
+    make_mark(store, container, STOPPED)
+    state = past_pause(store, container, state)
+    number = signal_number(container.config.stop_signal or "TERM")
+    tell(store, container, "kill", signal=str(int(number)))
+    signal_process(state, number)
+    if not wait_until_gone(state, stop_seconds(container, seconds)):
+        tell(store, container, "kill", signal=str(int(signal.SIGKILL)))
         signal_process(state, signal.SIGKILL)
     with suppress(NotFoundError):  # --rm: it may be gone altogether
         wait(store, container)
+    tell(store, container, "stop")
 
 
-# %% Pause
-def has_own_numbers(pid: int) -> bool:
-    """Say whether a process is number 1 of its pid namespace."""
-    lines = read(f"/proc/{pid}/status").splitlines()
-    return any(n.startswith("NSpid:") and n.split()[-1] == "1" for n in lines)
+def stop_seconds(container: Container, seconds: float | None) -> float:
+    """Return how long the stop signal is given: as asked for, as made with, or 10."""
+    if seconds is not None:
+        return seconds
+    own = container.config.stop_timeout
+    return 10 if own is None else own
 
 
-def members_of(id: str, pid: int) -> list[int]:
-    """Return the processes of a container; ``pid`` is its first one.
-
-    They share its pid namespace. Where that is not the container's own (``--pid
-    host``), they are those of the group in which all of them were born.
-    """
-    if has_own_numbers(pid):
-        return processes_of(pid)
-    group = find_group(id)
-    place = group.unified or group.place("freezer")
-    return [int(n) for n in read(f"{place}/cgroup.procs").split()] if place else [pid]
-
-
-def processes_of(pid: int) -> list[int]:
-    """Return the processes that share the pid namespace of ``pid``, itself included."""
-    own = os.readlink(f"/proc/{pid}/ns/pid")
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError):  # gone, or not ours to look at
-                if os.readlink(f"/proc/{name}/ns/pid") == own:
-                    found.append(int(name))
-    return found
-
-
-# %% Pause
-def freezer_group(id: str, pid: int) -> Group:
-    """Return a container's groups with a freezer among them that holds everybody."""
-    group = find_group(id)
-    if group.version == 2 and group.places:
-        return group
-    if not has_own_numbers(pid):
-        if not group.place("freezer"):
-            raise RuntimeFault("a container among others needs a freezer of its own")
-        return group
-    group = make_group(id, NO_LIMITS, "freezer")
-    only = group.replace(places=(("freezer", group.place("freezer")),))
-    inside: set[int] = set()
-    while others := set(members_of(id, pid)) - inside:
-        move_into(only, others)
-        inside |= others
-    return group
-
-
-def freeze(id: str, pid: int, *, frozen: bool) -> None:
-    """Stop the processes of a container, or let them go on; return when it is so.
-
-    ``pid`` is the first process. Raises RuntimeFault without a freezer.
-    """
-    group = freezer_group(id, pid)
-    if group.version == 2:
-        place, name, text = group.place(""), "cgroup.freeze", "1" if frozen else "0"
-    else:
-        place, name = group.place("freezer"), "freezer.state"
-        text = "FROZEN" if frozen else "THAWED"
-    write(f"{place}/{name}", text)
-    for _ in range(500):
-        if is_frozen(place) == frozen:
-            return
-        time.sleep(0.002)
-    raise RuntimeFault("the processes do not stop", where=place)
-
-
-def is_frozen(place: str) -> bool:
-    """Say whether every process of a group has stopped."""
-    if state := read(f"{place}/freezer.state"):
-        return state.strip() == "FROZEN"
-    return "frozen 1" in read(f"{place}/cgroup.events").splitlines()
-
-
-# %% Pause
-def pause(store: ContainerStore, container: Container) -> None:
-    """Stop all processes of a container where they are."""
-    state = store.state(container.id)
-    if state.status is not Status.RUNNING:
-        raise ConflictError(f"container {container.name} is not running")
-    if state.paused:
-        raise ConflictError(f"container {container.name} is already paused")
-    for name in ("grouped", "paused"):
-        with open(store.path(container.id, name), "wb"):
-            pass
-    try:
-        freeze(container.id, state.pid, frozen=True)
-    except BaseException:
-        os.unlink(store.path(container.id, "paused"))
-        raise
-
-
-def unpause(store: ContainerStore, container: Container) -> None:
-    """Let all processes of a container go on."""
-    state = store.state(container.id)
-    if not state.paused:
-        raise ConflictError(f"container {container.name} is not paused")
-    freeze(container.id, state.pid, frozen=False)
-    with suppress(FileNotFoundError):
-        os.unlink(store.path(container.id, "paused"))
+def past_pause(store: ContainerStore, container: Container, state: State) -> State:
+    """Thaw, and wait for a supervisor that is about to start the program again."""
+    thaw(store, container)
+    while state.restarting and state.status is Status.RUNNING:
+        ring(store.path(container.id))
+        time.sleep(0.01)
+        state = store.state(container.id)
+    return state
 
 
 def thaw(store: ContainerStore, container: Container) -> None:
     """Let a paused container go on, so that a signal reaches it; else do nothing."""
-    with suppress(ConflictError):
-        unpause(store, container)
+    if os.path.exists(store.path(container.id, "paused")):
+        from minidocker.freezer import unpause
+
+        with suppress(ConflictError):
+            unpause(store, container)
+
+
+# %% Kill, wait, stop
+@contextmanager
+def door_of(place: str) -> Iterator[str]:
+    """Yield a short path to the door of a container's directory ``place``."""
+    home = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{home}/door"
+    finally:
+        os.close(home)
+
+
+def ring(place: str) -> None:
+    """Ring at a container's door so that its supervisor looks around; never waits."""
+    from _socket import AF_UNIX, SOCK_SEQPACKET, socket
+
+    with closing(socket(AF_UNIX, SOCK_SEQPACKET)) as channel, suppress(OSError):
+        channel.setblocking(False)
+        with door_of(place) as path:
+            channel.connect(path)
+        channel.send(b"look")
+
+
+# %% Kill, wait, stop
+STOPPED, CHANGED, KEPT = "stopped", "changed", "kept"
+
+
+def make_mark(store: ContainerStore, container: Container, name: str) -> None:
+    """Leave an empty file in a container's directory."""
+    with suppress(FileNotFoundError):  # it may be gone altogether
+        path = store.path(container.id, name)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+@contextmanager
+def kept(store: ContainerStore, container: Container) -> Iterator[None]:
+    """Keep a container with ``auto_remove`` although it ends within the block."""
+    make_mark(store, container, KEPT)
+    try:
+        yield
+    finally:
+        take_mark(store, container, KEPT)
+
+
+def take_mark(store: ContainerStore, container: Container, name: str) -> bool:
+    """Remove an empty file from a container's directory; say whether it was there."""
+    try:
+        os.unlink(store.path(container.id, name))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+# %% Another name
+def rename(store: ContainerStore, container: Container, name: str) -> None:
+    """Give a container another name, running or not.
+
+    Raises ConflictError for a name that is taken, an error for one that is none.
+    """
+    if not name:
+        raise MinidockerError("neither old nor new names may be empty")
+    if container.name == name.removeprefix("/"):
+        what = "renaming a container with the same name as its current name"
+        raise ConflictError(what)
+    new = container.replace(name=check_name(name.removeprefix("/")))
+    claim_name(store.names, new.name, container.id)
+    place = store.path(container.id)
+    write_whole(f"{place}/config.v2.json", json_text(description(new, place)))
+    make_mark(store, container, CHANGED)
+    for link in names_of(store, container.id):
+        if link != new.name:
+            os.unlink(f"{store.names}/{link}")
+    tell(store, new, "rename", oldName=f"/{container.name}")
 
 
 # %% Remove, and what a crash left
@@ -447,15 +452,17 @@ def remove(store: ContainerStore, container: Container, *, force: bool = False) 
             hint="stop it first, or remove it with -f",
         )
     if state.status is Status.RUNNING:
-        stop(store, container, 0)
+        kill(store, container, signal.SIGKILL)
+        wait(store, container)
     try:
         lock = store.lock(container)
     except NotFoundError:
         return  # it was one with --rm
     try:
-        discard(store, container.id, container.name)
+        discard(store, container.id)
     finally:
         os.close(lock)
+    tell(store, container, "destroy")
 
 
 def sweep_containers(store: ContainerStore) -> None:
@@ -469,8 +476,15 @@ def sweep_containers(store: ContainerStore) -> None:
                 continue
         if id not in store.ids():
             discard(store, id)
-        elif store.get(id).host.auto_remove and store.state(id).finished:
+        elif is_to_go(store, id):
             remove(store, store.get(id))
     for name in os.listdir(store.names) if os.path.isdir(store.names) else ():
         if not os.path.isdir(store.path(os.readlink(f"{store.names}/{name}"))):
             os.unlink(f"{store.names}/{name}")
+
+
+def is_to_go(store: ContainerStore, id: str) -> bool:
+    """Say whether a container has ended and was to be removed at its end."""
+    if os.path.exists(store.path(id, KEPT)):
+        return False
+    return store.get(id).host.auto_remove and bool(store.state(id).finished)

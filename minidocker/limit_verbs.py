@@ -31,7 +31,7 @@ from minidocker.durable import write_whole
 from minidocker.engine import Engine
 from minidocker.errors import UsageError
 from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given
-from minidocker.lifecycle import members_of
+from minidocker.freezer import members_of
 from minidocker.records import Record
 from minidocker.run_verb import LIMIT_FLAGS, limits_of
 from minidocker.tables import View, formatted, human_size
@@ -284,20 +284,20 @@ def update(given: Given) -> int:
 # %% pause
 def pause(given: Given) -> int:
     """``pause CONTAINER [CONTAINER...]``"""
-    from minidocker import lifecycle
+    from minidocker import freezer
 
     def action(engine: Engine, container: Container) -> None:
-        lifecycle.pause(engine.containers, container)
+        freezer.pause(engine.containers, container)
 
     return each_container(given, action, Needs.NOTHING)
 
 
 def unpause(given: Given) -> int:
     """``unpause CONTAINER [CONTAINER...]``"""
-    from minidocker import lifecycle
+    from minidocker import freezer
 
     def action(engine: Engine, container: Container) -> None:
-        lifecycle.unpause(engine.containers, container)
+        freezer.unpause(engine.containers, container)
 
     return each_container(given, action, Needs.NOTHING)
 

@@ -276,7 +276,8 @@ def to_dict(record: Record, fields: Iterable[Field]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields:
         value = getattr(record, field.attribute)
-        if field.omit_empty and not value:
+        empty = value is None if field.key == "StopTimeout" else not value
+        if field.omit_empty and empty:
             continue
         if isinstance(value, Mapping) and field.key != "Healthcheck":  # a Go struct
             value = dict(sorted(value.items()))

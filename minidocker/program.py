@@ -78,7 +78,7 @@ class ProcessSpec(Record):
     for the host's. ``group`` is there already. ``ulimits`` are (number, soft, hard).
     ``init`` is the descriptor of a program that becomes the first process, or -1;
     ``netns`` that of a network namespace that is ready to be used, or -1. The
-    descriptors stay the caller's.
+    descriptors stay the caller's. ``groups`` are further groups of the user.
     """
 
     argv: tuple[str, ...]
@@ -101,6 +101,7 @@ class ProcessSpec(Record):
     oom_score_adj: int = 0
     init: int = -1
     netns: int = -1
+    groups: tuple[str, ...] = ()
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
@@ -130,8 +131,9 @@ class HostConfig(Record):
 
     ``binds`` are ``SOURCE:TARGET[:ro]``, absolute; ``devices`` ``HOST:CONTAINER:rwm``;
     ``tmpfs`` ``PATH:OPTIONS``; ``ulimits`` ``NAME=SOFT:HARD``; ``sysctls``
-    ``NAME=VALUE``. The modes are "", ``host`` or ``container:ID``. ``network_of`` is
-    the other container, or the name of the network (``default`` where none was said).
+    and ``log_opts`` ``NAME=VALUE``; ``restart`` ``POLICY[:COUNT]`` or "". The modes are
+    "", ``host`` or ``container:ID``. ``network_of`` is the other container, or the name
+    of the network (``default`` where none was said).
     """
 
     auto_remove: bool = False
@@ -156,6 +158,10 @@ class HostConfig(Record):
     userns_mode: str = ""
     cgroupns_mode: str = ""
     init: bool = False
+    restart: str = ""
+    log_driver: str = "json-file"
+    log_opts: tuple[str, ...] = ()
+    group_add: tuple[str, ...] = ()
     ports: tuple[PortBinding, ...] = ()
     publish_all: bool = False
     dns: tuple[str, ...] = ()
@@ -189,6 +195,13 @@ class HostConfig(Record):
         found["NetworkMode"] = self.mode
         found["PortBindings"] = ports_json(self.ports)
         found |= {n: found[n] or [] for n in ("Dns", "DnsOptions", "DnsSearch")}
+        name, _, count = self.restart.partition(":")
+        policy = {"Name": name or "no", "MaximumRetryCount": int(count or 0)}
+        options = dict(sorted(text.split("=", 1) for text in self.log_opts))
+        found |= {
+            "RestartPolicy": policy,
+            "LogConfig": {"Type": self.log_driver, "Config": options},
+        }
         found["Devices"] = [device_json(text) for text in self.devices]
         found["Ulimits"] = [ulimit_json(text) for text in self.ulimits] or None
         for key, texts, mark in (
@@ -213,6 +226,7 @@ LIST_NAMES = {
     "binds": "Binds", "cap_add": "CapAdd", "cap_drop": "CapDrop",
     "security_opt": "SecurityOpt", "dns": "Dns", "dns_search": "DnsSearch",
     "dns_options": "DnsOptions", "extra_hosts": "ExtraHosts", "links": "Links",
+    "group_add": "GroupAdd",
 }  # fmt: skip
 LIMIT_NAMES = {
     "memory": "Memory", "memory_swap": "MemorySwap",
@@ -269,6 +283,19 @@ def ulimit_json(text: str) -> dict[str, Any]:
 
 
 # %% The nouns: what to run
+def lifecycle_fields(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the restart policy and the log of a hostconfig.json."""
+    policy = found.get("RestartPolicy") or {"Name": "no"}
+    name, count = policy["Name"], policy.get("MaximumRetryCount")
+    log = found.get("LogConfig") or {}
+    options = (log.get("Config") or {}).items()
+    return {
+        "restart": "" if name in ("", "no") else f"{name}:{count}" if count else name,
+        "log_driver": log.get("Type") or "json-file",
+        "log_opts": tuple(f"{key}={value}" for key, value in options),
+    }
+
+
 def host_config(found: dict[str, Any]) -> HostConfig:
     """Read what ``HostConfig.to_dict`` wrote."""
     said = {k: found.get(n) for k, n in HOST_NAMES.items()}
@@ -276,6 +303,7 @@ def host_config(found: dict[str, Any]) -> HostConfig:
     given |= {k: tuple(found.get(n) or ()) for k, n in LIST_NAMES.items()}
     limits = {k: found[n] for k, n in LIMIT_NAMES.items() if found.get(n)}
     network, of = network_mode(found.get("NetworkMode") or "none")
+    given |= lifecycle_fields(found)
     devices = (":".join(each.values()) for each in found.get("Devices") or ())
     ulimits = found.get("Ulimits") or ()
     return HostConfig(
@@ -391,6 +419,12 @@ def find_user(root: int, text: str) -> User:
             what = f'unable to find user "{who}" in the image\'s /etc/passwd'
             raise RuntimeFault(what)
     return user.replace(gid=find_group(root, group)) if colon and group else user
+
+
+def with_groups(root: int, user: User, texts: Iterable[str]) -> User:
+    """Return a user who is in further groups, given by name or number."""
+    more = (find_group(root, text) for text in texts)
+    return user.replace(groups=tuple(dict.fromkeys((*user.groups, *more))))
 
 
 # %% With which rights: capabilities

@@ -12,12 +12,19 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 
 from minidocker.containers import timestamp
+from minidocker.lifecycle import door_of
 from minidocker.linux import SysError, pidfd_send_signal
 from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
 from minidocker.runtime import Process, copy_window_size
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
 
 
 # %% Who is connected to what
@@ -78,10 +85,15 @@ def log_line(stream: str, text: bytes, when: str) -> bytes:
 
 
 class JsonLog:
-    """Append what containers write to a json-file log, whole lines at a time."""
+    """Append what containers write to a json-file log, whole lines at a time.
 
-    def __init__(self, path: str) -> None:
+    A file of ``most`` bytes (0: any) becomes PATH.1, that becomes PATH.2, and so on;
+    ``files`` are kept altogether.
+    """
+
+    def __init__(self, path: str, most: int = 0, files: int = 1) -> None:
         self.path, self.file = path, -1
+        self.most, self.files = most, files
         self.pending = {"stdout": b"", "stderr": b""}
 
     def write(self, stream: str, data: bytes) -> None:
@@ -95,14 +107,33 @@ class JsonLog:
         self.append(stream, pieces)
 
     def append(self, stream: str, pieces: list[bytes]) -> None:
-        """Write lines to the file in one call."""
+        """Write lines to the file, in one call if it may have any size."""
         if not pieces:
             return
-        if self.file < 0:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self.file = os.open(self.path, flags, 0o640)
         now = timestamp()
-        os.write(self.file, b"".join(log_line(stream, p, now) for p in pieces))
+        lines = [log_line(stream, piece, now) for piece in pieces]
+        for text in lines if self.most else [b"".join(lines)]:
+            if self.file < 0:
+                self.open()
+            if self.most and os.fstat(self.file).st_size >= self.most:
+                self.rotate()
+            os.write(self.file, text)
+
+    def open(self) -> None:
+        """Open the file, at its end."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self.file = os.open(self.path, flags, 0o640)
+
+    def rotate(self) -> None:
+        """Let the file be the second newest; the oldest goes."""
+        os.close(self.file)
+        names = [self.path, *(f"{self.path}.{n}" for n in range(1, self.files))]
+        for old, new in reversed(list(pairwise(names))):
+            with suppress(FileNotFoundError):
+                os.rename(old, new)
+        if self.files == 1:
+            os.unlink(self.path)
+        self.open()
 
     def close(self) -> None:
         """Write what has no newline yet, and close the file."""
@@ -142,17 +173,34 @@ def write_out(fd: int, data: bytes) -> None:
             room.poll()
 
 
-class Pump:
-    """Move bytes between a process and a client until the process ends."""
+def is_ready(fd: int) -> bool:
+    """Say whether a descriptor has something to read, or has ended."""
+    one = select.poll()
+    one.register(fd, select.POLLIN)
+    return bool(one.poll(0))
 
-    def __init__(self, process: Process, entrance: int) -> None:
-        self.entrance = entrance  # where input goes, or -1; closed by the pump
+
+# %% The pump
+class Pump:
+    """Move bytes between a process and those around it until the process ends.
+
+    ``entrance`` is where input goes, or -1; it is closed by the pump. ``through`` is
+    what input goes through. ``clock`` does what is due, and returns the milliseconds
+    until it wants to be called again.
+    """
+
+    def __init__(self, ending: int, entrance: int = -1) -> None:
+        self.entrance = entrance
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.outputs: list[int] = []
+        self.outputs: dict[int, Callable[[], None]] = {}
+        self.inputs: dict[int, Callable[[], None]] = {}
+        self.tees: dict[str, Tee] = {}
+        self.through: Callable[[bytes], bytes] | None = None
+        self.clock: Callable[[], float | None] | None = None
         self.ended = False
         self.pending = b""
-        self.watch(process.pidfd, select.POLLIN, self.end)
+        self.watch(ending, select.POLLIN, self.end)
 
     def watch(self, fd: int, events: int, handler: Callable[[], None]) -> None:
         """Call ``handler`` whenever ``fd`` is ready."""
@@ -178,13 +226,67 @@ class Pump:
                 sink(data)
             elif data is not None:
                 self.drop(fd)
+                self.outputs.pop(fd, None)
 
-        self.outputs.append(fd)
+        self.outputs[fd] = handler
         self.watch(fd, select.POLLIN, handler)
+
+    def input(self, source: int, done: Callable[[], None]) -> None:
+        """Pass bytes from ``source`` to the entrance; call ``done`` at their end."""
+        os.set_blocking(self.entrance, False)
+
+        def fill() -> None:
+            data = read_some(source)
+            if data:
+                self.put(self.through(data) if self.through else data)
+            elif data is not None:
+                self.forget(source)
+                done()
+
+        self.inputs[source] = fill
+        if not self.pending:
+            self.watch(source, select.POLLIN, fill)
+
+    def put(self, data: bytes) -> None:
+        """Keep input until the entrance takes it; nobody is read from meanwhile."""
+        if self.entrance >= 0 and data:
+            self.pending += data
+            for source in self.inputs:
+                self.drop(source)
+            self.watch(self.entrance, select.POLLOUT, self.flush)
+
+    def flush(self) -> None:
+        """Give the process what it takes of its input."""
+        try:
+            self.pending = self.pending[os.write(self.entrance, self.pending) :]
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads any more
+            self.close_entrance()
+            return
+        if not self.pending:
+            self.drop(self.entrance)
+            for source, fill in self.inputs.items():
+                self.watch(source, select.POLLIN, fill)
+
+    def forget(self, source: int) -> None:
+        """Read no more from a source of input."""
+        self.drop(source)
+        self.inputs.pop(source, None)
+
+    def close_entrance(self) -> None:
+        """Let the process read the end of its input."""
+        for source in tuple(self.inputs):
+            self.forget(source)
+        if self.entrance >= 0:
+            self.drop(self.entrance)
+            os.close(self.entrance)
+            self.entrance, self.pending = -1, b""
 
     def shut(self, fd: int) -> None:
         """Let what writes to the pipe ``fd`` meet EPIPE; the number stays taken."""
         self.drop(fd)
+        self.outputs.pop(fd, None)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(null, fd, inheritable=False)
         os.close(null)
@@ -192,107 +294,90 @@ class Pump:
     def run(self) -> None:
         """Work until the process has ended and its last words are read."""
         while not self.ended:
-            for fd, _ in self.poll.poll():
+            for fd, _ in self.poll.poll(self.clock and self.clock()):
                 if fd in self.handlers:
                     self.handlers[fd]()
-        for fd in self.outputs:
-            while fd in self.handlers and self.poll_one(fd):
-                self.handlers[fd]()
-
-    def close_entrance(self) -> None:
-        """Let the process read the end of its input."""
-        if self.entrance >= 0:
-            self.drop(self.entrance)
-            os.close(self.entrance)
-            self.entrance = -1
-
-    def poll_one(self, fd: int) -> bool:
-        """Say whether ``fd`` has something to read, or has ended."""
-        one = select.poll()
-        one.register(fd, select.POLLIN)
-        return bool(one.poll(0))
+        for fd in tuple(self.outputs):
+            while fd in self.outputs and is_ready(fd):
+                self.outputs[fd]()
 
 
 # %% The pump
-def connect_input(pump: Pump, source: int) -> None:
-    """Pass bytes from ``source`` to the pump's entrance, and close it at the end."""
-    os.set_blocking(pump.entrance, False)
-
-    def finish() -> None:
-        pump.drop(source)
-        pump.close_entrance()
-
-    def flush() -> None:
-        try:
-            pump.pending = pump.pending[os.write(pump.entrance, pump.pending) :]
-        except BlockingIOError:
-            return
-        except OSError:  # nobody reads any more
-            finish()
-            return
-        if not pump.pending:
-            pump.drop(pump.entrance)
-            pump.watch(source, select.POLLIN, fill)
-
-    def fill() -> None:
-        data = read_some(source)
-        if data:
-            pump.pending = data
-            pump.drop(source)
-            pump.watch(pump.entrance, select.POLLOUT, flush)
-        elif data is not None:
-            finish()
-
-    pump.watch(source, select.POLLIN, fill)
-
-
-# %% The pump
-def tee(
-    fd: int,
-    log: JsonLog | None,
-    stream: str,
-    gone: Callable[[], None] = lambda: None,
-) -> Callable[[bytes], None]:
-    """Return a sink that writes to the client's ``fd`` (-1: none) and to the log.
+class Tee:
+    """Who takes a stream of a process: its log, the client's ``fd``, and guests.
 
     ``gone`` is called when the client has gone: nobody reads its pipe any more
     (EPIPE), or its terminal was closed (EIO). That does not stop the log.
     """
-    open_fds = [fd] if fd >= 0 else []
 
-    def sink(data: bytes) -> None:
-        if log:
-            log.write(stream, data)
+    def __init__(
+        self,
+        source: int,
+        stream: str,
+        fd: int,
+        log: JsonLog | None,
+        gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.source, self.stream, self.fd = source, stream, fd
+        self.log, self.gone = log, gone
+        self.guests: list[Callable[[bytes], None]] = []
+
+    def __call__(self, data: bytes) -> None:
+        if self.log:
+            self.log.write(self.stream, data)
+        for guest in tuple(self.guests):
+            guest(data)
+        if self.fd < 0:
+            return
         try:
-            for one in open_fds:
-                write_out(one, data)
+            write_out(self.fd, data)
         except OSError as why:
             if why.errno not in (errno.EPIPE, errno.EIO):
                 raise
-            open_fds.clear()
-            gone()
+            self.fd = -1
+            self.gone()
 
-    return sink
+
+# %% The pump
+def pump_for(
+    process: Process, ends: Ends, client: Client | None, log: JsonLog | None
+) -> Pump:
+    """Return a pump that connects a process with its client and its log."""
+    out, err = (client.stdout, client.stderr) if client else (-1, -1)
+    if process.terminal >= 0:
+        pump = Pump(process.pidfd, os.dup(process.terminal))
+        tees = [Tee(process.terminal, "stdout", out, log)]
+    else:
+        pump = Pump(process.pidfd, ends.stdin)
+        tees = [
+            Tee(end, name, fd, log, partial(pump.shut, end))
+            for end, fd, name in (
+                (ends.stdout, out, "stdout"),
+                (ends.stderr, err, "stderr"),
+            )
+        ]
+    for tee in tees:
+        pump.tees[tee.stream] = tee
+        pump.output(tee.source, tee)
+    if client and client.stdin >= 0 and pump.entrance >= 0:
+        pump.input(client.stdin, pump.close_entrance)
+    return pump
 
 
 def pump_process(
-    process: Process, ends: Ends, client: Client | None, log: JsonLog | None
+    process: Process,
+    ends: Ends,
+    client: Client | None,
+    log: JsonLog | None,
+    welcome: Callable[[Pump, Process], None] = lambda *_: None,
 ) -> None:
-    """Connect a process with its client and its log, until it ends."""
-    out, err = (client.stdout, client.stderr) if client else (-1, -1)
-    if process.terminal >= 0:
-        pump = Pump(process, os.dup(process.terminal))
-        pump.output(process.terminal, tee(out, log, "stdout"))
-    else:
-        pump = Pump(process, ends.stdin)
-        for end, fd, name in (
-            (ends.stdout, out, "stdout"),
-            (ends.stderr, err, "stderr"),
-        ):
-            pump.output(end, tee(fd, log, name, partial(pump.shut, end)))
-    if client and client.stdin >= 0 and pump.entrance >= 0:
-        connect_input(pump, client.stdin)
+    """Connect a process with its client and its log, until it ends.
+
+    ``welcome`` is called before the first byte moves.
+    """
+    pump = pump_for(process, ends, client, log)
     try:
+        welcome(pump, process)
         pump.run()
     finally:
         pump.close_entrance()
@@ -306,12 +391,12 @@ FORWARDED = (
 
 
 @contextmanager
-def signals_forwarded(process: Process) -> Iterator[None]:
-    """Pass signals on to ``process`` for the length of a ``with`` block."""
+def signals_forwarded(pidfd: int) -> Iterator[None]:
+    """Pass signals on to a process for the length of a ``with`` block."""
 
     def forward(number: int, _: object) -> None:
         with suppress(SysError):  # it has ended: we are about to see that
-            pidfd_send_signal(process.pidfd, number)
+            pidfd_send_signal(pidfd, number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
@@ -339,9 +424,23 @@ def raw_terminal(client: Client | None, terminal: int) -> Iterator[None]:
     )
     try:
         if before:
-            tty.setraw(keyboard)
+            tty.setraw(keyboard, termios.TCSANOW)  # what is typed already stays
         yield
     finally:
         signal.signal(signal.SIGWINCH, handler)
         if before:
             termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+# %% The door
+def open_door(place: str) -> socket:
+    """Return a socket that listens at the door; the caller closes it."""
+    from _socket import AF_UNIX, SOCK_SEQPACKET, socket  # `socket` costs 16 ms
+
+    with door_of(place) as path:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        door = socket(AF_UNIX, SOCK_SEQPACKET)
+        door.bind(path)
+        door.listen(8)
+    return door

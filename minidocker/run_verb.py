@@ -1,12 +1,12 @@
 # From book/672-run-verb.md. Edit there and tangle, or here and tangle --back.
 
 # %% Run: one verb with fifty flags
-"""``run``: read what was asked for, refuse nonsense, make the container, attend it."""
+"""``run`` and ``create``: read what was asked for, refuse nonsense, make it."""
 
 from __future__ import annotations
 
 import os
-import stat
+from contextlib import suppress
 
 from minidocker.cgroups import Limits, check_limits, swap_of
 from minidocker.container_verbs import (
@@ -14,17 +14,22 @@ from minidocker.container_verbs import (
     Needs,
     env_lines,
     label_map,
+    lines_of,
     need_terminal,
     open_engine,
 )
 from minidocker.engine import Engine, Pull
 from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you_mean
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
-from minidocker.lifecycle import ULIMITS, tmpfs_step
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, network_mode
-from minidocker.seccomp import this_machine
-from minidocker.security import SHM_SIZE, UNCONFINED, check_ours, read_profile
+from minidocker.security import SHM_SIZE, check_ours
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.containers import Container
+    from minidocker.pump import Client
 
 
 # %% Numbers with units
@@ -81,104 +86,7 @@ def limits_of(given: Given, before: Limits | None = None) -> Limits:
     return found.replace(memory_swap=swap_of(found)) if found.memory else found
 
 
-# %% Words with parts
-def device_text(text: str) -> str:
-    """Return ``HOST:CONTAINER:rwm`` for a ``--device``, whole.
-
-    Raises UsageError for what is no device, and for a mode that we cannot keep.
-    """
-    host, *rest = text.split(":")
-    inside, mode = host, "rwm"
-    if len(rest) == 1 and not rest[0].startswith("/"):
-        mode = rest[0]
-    elif rest:
-        inside, mode = rest[0], (rest[1:] or ["rwm"])[0]
-    if len(rest) > 2 or not set(mode) <= set("rwm") or not inside.startswith("/"):
-        raise UsageError(f'invalid device "{text}"', hint="HOST[:CONTAINER[:rwm]]")
-    if not set("rw") <= set(mode):
-        hint = "a device that is given can be read and written"
-        raise UsageError(f'device mode "{mode}" cannot be kept', hint=hint)
-    try:
-        kind = os.stat(host).st_mode
-    except OSError as why:
-        raise UsageError(f"cannot add device: {why.strerror}", where=host) from why
-    if not (stat.S_ISCHR(kind) or stat.S_ISBLK(kind)):
-        raise UsageError("not a device node", where=host)
-    return f"{host}:{inside}:{mode}"
-
-
-# %% Words with parts
-def ulimit_text(text: str) -> str:
-    """Return ``NAME=SOFT:HARD`` for an ``--ulimit``, whole.
-
-    >>> ulimit_text("nofile=1024")
-    'nofile=1024:1024'
-    """
-    name, equals, values = text.partition("=")
-    names = [known for known in ULIMITS.split() if known != "as"]
-    if not equals:
-        raise UsageError(f"invalid ulimit argument: {text}", hint="NAME=SOFT[:HARD]")
-    if name not in names:
-        hint = did_you_mean(name, names, other=", ".join(names))
-        raise UsageError(f"invalid ulimit type: {name}", hint=hint)
-    soft, colon, hard = values.partition(":")
-    pair = (soft, hard if colon else soft)
-    if not all(n.removeprefix("-").isdecimal() and int(n) >= -1 for n in pair):
-        raise UsageError(f"invalid ulimit value: {values}")
-    low, high = (int(n) for n in pair)
-    if high != -1 and (low > high or low == -1):
-        what = "ulimit soft limit must be less than or equal to hard limit"
-        raise UsageError(f"{what}: {low} > {high}")
-    return f"{name}={low}:{high}"
-
-
-# %% Words with parts
-IPC_SYSCTLS = """
-kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax
-kernel.shmmni kernel.shm_rmid_forced
-"""
-
-
-def check_sysctl(text: str, host: HostConfig) -> str:
-    """Return a ``--sysctl NAME=VALUE``; UsageError where it would be the host's."""
-    name, equals, _ = text.partition("=")
-    ipc = name in IPC_SYSCTLS.split() or name.startswith("fs.mqueue.")
-    if (
-        not equals
-        or "/" in name
-        or ".." in name
-        or not (ipc or name.startswith("net."))
-    ):
-        raise UsageError(f"sysctl '{text}' is not allowed", hint="net.*, fs.mqueue.*")
-    ours = (Network.NONE, Network.BRIDGE)
-    shared = host.ipc_mode if ipc else host.network not in ours
-    if shared:
-        which = "IPC" if ipc else "network"
-        raise UsageError(f"sysctl '{text}' is not allowed: the {which} is not its own")
-    return text
-
-
-# %% Words with parts
-def security_text(text: str) -> str:
-    """Return a ``--security-opt`` with the file of a profile read.
-
-    Raises UsageError for a file that cannot be read, RuntimeFault for no profile.
-    """
-    mark = ":" if text.startswith("seccomp:") else "="
-    name, _, path = text.partition(mark)
-    if name != "seccomp" or path in ("", UNCONFINED, "builtin"):
-        return text
-    try:
-        with open(path, encoding="utf-8") as file:
-            profile = file.read()
-    except (OSError, UnicodeDecodeError) as why:
-        what = f"opening seccomp profile ({path}) failed: {why}"
-        raise UsageError(what) from why
-    read_profile(profile, 0, this_machine())
-    return f"seccomp={profile}"
-
-
-# %% Words with parts
+# %% Modes
 MODES = {  # the words of each flag that mean a namespace of one's own
     "pid": ("private",), "ipc": ("private", "shareable"), "uts": ("private",),
     "userns": (), "cgroupns": ("private",),
@@ -202,24 +110,40 @@ def namespace_mode(engine: Engine, kind: str, text: str) -> str:
 # %% The two halves
 def config_of(given: Given) -> ContainerConfig:
     """Return the command line's part of a container's config."""
-    attached = not given.on("detach")
+    streams = attached_streams(given)
     entrypoint = given.flags.get("entrypoint")
     return ContainerConfig(
         hostname=given.text("hostname"),
+        domainname=given.text("domainname"),
         user=given.text("user"),
-        attach_stdin=attached and given.on("interactive"),
-        attach_stdout=attached,
-        attach_stderr=attached,
+        attach_stdin="stdin" in streams,
+        attach_stdout="stdout" in streams,
+        attach_stderr="stderr" in streams,
         tty=given.on("tty"),
         open_stdin=given.on("interactive"),
-        stdin_once=attached and given.on("interactive"),
+        stdin_once="stdin" in streams and given.on("interactive"),
         env=env_lines(given) or None,
         cmd=given.args[1:] or None,
         working_dir=given.text("workdir"),
         entrypoint=(entrypoint,) if entrypoint else None,
-        labels=label_map(given.list("label")),
+        labels=label_map([*lines_of(given, "label-file"), *given.list("label")]),
         stop_signal=given.text("stop-signal"),
+        stop_timeout=given.number("stop-timeout"),
     )
+
+
+def attached_streams(given: Given) -> set[str]:
+    """Return which streams are ours: those of ``-a``, or what suits."""
+    asked = {text.lower() for text in given.list("attach")}
+    for text in asked - {"stdin", "stdout", "stderr"}:
+        what = f'invalid argument "{text}" for "-a, --attach" flag'
+        raise UsageError(f"{what}: valid streams are STDIN, STDOUT and STDERR")
+    if given.on("detach"):
+        if asked:
+            raise UsageError("conflicting options: -a and -d")
+        return set()
+    own = {"stdin"} if given.on("interactive") else set()
+    return asked or {"stdout", "stderr"} | own
 
 
 # %% The two halves
@@ -235,14 +159,17 @@ def absolute_bind(text: str) -> str:
 
 
 # %% The two halves
+RARE = (
+    "device", "log-driver", "log-opt", "restart", "security-opt", "tmpfs", "ulimit",
+)  # fmt: skip
+
+
 def words_of(given: Given) -> HostConfig:
     """Return the words of a command line that need no store, checked."""
     score = given.number("oom-score-adj") or 0
     if not -1000 <= score <= 1000:
         what = f"invalid value {score}, range for oom score adj is [-1000, 1000]"
         raise UsageError(what)
-    for text in given.list("tmpfs"):
-        tmpfs_step(text)
     network, of = network_mode(given.text("network") or "default")
     host = HostConfig(
         auto_remove=given.on("rm"),
@@ -253,15 +180,16 @@ def words_of(given: Given) -> HostConfig:
         limits=limits_of(given),
         cap_add=given.list("cap-add"),
         cap_drop=given.list("cap-drop"),
-        security_opt=tuple(map(security_text, given.list("security-opt"))),
         privileged=given.on("privileged"),
-        devices=tuple(map(device_text, given.list("device"))),
-        tmpfs=given.list("tmpfs"),
-        ulimits=tuple(map(ulimit_text, given.list("ulimit"))),
         shm_size=size(given, "shm-size") or SHM_SIZE,
         oom_score_adj=score,
         init=given.on("init"),
+        group_add=given.list("group-add"),
     )
+    if any(given.flags.get(name) for name in RARE):
+        from minidocker.flag_words import rare_words
+
+        host = host.replace(**rare_words(given))
     if host.shm_size < 4096:
         raise UsageError("SHM size can not be less than 0")
     host.security  # noqa: B018  unknown capabilities and options are refused here
@@ -282,8 +210,11 @@ def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
         raise UsageError("conflicting options: hostname and the UTS mode")
     if host.network is Network.CONTAINER and not of:
         raise UsageError("invalid container format container:<name|id>")
-    for text in given.list("sysctl"):
-        check_sysctl(text, host)
+    if given.list("sysctl"):
+        from minidocker.flag_words import check_sysctl
+
+        for text in given.list("sysctl"):
+            check_sysctl(text, host)
     check_ours(host.cap_add)
     return host.replace(sysctls=given.list("sysctl"))
 
@@ -304,15 +235,18 @@ def about_network(given: Given, words: HostConfig) -> bool:
     return named or any(given.flags.get(flag.name) for flag in NETWORK_FLAGS)
 
 
-def run(given: Given) -> int:
-    """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
-    need_terminal(given)
+def made(given: Given) -> tuple[Engine, Container]:
+    """Make the container that a command line asks for: `create`, and half of `run`.
+
+    What goes wrong has the status 125, and leaves nothing.
+    """
     config, words = config_of(given), words_of(given)
     networked = about_network(given, words)
     if networked:
         from minidocker import network_flags
 
         config, words = network_flags.with_network(given, config, words)
+    refuse_old_cidfile(given.text("cidfile"))
     try:
         engine = open_engine(given, Needs.TREES)
         host = host_of(given, words, engine)
@@ -327,13 +261,73 @@ def run(given: Given) -> int:
         if why.status != 1:
             raise
         raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+    if path := given.text("cidfile"):
+        with open(path, "x", encoding="ascii") as file:
+            file.write(container.id)
+    return engine, container
+
+
+def refuse_old_cidfile(path: str) -> None:
+    """Raise UsageError for a file that is there, or can never be."""
+    if not path:
+        return
+    if os.path.lexists(path):
+        hint = f"make sure the other container isn't running, or delete {path}"
+        raise UsageError("container ID file found", where=path, hint=hint)
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise UsageError("failed to create the container ID file", where=path)
+
+
+def create(given: Given) -> int:
+    """``create [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
+    _, container = made(given)
+    print(container.id)
+    return 0
+
+
+def run(given: Given) -> int:
+    """``run [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
+    need_terminal(given)
+    if given.text("detach-keys"):
+        from minidocker.attach import key_bytes
+
+        key_bytes(given.text("detach-keys"))
+    engine, container = made(given)
     from minidocker.supervisor import run_detached, run_foreground
 
+    store, client = engine.containers, client_of(container.config)
     if given.on("detach"):
-        run_detached(engine.containers, container)
+        run_detached(store, container)
         print(container.id)
         return 0
-    return run_foreground(engine.containers, container)
+    if client.stdout < 0 and client.stderr < 0:
+        print(container.id, flush=True)
+    if needs_own_supervisor(given, container):
+        from minidocker.attach import Detached
+        from minidocker.attach_verbs import run_as_guest
+
+        with suppress(Detached):
+            return run_as_guest(store, container, client, given)
+        return 0
+    return run_foreground(store, container, client)
+
+
+def client_of(config: ContainerConfig) -> Client:
+    """Return our descriptors, of the streams that are attached."""
+    from minidocker.pump import Client
+
+    return Client(
+        0 if config.attach_stdin else -1,
+        1 if config.attach_stdout else -1,
+        2 if config.attach_stderr else -1,
+    )
+
+
+def needs_own_supervisor(given: Given, container: Container) -> bool:
+    """Say whether this command may end before the container does."""
+    config, host = container.config, container.host
+    leaves = config.tty and config.attach_stdin
+    return leaves or bool(host.restart) or not given.on("sig-proxy")
 
 
 # %% The verb
@@ -387,30 +381,52 @@ NETWORK_FLAGS = (
     Flag("publish", "Publish a container's port(s) to the host", "p", LIST),
     Flag("publish-all", "Publish all exposed ports to random ports", "P"),
 )
-RUN_FLAGS = (
+CREATE_FLAGS = (
     *PROCESS,
     *LIMIT_FLAGS,
     *NETWORK_FLAGS,
     *SECURITY_FLAGS,
-    Flag("detach", "Run container in background and print container ID", "d"),
+    Flag("attach", "Attach to STDIN, STDOUT or STDERR", "a", LIST),
+    Flag("cidfile", "Write the container ID to the file", takes=TEXT),
     Flag("entrypoint", "Overwrite the default ENTRYPOINT of the image", takes=TEXT),
+    Flag("group-add", "Add additional groups to join", takes=LIST),
     Flag("hostname", "Container host name", "h", TEXT),
     Flag("init", "Run an init that forwards signals and reaps processes"),
     Flag("label", "Set meta data on a container", "l", LIST),
+    Flag("label-file", "Read in a line delimited file of labels", takes=LIST),
+    Flag("log-driver", "Where the output is kept: json-file or none", takes=TEXT),
+    Flag("log-opt", "Log driver options: max-size=10m, max-file=3", takes=LIST),
     Flag("name", "Assign a name to the container", takes=TEXT),
     Flag(
         "network",
         "Connect to a network: none, host, container:NAME or its name",
         takes=TEXT,
     ),
+    Flag(
+        "restart",
+        "Restart policy: no, always, unless-stopped, on-failure[:N]",
+        takes=TEXT,
+    ),
     Flag("rm", "Automatically remove the container when it exits"),
     Flag("stop-signal", "Signal to stop the container", takes=TEXT),
+    Flag("stop-timeout", "Timeout (in seconds) to stop a container", takes=NUMBER),
     Flag("volume", "Bind mount a volume: SOURCE:TARGET[:ro]", "v", LIST),
+)
+RUN_FLAGS = (
+    *CREATE_FLAGS,
+    Flag("detach", "Run container in background and print container ID", "d"),
+    Flag("detach-keys", "Override the keys for detaching a container", takes=TEXT),
+    Flag("sig-proxy", "Proxy received signals to the process", default="true"),
 )
 COMMANDS = (
     Command(
         "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Run a command in a new container",
         run, RUN_FLAGS, least=1, greedy=True,
         example="minidocker run --rm -it minidocker/base sh",
+    ),
+    Command(
+        "create", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create a new container",
+        create, CREATE_FLAGS, least=1, greedy=True,
+        example="minidocker start -a $(minidocker create minidocker/base date)",
     ),
 )  # fmt: skip

@@ -69,6 +69,7 @@ from minidocker.program import (
     program_env,
     reset_signals,
     set_ulimits,
+    with_groups,
 )
 from minidocker.records import Record
 from minidocker.security import docker_mounts, prepared
@@ -145,7 +146,7 @@ def settle(spec: ProcessSpec, slave: int = -1) -> tuple[int, User]:
     terminal, or -1.
     """
     root = os.open("/", PLACE)
-    user = find_user(root, spec.user)
+    user = with_groups(root, find_user(root, spec.user), spec.groups)
     go_to(root, spec.cwd)
     set_ulimits(spec.ulimits)
     os.setsid()

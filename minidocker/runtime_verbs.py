@@ -71,7 +71,7 @@ def launch_given(given: Given, *, attended: bool = False) -> Launch:
 def attend_to_end(process: Process) -> int:
     """Wait for a process, with its terminal and our signals; return its status."""
     client = Client()
-    with signals_forwarded(process), raw_terminal(client, process.terminal):
+    with signals_forwarded(process.pidfd), raw_terminal(client, process.terminal):
         if process.terminal >= 0:
             pump_process(process, Ends(), client, None)
         return process.wait()

@@ -1,14 +1,16 @@
 # From book/450-supervisor.md. Edit there and tangle, or here and tangle --back.
 
 # %% The supervisor: somebody has to wait
-"""Attend a container from its start to its end; detach; exec; read its log."""
+"""Attend a container from its start to its end; detach."""
 
 from __future__ import annotations
 
 import os
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from minidocker.cgroups import (
     NO_LIMITS,
@@ -25,36 +27,46 @@ from minidocker.containers import (
     State,
     Status,
     discard,
+    event_of,
+    happened,
+    tell,
     timestamp,
     write_state,
 )
-from minidocker.durable import looking
-from minidocker.errors import ConflictError, RuntimeFault
-from minidocker.lifecycle import process_spec, ulimits_of
+from minidocker.errors import NotFoundError, RuntimeFault
+from minidocker.lifecycle import (
+    CHANGED,
+    KEPT,
+    STOPPED,
+    process_spec,
+    take_mark,
+)
 from minidocker.program import Network, ProcessSpec
 from minidocker.pump import (
     Client,
     JsonLog,
+    Pump,
     make_ends,
+    open_door,
     pump_process,
     raw_terminal,
     signals_forwarded,
 )
-from minidocker.records import Record, parse_json
 from minidocker.runtime import (
     Process,
     in_child,
     listen,
     new_channel,
+    send_terminal,
     start,
 )
-from minidocker.security import ALL_CAPABILITIES, Security
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from typing import Any
+
+    from minidocker.attach import Guest, Seat
 
 
 # %% A container's life, in one function
@@ -63,13 +75,13 @@ def attend(
     launch: Callable[[ProcessSpec], Process],
     client: Client | None,
     log: JsonLog | None = None,
-    started: Callable[[Process], None] = lambda _: None,
+    welcome: Callable[[Pump, Process], None] = lambda *_: None,
     *,
     stdin: bool = False,
 ) -> int:
     """Launch a process, attend it to its end, return its exit status.
 
-    ``started`` is called when the program runs. Every descriptor that is made here
+    ``welcome`` is called when the program runs. Every descriptor that is made here
     is closed here. Raises what ``launch`` raises.
     """
     if client:
@@ -83,10 +95,12 @@ def attend(
     finally:
         ends.close_given()
     try:
-        started(process)
         client = client if stdin else deaf(client)
-        with signals_forwarded(process), raw_terminal(client, process.terminal):
-            pump_process(process, ends, client, log)
+        with (
+            signals_forwarded(process.pidfd),
+            raw_terminal(client, process.terminal),
+        ):
+            pump_process(process, ends, client, log, welcome)
         return process.wait()
     finally:
         close_all(ends.stdout, ends.stderr, process.terminal, process.pidfd)
@@ -107,47 +121,147 @@ def close_all(*fds: int) -> None:
 
 
 # %% A container's life, in one function
-def supervise(
-    store: ContainerStore,
-    container: Container,
-    client: Client | None,
-    started: Callable[[], None] = lambda: None,
-) -> int:
-    """Run a container to its end; keep its state and log; return its exit status.
+class Supervisor:
+    """Who looks after a container: the one mutable record of a process that does.
 
-    The container's lock is held all the while. With ``auto_remove`` nothing is left
-    of it afterwards, whatever happened.
+    ``started`` is called when the program runs for the first time, with its terminal or
+    -1. ``seat`` is that of a guest who is there from the beginning, or None.
     """
-    lock = store.lock(container)
-    os.ftruncate(lock, 0)
-    file = store.path(container.id, "state.json")
-    state = State(Status.RUNNING, started=timestamp())
-    group: Group | None = None
 
-    def note(process: Process) -> None:
-        nonlocal state
-        state = state.replace(pid=process.pid, start_time=process.start_time)
-        write_state(file, state)
-        started()
+    def __init__(
+        self,
+        store: ContainerStore,
+        container: Container,
+        client: Client | None = None,
+        started: Callable[[int], None] = lambda _: None,
+        seat: Seat | None = None,
+    ) -> None:
+        self.store, self.container, self.client = store, container, client
+        self.started, self.state = started, State()
+        self.door: socket | None = None
+        self.guests: list[Guest] = []
+        self.began, self.quick = 0.0, 0  # for the restart policy
+        if seat:
+            from minidocker.attach import Guest
 
-    code, error = 125, ""
-    try:
-        log = JsonLog(store.path(container.id, f"{container.id}-json.log"))
-        group = container_group(container)
-        with network_for(store, container) as netns:
-            spec = whole_spec(store, container, group).replace(netns=netns)
-            wants_input = container.config.open_stdin
-            code = attend(spec, start, client, log, note, stdin=wants_input)
-    except RuntimeFault as why:
-        code, error = why.status, why.what
-        raise
-    finally:
-        os.write(lock, b"%d" % code)
-        killed = leave_group(store, container, group)
-        state = state.replace(exit_code=code, error=error, oom_killed=killed)
-        conclude(store, container, state)
-        os.close(lock)
-    return code
+            self.guests.append(Guest(seat, last=container.config.stdin_once))
+
+    def run(self) -> int:
+        """Run the container to its end, and again if its policy says so.
+
+        Its lock is held all the while. With ``auto_remove`` nothing is left of it
+        afterwards, whatever happened. Returns the exit status.
+        """
+        lock = self.store.lock(self.container)
+        os.ftruncate(lock, 0)
+        take_mark(self.store, self.container, STOPPED)
+        code, error = 125, ""
+        try:
+            code = self.live()
+            while self.lives_again(code):
+                code = self.live()
+        except RuntimeFault as why:
+            code, error = why.status, why.what
+            raise
+        finally:
+            os.write(lock, b"%d" % code)
+            self.conclude(code, error)
+            os.close(lock)
+            self.part(code)
+        return code
+
+    def live(self) -> int:
+        """Run the container once; return the exit status."""
+        store, container = self.store, self.container
+        self.began = time.monotonic()
+        self.state = State(
+            Status.RUNNING, started=timestamp(), restarts=self.state.restarts
+        )
+        group: Group | None = None
+        try:
+            log = log_of(store, container)
+            group = container_group(container)
+            with network_for(store, container) as netns:
+                spec = whole_spec(store, container, group).replace(netns=netns)
+                if self.guests:
+                    spec = spec.replace(stdout=self.guests[0].seat.screen)
+                stdin = container.config.open_stdin
+                return attend(spec, start, self.client, log, self.welcome, stdin=stdin)
+        finally:
+            killed = leave_group(store, container, group)
+            self.state = self.state.replace(oom_killed=killed)
+
+    def welcome(self, pump: Pump, process: Process) -> None:
+        """Write down that the program runs, and let guests sit down with it."""
+        self.state = self.state.replace(pid=process.pid, start_time=process.start_time)
+        self.write()
+        self.started(process.terminal)
+        self.started = lambda _: None
+        if self.door is None:
+            self.door = open_door(self.store.path(self.container.id))
+        admit = partial(self.admit, pump, process.terminal)
+        pump.watch(self.door.fileno(), select.POLLIN, admit)
+        for guest in self.guests:
+            guest.sit(pump)
+        tell(self.store, self.container, "start")
+
+    def admit(self, pump: Pump, terminal: int) -> None:
+        """Let in whoever knocks."""
+        from minidocker.attach import admit
+
+        if self.door and (
+            guest := admit(self.door, terminal, last=self.container.config.stdin_once)
+        ):
+            self.guests.append(guest)
+            guest.sit(pump)
+
+    def lives_again(self, code: int) -> bool:
+        """Say whether the restart policy wants another life, when it is time for it."""
+        self.refresh()
+        if not self.container.host.restart:
+            return False
+        from minidocker.restarts import rest
+
+        return rest(self, code)
+
+    def refresh(self) -> None:
+        """Read the container anew if somebody has changed it."""
+        if take_mark(self.store, self.container, CHANGED):
+            with suppress(NotFoundError):
+                self.container = self.store.get(self.container.id)
+
+    def conclude(self, code: int, error: str) -> None:
+        """Write down how it ended, or remove all of it with ``auto_remove``."""
+        store, container = self.store, self.container
+        events = [event_of(container, "die", exitCode=str(code))]
+        kept = os.path.exists(store.path(container.id, KEPT))
+        if container.host.auto_remove and not kept:
+            discard(store, container.id, container.name)
+            events.append(event_of(container, "destroy"))
+        else:
+            status = Status.CREATED if error else Status.EXITED
+            self.state = self.state.replace(
+                status=status,
+                pid=0,
+                exit_code=code,
+                error=error,
+                restarting=False,
+                finished=timestamp(),
+            )
+            self.write()
+        happened(os.path.dirname(store.root), *events)
+        if self.door:
+            self.door.close()
+
+    def part(self, code: int) -> None:
+        """Tell the guests how it ended."""
+        for guest in self.guests:
+            guest.part(code)
+        self.guests.clear()
+
+    def write(self) -> None:
+        """Write the state for others to read."""
+        write_state(self.store.path(self.container.id, "state.json"), self.state)
 
 
 # %% A container's life, in one function
@@ -163,14 +277,16 @@ def network_for(store: ContainerStore, container: Container) -> Iterator[int]:
         yield netns
 
 
-def conclude(store: ContainerStore, container: Container, state: State) -> None:
-    """Remove what is left with ``auto_remove``; otherwise write down how it ended."""
-    if container.host.auto_remove:
-        discard(store, container.id, container.name)
-        return
-    status = Status.CREATED if state.error else Status.EXITED
-    state = state.replace(status=status, pid=0, finished=timestamp())
-    write_state(store.path(container.id, "state.json"), state)
+def log_of(store: ContainerStore, container: Container) -> JsonLog | None:
+    """Return the log that a container's driver and options ask for."""
+    if container.host.log_driver == "none":
+        return None
+    path = store.path(container.id, f"{container.id}-json.log")
+    if not container.host.log_opts:
+        return JsonLog(path)
+    from minidocker.logs import log_limits
+
+    return JsonLog(path, *log_limits(container.host.log_opts))
 
 
 def whole_spec(
@@ -223,23 +339,30 @@ def run_foreground(
     store: ContainerStore, container: Container, client: Client | None = None
 ) -> int:
     """Run a container attached to ``client``, or 0, 1, 2; return its exit status."""
-    return supervise(store, container, client or Client())
+    return Supervisor(store, container, client or Client()).run()
 
 
 # %% Left behind on purpose
-def let_go(keep: int) -> None:
+def let_go(*keep: int) -> None:
     """Close every descriptor but ``keep``; the first three become /dev/null."""
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    os.closerange(3, keep)
-    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+    low = 3
+    for fd in sorted(keep):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def run_detached(store: ContainerStore, container: Container) -> None:
-    """Start a container under a supervisor of its own; return when it runs.
+def in_background(
+    work: Callable[[Callable[[int], None]], object], seat: Seat | None = None
+) -> int:
+    """Do ``work`` in a process of its own; return when it calls what it is given.
 
-    Raises what the start raised. Nothing of the caller is kept open by it.
+    It calls with a terminal or -1; ours is a copy, which is returned. Raises what
+    ``work`` raises before. Nothing of the caller is kept open but ``seat``, which is
+    closed here.
     """
     ours, theirs = new_channel()
     middle = os.fork()
@@ -248,125 +371,40 @@ def run_detached(store: ContainerStore, container: Container) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
-        in_child(theirs, lambda: be_supervisor(store, container, theirs))
+        in_child(theirs, lambda: leave(work, theirs, seat))
     theirs.close()
+    if seat:
+        seat.close()
     os.waitpid(middle, 0)
-    listen(ours)
+    return listen(ours)
 
 
-def be_supervisor(store: ContainerStore, container: Container, channel: socket) -> None:
-    """Live as the supervisor of a detached container, and end with it."""
+def leave(
+    work: Callable[[Callable[[int], None]], object],
+    channel: socket,
+    seat: Seat | None,
+) -> None:
+    """Let go, work, and end."""
     os.chdir("/")
-    let_go(channel.fileno())
-    supervise(store, container, None, channel.close)
+    let_go(channel.fileno(), *(seat.fds if seat else ()))
+
+    def report(terminal: int) -> None:
+        if seat and terminal >= 0:
+            send_terminal(channel, os.dup(terminal))
+        channel.close()
+
+    work(report)
     os._exit(0)
 
 
-# %% exec
-def exec_security(container: Container, asked: Security) -> Security:
-    """Return what one more process may do: what the container may.
-
-    With ``asked`` privileged it has all capabilities, and the container's filter.
-    """
-    security = container.host.security
-    if asked.privileged:
-        filtered = security.replace(filter_for=security.capabilities)
-        return filtered.replace(capabilities=ALL_CAPABILITIES)
-    return security
-
-
-def exec_foreground(
-    store: ContainerStore,
-    container: Container,
-    spec: ProcessSpec,
-    client: Client | None = None,
-    *,
-    stdin: bool = False,
+def run_detached(
+    store: ContainerStore, container: Container, seat: Seat | None = None
 ) -> int:
-    """Run one more process in a running container; return its exit status.
+    """Start a container under a supervisor of its own; return when it runs.
 
-    Of ``spec`` its argv, env, cwd, user, tty and security are used; the container's
-    own come first for env, and fill in for an empty cwd and user.
+    Returns a copy of its terminal's master for who has ``seat``, else -1. Raises what
+    the start raised.
     """
-    state = store.state(container.id)
-    if state.status is not Status.RUNNING:
-        raise ConflictError(f"container {container.name} is not running")
-    if state.paused:
-        what = (
-            f"container {container.name} is paused, unpause the container before exec"
-        )
-        raise ConflictError(what)
-    config = container.config
-    spec = spec.replace(
-        env=(config.env or ()) + spec.env,
-        cwd=spec.cwd or config.working_dir or "/",
-        user=spec.user or config.user,
-        hostname=config.hostname,
-        group=find_group(container.id) if has_group(store, container) else None,
-        security=exec_security(container, spec.security),
-        ulimits=ulimits_of(container.host.ulimits),
-        oom_score_adj=container.host.oom_score_adj,
+    return in_background(
+        lambda started: Supervisor(store, container, None, started, seat).run(), seat
     )
-
-    def launch(piped: ProcessSpec) -> Process:
-        from minidocker.joining import exec_in
-
-        return exec_in(state.pid, piped)
-
-    return attend(spec, launch, client or Client(), stdin=stdin)
-
-
-# %% logs
-class LogEntry(Record):
-    """A line that a container wrote: its stream, its time (RFC 3339), its text."""
-
-    stream: str
-    time: str
-    log: str
-
-
-def read_log(file: Any) -> Iterator[LogEntry]:
-    """Return the whole lines of an open log from where it stands."""
-    while True:
-        place = file.tell()
-        line = file.readline()
-        if not line.endswith(b"\n"):
-            file.seek(place)
-            return
-        found = parse_json(line.decode())
-        yield LogEntry(found["stream"], found["time"], found["log"])
-
-
-def logs(
-    store: ContainerStore,
-    container: Container,
-    *,
-    tail: int | None = None,
-    follow: bool = False,
-) -> Iterator[LogEntry]:
-    """Yield what a container wrote: the last ``tail`` lines; all of them for None.
-
-    With ``follow``, goes on until the container does not run.
-    """
-    path = store.path(container.id, f"{container.id}-json.log")
-    while follow and not os.path.exists(path) and is_attended(store, container):
-        time.sleep(0.05)
-    try:
-        file = open(path, "rb")  # noqa: SIM115
-    except FileNotFoundError:
-        return
-    with file:
-        entries = list(read_log(file))
-        yield from entries if tail is None else entries[max(len(entries) - tail, 0) :]
-        while follow:
-            attended = is_attended(store, container)
-            yield from read_log(file)
-            if not attended:
-                return
-            time.sleep(0.05)
-
-
-def is_attended(store: ContainerStore, container: Container) -> bool:
-    """Say whether a supervisor looks after a container just now."""
-    with looking(store.path(container.id, "lock")) as taken:
-        return taken

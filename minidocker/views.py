@@ -86,12 +86,24 @@ def status_words(state: State, now: float | None = None) -> str:
     'Up 3 seconds'
     """
     now = time.time() if now is None else now
+    if state.restarting:
+        return f"Restarting ({state.exit_code}) {ago(state.finished, now)}"
     if state.status is Status.RUNNING:
-        paused = " (Paused)" if state.paused else ""
-        return f"Up {human_span(now - seconds_of(state.started))}{paused}"
+        up = f"Up {human_span(now - seconds_of(state.started))}"
+        if state.paused:
+            return f"{up} (Paused)"
+        health = "health: starting" if state.health == "starting" else state.health
+        return f"{up} ({health})" if health else up
     if state.status is Status.EXITED:
         return f"Exited ({state.exit_code}) {ago(state.finished, now)}"
     return "Created"
+
+
+def state_word(state: State) -> str:
+    """Return a container's state in one word."""
+    if state.restarting:
+        return "restarting"
+    return "paused" if state.paused else state.status.value
 
 
 def command_words(argv: Sequence[str], width: int | None) -> str:
@@ -126,7 +138,7 @@ def container_row(
         "Ports": ports_words(network["Ports"]),
         "RunningFor": ago(container.created),
         "Size": "0B",
-        "State": "paused" if state.paused else state.status.value,
+        "State": state_word(state),
         "Status": status_words(state),
     }
     if size:
@@ -205,10 +217,10 @@ NEVER = "0001-01-01T00:00:00Z"
 def state_fields(state: State) -> dict[str, Any]:
     """Return Docker's fields for a container's state."""
     return {
-        "Status": "paused" if state.paused else state.status.value,
+        "Status": state_word(state),
         "Running": state.status is Status.RUNNING,
         "Paused": state.paused,
-        "Restarting": False,
+        "Restarting": state.restarting,
         "OOMKilled": state.oom_killed,
         "Dead": False,
         "Pid": state.pid,
@@ -235,7 +247,7 @@ def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
         "HostsPath": f"{place}/hosts",
         "LogPath": f"{place}/{container.id}-json.log",
         "Name": f"/{container.name}",
-        "RestartCount": 0,
+        "RestartCount": state.restarts,
         "Driver": engine.driver.name,
         "Platform": "linux",
         "HostConfig": container.host.to_dict(),

@@ -23,6 +23,7 @@ from minidocker.containers import Container, ContainerStore, Status
 from minidocker.drivers import DRIVERS
 from minidocker.durable import Batch
 from minidocker.errors import ConflictError, MinidockerError, NotFoundError
+from minidocker.executing import exec_foreground
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.lifecycle import (
@@ -33,13 +34,12 @@ from minidocker.lifecycle import (
     sweep_containers,
     wait,
 )
+from minidocker.logs import logs
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import Client
 from minidocker.runtime import start_time
 from minidocker.supervisor import (
-    exec_foreground,
-    logs,
     run_detached,
     run_foreground,
 )

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from minidocker import lifecycle, run_verb
+from minidocker import flag_words, lifecycle, run_verb
 from minidocker.cgroups import Limits
 from minidocker.errors import MinidockerError, UsageError
+from minidocker.flag_words import check_sysctl, device_text, security_text, ulimit_text
 from minidocker.flags import Given, parse_flags
 from minidocker.lifecycle import tmpfs_step, ulimits_of
 from minidocker.mounts import MountFlags
@@ -17,12 +18,8 @@ from minidocker.program import HostConfig, Network, host_config
 from minidocker.run_verb import (
     RUN_FLAGS,
     billionths,
-    check_sysctl,
-    device_text,
     limits_of,
-    security_text,
     size,
-    ulimit_text,
     words_of,
 )
 
@@ -32,7 +29,9 @@ def given(*words: str) -> Given:
 
 
 def test_doctests_hold():
-    assert sum(doctest.testmod(m).failed for m in (run_verb, lifecycle)) == 0
+    assert (
+        sum(doctest.testmod(m).failed for m in (run_verb, lifecycle, flag_words)) == 0
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,247 @@
+# From book/646-attach-verbs.md. Edit there and tangle, or here and tangle --back.
+
+# %% Attach verbs: a hand on the keyboard
+"""``exec``, ``attach``, ``start``: connect a terminal with a program inside."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+
+from minidocker.container_verbs import (
+    PROCESS,
+    Needs,
+    each_container,
+    env_lines,
+    need_terminal,
+    open_engine,
+)
+from minidocker.engine import Engine
+from minidocker.errors import ConflictError, MinidockerError, RuntimeFault
+from minidocker.flags import TEXT, Command, Flag, Given
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.attach import Seat
+    from minidocker.containers import Container, ContainerStore
+    from minidocker.program import ProcessSpec
+    from minidocker.pump import Client
+
+
+# %% To be a guest
+def process_of(store: ContainerStore, container: Container) -> int:
+    """Open the pidfd of a container's first process; -1 when it has gone already."""
+    from minidocker.linux import pidfd_open
+    from minidocker.runtime import start_time
+
+    state = store.state(container.id)
+    with suppress(OSError):
+        handle = pidfd_open(state.pid)
+        if start_time(state.pid) == state.start_time:
+            return handle
+        os.close(handle)
+    return -1
+
+
+def stay(
+    seat: Seat, client: Client, terminal: int, keys: bytes = b"", pidfd: int = -1
+) -> int:
+    """Be a guest to the end; return the exit status. Raises Detached.
+
+    Signals go to the process of ``pidfd``, which is closed; with -1 they are ours.
+    """
+    from minidocker.attach import Visit
+    from minidocker.pump import signals_forwarded
+
+    with ExitStack() as stack:
+        if pidfd >= 0:
+            stack.callback(os.close, pidfd)
+            stack.enter_context(signals_forwarded(pidfd))
+        code = Visit(seat, client, keys).run(terminal)
+    return 137 if code is None else code
+
+
+def detach_keys(given: Given, *, tty: bool) -> bytes:
+    """Return the keys that say goodbye; none without a terminal."""
+    from minidocker.attach import DETACH_KEYS, key_bytes
+
+    keys = key_bytes(given.text("detach-keys") or DETACH_KEYS)
+    return keys if tty else b""
+
+
+def run_as_guest(
+    store: ContainerStore, container: Container, client: Client, given: Given
+) -> int:
+    """Start a container in the background, and be its guest from the first byte."""
+    from minidocker.attach import new_seats
+    from minidocker.supervisor import run_detached
+
+    keys = detach_keys(given, tty=container.config.tty)
+    ours, theirs = new_seats(client)
+    terminal = run_detached(store, container, theirs)
+    pidfd = process_of(store, container) if given.on("sig-proxy") else -1
+    return stay(ours, client, terminal, keys, pidfd)
+
+
+# %% attach and start
+def need_attachable(store: ContainerStore, container: Container) -> None:
+    """Raise ConflictError where there is nothing to attach to."""
+    from minidocker.containers import Status
+
+    state = store.state(container.id)
+    for wrong, word, todo in (
+        (state.status is not Status.RUNNING, "stopped", "start it first"),
+        (state.paused, "paused", "unpause it first"),
+        (state.restarting, "restarting", "wait until it is running"),
+    ):
+        if wrong:
+            raise ConflictError(f"you cannot attach to a {word} container, {todo}")
+
+
+def attach_to(
+    store: ContainerStore, container: Container, given: Given, *, stdin: bool
+) -> int:
+    """Be a guest of a container that runs."""
+    from minidocker.attach import knock
+    from minidocker.containers import tell
+    from minidocker.pump import Client
+
+    config = container.config
+    stdin = stdin and config.open_stdin
+    if config.tty and stdin and not os.isatty(0):
+        raise MinidockerError("the input device is not a TTY")
+    client = Client(stdin=0 if stdin else -1)
+    keys = detach_keys(given, tty=config.tty)
+    seat, terminal = knock(store.path(container.id), client)
+    tell(store, container, "attach")
+    proxied = given.on("sig-proxy") and not config.tty
+    pidfd = process_of(store, container) if proxied else -1
+    return stay(seat, client, terminal, keys, pidfd)
+
+
+def attach(given: Given) -> int:
+    """``attach [OPTIONS] CONTAINER``"""
+    store = open_engine(given).containers
+    container = store.resolve(given.args[0])
+    need_attachable(store, container)
+    return attach_to(store, container, given, stdin=not given.on("no-stdin"))
+
+
+# %% attach and start
+def start_attached(given: Given) -> int:
+    """Start one container, and be its guest."""
+    from minidocker.attach import Detached
+    from minidocker.containers import Status
+    from minidocker.pump import Client
+
+    if len(given.args) > 1:
+        what = "you cannot start and attach multiple containers at once"
+        raise MinidockerError(what)
+    store = open_engine(given, Needs.TREES).containers
+    container = store.resolve(given.args[0])
+    stdin = given.on("interactive") and container.config.open_stdin
+    if container.config.tty and stdin and not os.isatty(0):
+        raise MinidockerError("the input device is not a TTY")
+    with suppress(Detached):
+        if store.state(container.id).status is Status.RUNNING:
+            return attach_to(store, container, given, stdin=stdin)
+        client = Client(stdin=0 if stdin else -1)
+        try:
+            return run_as_guest(store, container, client, given)
+        except RuntimeFault as why:  # only `run` has statuses of its own for these
+            raise MinidockerError(why.what, where=why.where, hint=why.hint) from why
+    return 0
+
+
+def start(given: Given) -> int:
+    """``start [OPTIONS] CONTAINER [CONTAINER...]``"""
+    from minidocker.containers import Status
+    from minidocker.supervisor import run_detached
+
+    given = given.replace(flags={"sig-proxy": True, **given.flags})
+    if given.on("attach") or given.on("interactive"):
+        return start_attached(given)
+
+    def action(engine: Engine, container: Container) -> None:
+        state = engine.containers.state(container.id)
+        if state.paused:
+            what = "cannot start a paused container, try unpause instead"
+            raise ConflictError(what)
+        if state.status is not Status.RUNNING:
+            run_detached(engine.containers, container)
+
+    return min(each_container(given, action, Needs.TREES), 1)
+
+
+# %% exec
+def exec_(given: Given) -> int:
+    """``exec [OPTIONS] CONTAINER COMMAND [ARG...]``"""
+    from minidocker.program import ProcessSpec
+    from minidocker.security import DOCKER_SECURITY, PRIVILEGED
+
+    need_terminal(given)
+    engine = open_engine(given)
+    container = engine.containers.resolve(given.args[0])
+    spec = ProcessSpec(
+        given.args[1:],
+        env=env_lines(given),
+        cwd=given.text("workdir"),
+        user=given.text("user"),
+        tty=given.on("tty"),
+        security=PRIVILEGED if given.on("privileged") else DOCKER_SECURITY,
+    )
+    from minidocker.executing import exec_detached, exec_foreground
+
+    stdin = given.on("interactive")
+    if given.on("detach"):
+        exec_detached(engine.containers, container, spec)
+        return 0
+    if spec.tty and stdin:
+        return exec_as_guest(engine.containers, container, spec, given)
+    return exec_foreground(engine.containers, container, spec, stdin=stdin)
+
+
+def exec_as_guest(
+    store: ContainerStore, container: Container, spec: ProcessSpec, given: Given
+) -> int:
+    """Run one more process in the background, and be its guest."""
+    from minidocker.attach import new_seats
+    from minidocker.executing import exec_detached
+    from minidocker.pump import Client
+
+    client, keys = Client(), detach_keys(given, tty=True)
+    ours, theirs = new_seats(client)
+    terminal = exec_detached(store, container, spec, theirs)
+    return stay(ours, client, terminal, keys)
+
+
+# %% The table
+KEYS = Flag("detach-keys", "Override the keys for detaching a container", takes=TEXT)
+PROXY = Flag("sig-proxy", "Proxy all received signals to the process", default="true")
+COMMANDS = (
+    Command(
+        "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]",
+        "Run a command in a running container", exec_,
+        (
+            *PROCESS, KEYS,
+            Flag("detach", "Run the command in the background", "d"),
+            Flag("privileged", "Give extended privileges to the command"),
+        ),
+        least=2, greedy=True, example="minidocker exec -it web sh",
+    ),
+    Command(
+        "attach", "[OPTIONS] CONTAINER",
+        "Attach local standard input, output, and error streams", attach,
+        (KEYS, Flag("no-stdin", "Do not attach STDIN"), PROXY), least=1, most=1,
+    ),
+    Command(
+        "start", "[OPTIONS] CONTAINER [CONTAINER...]", "Start stopped containers",
+        start,
+        (
+            Flag("attach", "Attach STDOUT/STDERR and forward signals", "a"), KEYS,
+            Flag("interactive", "Attach container's STDIN", "i"),
+        ),
+        least=1,
+    ),
+)  # fmt: skip

@@ -1,0 +1,133 @@
+# From book/452-executing.md. Edit there and tangle, or here and tangle --back.
+
+# %% Executing: one more process inside
+"""Run one more process in a container that runs: attended, in the background."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from minidocker.cgroups import find_group
+from minidocker.containers import Container, ContainerStore, Status, tell
+from minidocker.errors import ConflictError
+from minidocker.joining import exec_in
+from minidocker.lifecycle import ulimits_of
+from minidocker.program import ProcessSpec
+from minidocker.pump import Client, Pump
+from minidocker.runtime import Process
+from minidocker.security import ALL_CAPABILITIES, Security
+from minidocker.supervisor import attend, has_group, in_background
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.attach import Seat
+
+
+# %% What it is given
+def exec_security(container: Container, asked: Security) -> Security:
+    """Return what one more process may do: what the container may.
+
+    With ``asked`` privileged it has all capabilities, and the container's filter.
+    """
+    security = container.host.security
+    if asked.privileged:
+        filtered = security.replace(filter_for=security.capabilities)
+        return filtered.replace(capabilities=ALL_CAPABILITIES)
+    return security
+
+
+def exec_spec(
+    store: ContainerStore, container: Container, spec: ProcessSpec
+) -> tuple[int, ProcessSpec]:
+    """Return a container's first process, and how one more is started there.
+
+    Of ``spec`` its argv, env, cwd, user, tty and security are used; the container's
+    own come first for env, and fill in for an empty cwd and user. Raises ConflictError
+    where none runs.
+    """
+    state = store.state(container.id)
+    if state.status is not Status.RUNNING:
+        raise ConflictError(f"container {container.name} is not running")
+    for is_so, word, todo in (
+        (state.paused, "paused", "unpause the container before exec"),
+        (state.restarting, "restarting", "wait until the container is running"),
+    ):
+        if is_so:
+            raise ConflictError(f"container {container.name} is {word}, {todo}")
+    config = container.config
+    return state.pid, spec.replace(
+        env=(config.env or ()) + spec.env,
+        cwd=spec.cwd or config.working_dir or "/",
+        user=spec.user or config.user,
+        hostname=config.hostname,
+        group=find_group(container.id) if has_group(store, container) else None,
+        security=exec_security(container, spec.security),
+        ulimits=ulimits_of(container.host.ulimits),
+        oom_score_adj=container.host.oom_score_adj,
+        groups=container.host.group_add,
+    )
+
+
+# %% The verbs
+def exec_foreground(
+    store: ContainerStore,
+    container: Container,
+    spec: ProcessSpec,
+    client: Client | None = None,
+    *,
+    stdin: bool = False,
+) -> int:
+    """Run one more process in a running container; return its exit status."""
+    pid, spec = exec_spec(store, container, spec)
+    with told_of_exec(store, container, spec.argv):
+        return attend(spec, partial(exec_in, pid), client or Client(), stdin=stdin)
+
+
+def exec_detached(
+    store: ContainerStore,
+    container: Container,
+    spec: ProcessSpec,
+    seat: Seat | None = None,
+) -> int:
+    """Start one more process in a running container; return when it runs.
+
+    Returns a copy of its terminal's master for who has ``seat``, else -1.
+    """
+    pid, spec = exec_spec(store, container, spec)
+    stdin = bool(seat and seat.stdin >= 0)
+    if seat:
+        spec = spec.replace(stdout=seat.screen)
+
+    def work(started: Callable[[int], None]) -> None:
+        from minidocker.attach import Guest
+
+        guest = Guest(seat, last=True) if seat else None
+
+        def welcome(pump: Pump, process: Process) -> None:
+            started(process.terminal)
+            if guest:
+                guest.sit(pump)
+
+        with told_of_exec(store, container, spec.argv):
+            launch = partial(exec_in, pid)
+            code = attend(spec, launch, None, None, welcome, stdin=stdin)
+        if guest:
+            guest.part(code)
+
+    return in_background(work, seat)
+
+
+@contextmanager
+def told_of_exec(
+    store: ContainerStore, container: Container, argv: tuple[str, ...]
+) -> Iterator[None]:
+    """Write down that one more process begins, and that it has ended."""
+    line, id = " ".join(argv), os.urandom(32).hex()
+    for action in ("exec_create", "exec_start"):
+        tell(store, container, f"{action}: {line}", execID=id)
+    yield
+    tell(store, container, "exec_die", execID=id)
