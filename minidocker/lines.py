@@ -316,6 +316,7 @@ def take_flags(rest: str) -> tuple[list[tuple[str, str | None]], str]:
 QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\."""
 LINE = rf"""(?s:(?:{QUOTED}|[^'"\\])*\\?)"""
 WORD = rf"""(?s:(?:[0-9]*<<-?[ \t]*(?!<))?(?:{QUOTED}|[^{BLANKS}'"\\])+)"""
+UNFINISHED = r"""(?s:(?:'[^']*'|\\.|[^'\\])*?\$\{(?:\}|[^}]*\Z))"""
 MARK = r"([0-9]*)<<(?!-\Z)(-?)[ \t]*([^<]+)"
 ABLE = r"(?i:(?:onbuild[\t\v\f\r ]+)?(?:run|copy|add)[\t\v\f\r ]+)"
 NAME_QUOTES = r"""(?s:'([^']*)'|"((?:\\.|[^"\\])*)"|\\(.))"""
@@ -342,7 +343,7 @@ def heredoc_mark(word: str) -> Heredoc | None:
     Heredoc(name='EOF', content='', expands=False, strip_tabs=True, descriptor=3)
     """
     found = re.fullmatch(MARK, word)
-    if not found or not unquoted(found[3]):
+    if not found or not unquoted(found[3]) or re.match(UNFINISHED, found[3]):
         return None
     quoted = any(m.lastindex != 3 for m in re.finditer(NAME_QUOTES, found[3]))
     number = int(found[1]) if 0 < len(found[1]) < 10 else 0
