@@ -65,6 +65,7 @@ def settled(rules: Iterable[DeviceRule]) -> DeviceList:
     return DeviceList(allow, {key: access for key, access in others.items() if access})
 
 
+# %% The nouns
 def docker_rules() -> tuple[DeviceRule, ...]:
     """Return what Docker lets every container do: make any node, open the usual ones.
 
@@ -109,6 +110,7 @@ def ebpf(code: int, to: int = 0, source: int = 0, skip: int = 0, k: int = 0) -> 
     return struct.pack("=BBhi", code, to | source << 4, skip, k)
 
 
+# %% Version 2: a program
 def exception_code(key: DeviceKey, access: frozenset[str], *, allow: bool) -> bytes:
     """Return the code for one exception; it falls through where it does not apply."""
     kind, *numbers = key

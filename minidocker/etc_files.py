@@ -92,6 +92,7 @@ def name_servers(host: HostConfig) -> tuple[str, ...]:
     return tuple(one for one in found if not is_loopback(one)) or PUBLIC
 
 
+# %% resolv.conf
 def resolv_text(host: HostConfig, *, embedded: bool = False) -> str:
     """Return the text of /etc/resolv.conf."""
     text = host_text("resolv.conf")

@@ -45,6 +45,7 @@ def set_aside(text: str, names: Iterable[str]) -> list[tuple[int, int]]:
     return found
 
 
+# %% What the administrator set aside
 def own_ranges(path: str, id: int, name: str) -> tuple[IdRange, ...]:
     """Return a map for a user: 0 is ``id``, and from 1 on what is set aside.
 

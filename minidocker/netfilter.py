@@ -30,7 +30,7 @@ DROP, ACCEPT = 0, 1
 
 
 def big(number: int) -> bytes:
-    """Return a number of four bytes in the order of the network."""
+    """Return a number as four bytes, big-endian."""
     return pack(">I", number)
 
 
@@ -171,7 +171,7 @@ def rewrite(kind: int, address: str, port: int) -> bytes:
 NEWTABLE, DELTABLE, NEWCHAIN, NEWRULE = 0, 2, 3, 6
 BEGIN, END, SUBSYSTEM = 16, 17, 10
 INET = 1  # a table for both versions of IP
-OWNED = 2
+OWNED, APPEND = 2, 0x800
 
 
 class Chain(Record):
@@ -189,6 +189,7 @@ HOOKS = {  # kind, number of the hook, priority
 }
 
 
+# %% Tables and chains
 def nft(kind: int, *attributes: bytes, flags: int = ACK | CREATE) -> Message:
     """Return a message to nftables."""
     body = pack(">BBH", INET, 0, 0) + b"".join(attributes)
@@ -218,9 +219,6 @@ def rule_message(table: str, chain: str, expressions: bytes) -> Message:
         nested(4, expressions),
         flags=ACK | CREATE | APPEND,
     )
-
-
-APPEND = 0x800
 
 
 # %% Tables and chains

@@ -52,6 +52,7 @@ def split_port(text: str) -> tuple[str, str, str]:
     return address.removeprefix("[").removesuffix("]"), host_port, port
 
 
+# %% Ports
 def bindings(text: str) -> list[PortBinding]:
     """Return what one ``-p`` asks for.
 
@@ -118,6 +119,7 @@ def check_mac(text: str) -> str:
     return ":".join(parts)
 
 
+# %% Addresses and names
 def wrong(text: str, flag: str, why: str) -> UsageError:
     """Phrase as pflag does that a flag's text is wrong."""
     return UsageError(f'invalid argument "{text}" for "--{flag}" flag: {why}')

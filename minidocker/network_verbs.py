@@ -50,9 +50,7 @@ from minidocker.networks import (
 )
 from minidocker.oci import go_json, matches
 from minidocker.removal import may_prune
-from minidocker.sandbox import (
-    network_store,
-)
+from minidocker.sandbox import network_store
 from minidocker.tables import formatted, local_time, nanoseconds_of, seconds_of, view_of
 from minidocker.trees import remove_path
 from minidocker.wiring import sweep_network
@@ -169,6 +167,7 @@ def whole_subnets(
     return tuple(map(gateway_of, (*four, *six)))
 
 
+# %% Create
 def create(given: Given) -> int:
     """``network create [OPTIONS] NETWORK``"""
     name, asked = given.args[0], asked_subnets(given)
@@ -222,6 +221,7 @@ def find_one(store: NetworkStore, text: str) -> tuple[BridgeNetwork, str]:
     return begins[0] if len(begins) == 1 else (store.resolve(text), "bridge")
 
 
+# %% Show
 HEADS = {
     "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE",
     "IPv6": "IPV6", "Internal": "INTERNAL", "Labels": "LABELS",
@@ -269,6 +269,7 @@ def is_wanted(
     )
 
 
+# %% Show
 def ls(given: Given) -> int:
     """``network ls [OPTIONS]``"""
     filters = parse_filters(given.list("filter"), FILTERS)

@@ -131,6 +131,7 @@ def range_words(first: int, last: int, host: str, protocol: str) -> str:
     )
 
 
+# %% Ports in one line
 def ports_words(ports: Mapping[str, Any]) -> str:
     """Return Docker's ``Ports`` as the column PORTS of `ps`.
 

@@ -49,6 +49,7 @@ class Subnet(Record):
         return f"{self.address}/{self.bits}"
 
 
+# %% Subnets
 def ends_of(address: str, bits: int) -> tuple[int, int]:
     """Return the first and the last number of a subnet.
 
@@ -211,6 +212,7 @@ class BridgeNetwork(Record):
         return self.options.get(f"{OPTION}bridge.{what}") != "false"
 
 
+# %% The nouns
 class Wish(Record):
     """What a container wants of a network: addresses, and further names."""
 
@@ -287,6 +289,7 @@ def no_network(text: str) -> NotFoundError:
     return NotFoundError(f"network {text} not found", hint=hint)
 
 
+# %% On disk
 class NetworkStore:
     """The networks below ``root``, each in a directory ``networks/each/NAME``.
 
@@ -362,6 +365,7 @@ def live_endpoints(store: NetworkStore, name: str) -> Iterator[Endpoint]:
             yield endpoint_from(read_json(f"{place}/{id}"))
 
 
+# %% On disk
 def default_network(store: NetworkStore) -> BridgeNetwork:
     """Return the network ``bridge``, made when it is first needed; hold the lock."""
     with suppress(NotFoundError):

@@ -163,6 +163,7 @@ def not_free(
     return RuntimeFault(f"Bind for {host}:{port} failed: {why.strerror}")
 
 
+# %% Taking a port
 def open_ports(bindings: Iterable[PortBinding], default: str = "") -> list[Opening]:
     """Take the ports of all bindings, or of none. Raises as ``open_one``."""
     found: list[Opening] = []
@@ -218,6 +219,7 @@ def move(source: socket, target: socket) -> None:
         os.close(entrance)
 
 
+# %% Passing on
 def pass_on(visitor: socket, address: str, port: int, protocol: int = 0) -> None:
     """Connect a visitor to a port inside; return when both have said all."""
     there = socket(family_of(address), SOCK_STREAM, protocol)

@@ -53,6 +53,7 @@ def read_question(message: bytes) -> Question | None:
     return Question(name, kind, at + 5)
 
 
+# %% A question
 def encoded(name: str) -> bytes:
     """Return a name as pieces behind their lengths.
 
@@ -151,6 +152,7 @@ def read_framed(handle: socket) -> bytes:
     return data[2:wanted]
 
 
+# %% Everything else is passed on
 class Directory(Record):
     """Where a resolver looks: the networks' files, whose it is, and further servers."""
 
@@ -201,6 +203,7 @@ def listen_inside(netns: int) -> Listener:
     return found
 
 
+# %% In front of a container
 def serve_datagrams(handle: socket, book: Directory) -> None:
     """Answer questions that come as datagrams, each in a thread of its own."""
 

@@ -132,6 +132,7 @@ def leave_all(store: ContainerStore, container: Container) -> None:
     sweep_later(networks)
 
 
+# %% On its networks, and off
 def write_files(
     store: ContainerStore, container: Container, endpoints: list[Endpoint]
 ) -> None:
@@ -169,6 +170,7 @@ def close_others(keep: Iterable[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
+# %% Its attendant
 def be_attendant(services: list[Service], keep: Iterable[int], netns: int) -> None:
     """Serve until we are killed, in a namespace if one is given (not -1)."""
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
@@ -235,6 +237,7 @@ def names_service(
     return services, [listener.datagrams.fileno(), listener.connections.fileno()]
 
 
+# %% Its attendant
 def serve_names(store: ContainerStore, container: Container, netns: int) -> None:
     """Have names resolved for a container that runs without it, until its end.
 
@@ -257,6 +260,7 @@ def serve_names(store: ContainerStore, container: Container, netns: int) -> None
         os.waitpid(middle, 0)
 
 
+# %% Its attendant
 def lead_ports(
     store: ContainerStore,
     container: Container,
@@ -309,6 +313,7 @@ def serve_ports(openings: list[Opening], address: str) -> list[Service]:
     return [partial(serve, one, address) for one in openings]
 
 
+# %% From start to end
 def settle_in(
     store: ContainerStore,
     container: Container,
@@ -332,6 +337,7 @@ def remove_settings(store: ContainerStore, id: str) -> None:
         os.unlink(settings_file(store, id))
 
 
+# %% From start to end
 @contextmanager
 def sandbox(store: ContainerStore, container: Container) -> Iterator[int]:
     """Make a container's network for a ``with`` block; yield its namespace's fd.
@@ -347,6 +353,7 @@ def sandbox(store: ContainerStore, container: Container) -> Iterator[int]:
         yield netns
 
 
+# %% From start to end
 def bridged(
     store: ContainerStore,
     container: Container,

@@ -97,6 +97,7 @@ def be_uplink(program: Uplink, netns: str, fifo: str) -> None:
     os.execv(program.path, program.argv(netns, fifo))  # noqa: S606
 
 
+# %% For as long as the container lives
 def wait_ready(fifo: int, child: int, log: str) -> None:
     """Wait until the program has written to the FIFO. Raises RuntimeFault."""
     waiting = select.poll()
@@ -114,6 +115,7 @@ def wait_ready(fifo: int, child: int, log: str) -> None:
     raise RuntimeFault(f"the network could not be set up: {said or 'it took too long'}")
 
 
+# %% For as long as the container lives
 @contextmanager
 def uplink(program: Uplink, netns: int, place: str) -> Iterator[None]:
     """Connect a namespace for a ``with`` block; ``place`` is a directory for files."""

@@ -74,6 +74,7 @@ def table_of(network: BridgeNetwork) -> str:
     return f"minidocker-{network.id[:12]}"
 
 
+# %% Up
 def make_rules(network: BridgeNetwork) -> None:
     """Make the table of a network. Raises UnsupportedError without nftables."""
     chains = network_chains(
@@ -138,6 +139,7 @@ def moved(store: NetworkStore, network: BridgeNetwork) -> BridgeNetwork:
     return network
 
 
+# %% Up
 def bring_up(
     store: NetworkStore, host: Netlink, network: BridgeNetwork, *, used: bool
 ) -> tuple[BridgeNetwork, int]:
@@ -178,6 +180,7 @@ def take_down(store: NetworkStore, network: BridgeNetwork) -> None:
         os.unlink(marker(store, network.name))
 
 
+# %% Down
 def sweep_networks(store: NetworkStore, *, patient: bool = False) -> None:
     """Take down what is up and has nobody on it.
 
@@ -239,6 +242,7 @@ def find_network(store: NetworkStore, name: str) -> BridgeNetwork:
     return default_network(store) if name == DEFAULT else store.resolve(name)
 
 
+# %% On and off
 def join(store: NetworkStore, name: str, who: Endpoint, netns: int) -> Endpoint:
     """Put the namespace of a container on a network; return where it is there.
 
@@ -270,6 +274,7 @@ def join(store: NetworkStore, name: str, who: Endpoint, netns: int) -> Endpoint:
     return who
 
 
+# %% On and off
 def settle(netns: int, who: Endpoint) -> None:
     """Give the new link in a container its addresses and bring it up."""
     places = [(who.ip, who.bits, who.gateway), (who.ip6, who.bits6, who.gateway6)]
