@@ -80,6 +80,13 @@ def limit_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def union_verb() -> tuple[Command, ...]:
+    """Return `union`."""
+    from minidocker.union_verb import COMMANDS
+
+    return COMMANDS
+
+
 def image_verbs() -> tuple[Command, ...]:
     """Return the commands on images."""
     from minidocker.image_verbs import COMMANDS
@@ -166,6 +173,7 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     ship_verbs: ("save", "load"),
     registry_verbs: ("pull", "push", "login", "logout"),
     runtime_verbs: ("runtime",),
+    union_verb: ("union",),
     own_verbs: ("completion", "version"),
 }  # fmt: skip
 HOMES = {name: table for table, names in CHAPTERS.items() for name in names}

@@ -1,28 +1,19 @@
 """The model of a union and the kernel's overlayfs do and leave the same."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 from hypothesis import Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    rule,
-    run_state_machine_as_test,
-)
-from unions import Both, Kernel, Step, Tree
+from hypothesis.stateful import run_state_machine_as_test
+from unions import BOUNDED, Both, Kernel, Step, Tree, Unions
 
 from minidocker.operations import Metadata, Union
 from minidocker.union import (
     WHITEOUT,
-    BranchKind,
     Kind,
     MemoryBranch,
     Node,
-    description,
     directory,
     file,
     link_to,
@@ -316,146 +307,6 @@ def test_without_a_writable_branch_nothing_changes(kernel: Kernel) -> None:
 
 
 # ------------------------------------------------------------ any steps at all
-
-SHALLOW = ["a", "b", "d", "e"]
-DEEP = ["d/a", "d/e", "e/a", "e/d", "d/e/a"]
-paths = st.sampled_from(["/" + path for path in SHALLOW + DEEP])
-targets = st.sampled_from(["a", "d", "../d", "/e", "e/a", ".", ".."])
-nodes = st.one_of(
-    st.sampled_from(["x", "yy"]).map(file),
-    st.just(WHITEOUT),
-    st.just(Node(Kind.PIPE)),
-    targets.map(symlink_to),
-)
-directories = st.sampled_from([directory(), directory(), directory(opaque=True)])
-dressed = st.sampled_from(
-    [{}, {"mtime": 7}, {"xattrs": (("user.a", b"1"),)}, {"mode": 0o700}]
-)
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> Tree:
-    """A layer: names over a few paths, each below a directory."""
-    tree: Tree = {}
-    for path in [*SHALLOW, *DEEP]:
-        above = path.rpartition("/")[0]
-        if (
-            above and (above not in tree or tree[above].kind is not Kind.DIRECTORY)
-        ) or draw(st.booleans()):
-            continue
-        likely = directories if path[-1] in "de" else nodes
-        node = draw(st.one_of(likely, likely, nodes, directories))
-        if node.kind in (Kind.FILE, Kind.DIRECTORY):
-            node = node.replace(**draw(dressed))
-        linkable = [p for p, n in tree.items() if n.kind is Kind.FILE]
-        tree[path] = (
-            link_to(linkable[0])
-            if linkable and node.kind is Kind.FILE and draw(st.booleans())
-            else node
-        )
-    return tree
-
-
-@st.composite
-def layers(draw: st.DrawFn) -> list[Tree]:
-    """Layers as a union leaves them: each whiteout hides something.
-
-    Of others the kernel shows the name (tests/kernel/test_overlayfs.py has it).
-    """
-    below: list[MemoryBranch] = []
-    for number in range(draw(st.integers(1, 3))):
-        tree = draw(trees())
-        for path in [p for p, node in tree.items() if node.kind is Kind.WHITEOUT]:
-            mark = tree.pop(path)
-            top = MemoryBranch("", BranchKind.WHITEOUT_ABLE, tree)
-            if Union([top, *below]).node(path):
-                tree[path] = mark
-        below.insert(0, MemoryBranch(f"{number}", BranchKind.WHITEOUT_ABLE, tree))
-    return [description(branch) for branch in below]
-
-
-class Unions(RuleBasedStateMachine):
-    """Random operations on the model and on the kernel, compared after each."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__()
-        self.kernel = kernel
-
-    @initialize(lowers=layers())
-    def mount(self, lowers: list[Tree]) -> None:
-        self.both = Both(self.kernel, lowers)
-
-    @rule(path=paths, data=st.sampled_from(["1", "22"]))
-    def write(self, path: str, data: str) -> None:
-        self.both.step("write", path, data)
-
-    @rule(call=st.sampled_from(["mkdir", "mkfifo", "unlink", "rmdir"]), path=paths)
-    def one_path(self, call: str, path: str) -> None:
-        self.both.step(call, path)
-
-    @rule(call=st.sampled_from(["rename", "rename", "link"]), old=paths, new=paths)
-    def two_paths(self, call: str, old: str, new: str) -> None:
-        self.both.step(call, old, new)
-
-    @rule(to=targets, path=paths)
-    def symlink(self, to: str, path: str) -> None:
-        self.both.step("symlink", to, path)
-
-    @rule(path=paths, mode=st.sampled_from([0o700, 0o755]), time=st.integers(1, 9))
-    def metadata(self, path: str, mode: int, time: int) -> None:
-        self.both.step("chmod", path, mode)
-        self.both.step("utime", path, time)
-
-    @rule(path=paths, size=st.sampled_from([0, 1, 3]))
-    def truncate(self, path: str, size: int) -> None:
-        self.both.step("truncate", path, size)
-
-    @rule(path=paths, value=st.sampled_from([b"", b"1", None]))
-    def attribute(self, path: str, value: bytes | None) -> None:
-        if value is None:
-            self.both.step("removexattr", path, "user.a")
-        else:
-            self.both.step("setxattr", path, "user.a", value)
-
-    @rule(old=paths, new=paths)
-    def move_a_new_directory(self, old: str, new: str) -> None:
-        if self.both.step("mkdir", old) == "ok":
-            self.both.step("rename", old, new)
-
-    @rule(path=st.sampled_from(["/d", "/e", "/d/e"]), again=st.booleans())
-    def delete_whole(self, path: str, again: bool) -> None:
-        """Delete a directory with all that is in it, and perhaps make it again."""
-        for call, below in reversed(self.below(path)):
-            assert self.both.step(call, below) == "ok"
-        if again:
-            self.both.step("mkdir", path)
-
-    def below(self, path: str) -> list[tuple[str, str]]:
-        model = self.both.model
-        try:
-            kind = model.lookup(path, follow=False).kind
-        except OSError:
-            return []
-        if kind is not Kind.DIRECTORY:
-            return [("unlink", path)]
-        found = [("rmdir", path)]
-        for name in model.readdir(path):
-            found += self.below(f"{path}/{name}")
-        return found
-
-    def teardown(self) -> None:
-        if hasattr(self, "both"):
-            self.both.shown_again()
-
-
-EXAMPLES = int(os.environ.get("MINIDOCKER_EXAMPLES", "150"))
-BOUNDED = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=25,
-    deadline=None,
-    derandomize=True,
-    database=None,
-)
 
 
 def test_any_steps_on_any_layers_give_the_same(kernel: Kernel) -> None:
