@@ -38,6 +38,6 @@ COMMANDS = (
                  default="aufs"),
         ),
         least=2,
-        example="union /mnt rw=/tmp/mine wo=/layers/b ro=/layers/a",
+        example="minidocker union /mnt rw=/tmp/mine wo=/layers/b ro=/layers/a",
     ),
 )  # fmt: skip
