@@ -298,8 +298,8 @@ class Overlay2(StorageDriver):
     def create(self, layer: str, parent: str | None) -> None:
         """Make the directories; a layer without a parent needs no ``work``."""
         below = [parent, *self.lowers(parent)] if parent else []
-        if len(below) >= MAX_LOWERS:
-            what = f"a tree of more than {MAX_LOWERS} layers cannot be mounted"
+        if len(below) > MAX_LOWERS:
+            what = f"more than {MAX_LOWERS} layers cannot be mounted below another"
             raise UnsupportedError(what)
         home = f"{self.home}/{layer}"
         new_directory(home, layer)
@@ -319,7 +319,7 @@ class Overlay2(StorageDriver):
         if not below:
             return Directory(f"{home}/diff")
         lowers = tuple(f"{self.home}/{one}/diff" for one in below)
-        if not writable:
+        if not writable and len(lowers) < MAX_LOWERS:  # itself is one more
             return Overlay((f"{home}/diff", *lowers), userxattr=self.rootless)
         view = Overlay(
             lowers,

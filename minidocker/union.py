@@ -452,36 +452,46 @@ def cell(text: str, colour: str) -> str:
     return f'<TD BGCOLOR="{colour}">{text or " "}</TD>'
 
 
+def note_of(node: Node) -> str:
+    """Return what a picture says of a node's marks: " ✗" of a whiteout."""
+    notes = {" ✗": node.kind is Kind.WHITEOUT, " (opaque)": node.opaque}
+    notes[f" → {node.redirect}"] = bool(node.redirect)
+    return "".join(note for note in notes if notes[note])
+
+
 def cell_of(place: Place, seen: Iterable[Place]) -> str:
     """Return the cell of one name of one branch: green if seen, grey if hidden."""
     node = place.node
     if node is None:
         return cell("", "white")
-    notes = {" ✗": node.kind is Kind.WHITEOUT, " (opaque)": node.opaque}
-    notes[f" → {node.redirect}"] = bool(node.redirect)
-    text = place.path.rpartition("/")[2] + "".join(n for n in notes if notes[n])
+    text = place.path.rpartition("/")[2] + note_of(node)
     return cell(text, "#cfe8cf" if place in seen else "#eeeeee")
 
 
 # %% What shows through
-def picture(union: Lookup, title: str = "union") -> graphviz.Digraph:
-    """Draw branches as rows, paths as columns, and the union on top."""
-    import graphviz
-
+def table_of(union: Lookup) -> str:
+    """Return the table of branches, in rows, and paths, as graphviz writes it."""
     visible_paths = seen_in(union)
     paths = set(visible_paths)
     for branch in union.branches:
         paths |= set(description(branch))
     columns = sorted(paths)
     places = [place for stack in visible_paths.values() for place in stack]
-    rows = [cell(title, "white") + "".join(
+    rows = [cell("union", "white") + "".join(
         cell(p, "#b7d3f2") if p in visible_paths else cell("", "white") for p in columns
     )]  # fmt: skip
     for b in union.branches:
         cells = [cell_of(Place(b, path), places) for path in columns]
         rows.append(cell(f"{b.name} ({b.kind.value})", "white") + "".join(cells))
     table = "".join(f"<TR>{row}</TR>" for row in rows)
+    return f'<TABLE BORDER="0" CELLSPACING="2">{table}</TABLE>'
+
+
+def picture(union: Lookup) -> graphviz.Digraph:
+    """Draw branches as rows, paths as columns, and the union on top."""
+    import graphviz
+
     dot = graphviz.Digraph(node_attr={"shape": "plain", "fontname": "sans"})
     dot.attr("node", fontsize="11")
-    dot.node("union", f'<<TABLE BORDER="0" CELLSPACING="2">{table}</TABLE>>')
+    dot.node("union", f"<{table_of(union)}>")
     return dot

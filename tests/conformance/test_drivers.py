@@ -20,8 +20,9 @@ from minidocker.errors import (
     IntegrityError,
     MinidockerError,
     NotFoundError,
+    UnsupportedError,
 )
-from minidocker.overlayfs import supported
+from minidocker.overlayfs import MAX_LOWERS, supported
 
 
 pytestmark = pytest.mark.root
@@ -585,3 +586,18 @@ def test_pythons_tarfile_reads_a_layer(driver: StorageDriver) -> None:
     driver.pack("l1", out.write)
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as layer:
         assert layer.getnames() == ["etc", "etc/.wh.motd", "new"]
+
+
+def test_as_many_layers_as_the_kernel_joins(tmp_path: Path) -> None:
+    driver = DRIVERS["overlay2"](str(tmp_path))
+    parent = None
+    for number in range(MAX_LOWERS + 1):
+        driver.create(f"l{number}", parent)
+        parent = f"l{number}"
+        (Path(driver.tree(parent)) / f"{number}").touch()  # type: ignore[attr-defined]
+    with pytest.raises(UnsupportedError, match="500 layers"):
+        driver.create("too-many", parent)
+    for writable in (True, False):
+        with driver.mounted(str(parent), writable=writable) as root:
+            assert len(os.listdir(root)) == MAX_LOWERS + 1
+    assert driver.ids() == sorted(f"l{n}" for n in range(MAX_LOWERS + 1))
