@@ -32,7 +32,7 @@ def test_each_command_does_what_its_name_says() -> None:
     ["mv /x", "chmod x /etc", "truncate big /etc", "rm", "ln -s /x", "mkdir a b"],
 )
 def test_a_wrong_line_is_told_the_right_one(line: str) -> None:
-    assert perform(world(), line).startswith(f"usage: {line.split()[0]} ")
+    assert perform(world(), line).startswith(f"usage: {line.split(maxsplit=1)[0]} ")
 
 
 def test_an_unknown_line_is_told_what_there_is() -> None:
@@ -55,7 +55,6 @@ def test_a_conversation_shows_what_changed(capsys: pytest.CaptureFixture) -> Non
     converse(world(), lambda _: next(lines))
     out = capsys.readouterr().out
     assert out.count("merged") == 2
-    assert "  new" not in out
     assert "new (upper)" in out
 
 
