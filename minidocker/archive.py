@@ -429,20 +429,23 @@ class TreeWriter:
         self._at, self._fd = head, fd
         return fd
 
-    def add(self, name: bytes) -> None:
-        """Write the file called ``name``, relative to the root; skip a socket."""
+    def add(self, name: bytes) -> bool:
+        """Write the file called ``name``, relative to the root; no tar has sockets.
+
+        Returns whether it was written.
+        """
         parent, base = self._parent(name), name.rpartition(b"/")[2]
         st = os.stat(base, dir_fd=parent, follow_symlinks=False)
         kind = KINDS.get(stat.S_IFMT(st.st_mode))
         if kind is None:
-            return
+            return False
         if kind is not Kind.DIRECTORY and st.st_nlink > 1:
             first = self._seen.setdefault((st.st_dev, st.st_ino), name)
             if first != name:
                 self.tar.add(
                     entry_of(name, st, kind=Kind.HARD_LINK, linkname=first, size=0)
                 )
-                return
+                return True
         data = self._contents.pop(name, b"")
         if data and kind is Kind.FILE and len(data) == st.st_size:
             self.size += st.st_size
@@ -454,6 +457,7 @@ class TreeWriter:
             self.tar.add(entry_of(name, st, linkname=target))
         else:
             self.tar.add(entry_of(name, st))
+        return True
 
     def add_contents(self, name: bytes, size: int) -> None:
         """Write only the contents of a file, no header and no padding.

@@ -298,9 +298,10 @@ def pack_layer(
             if base.startswith(".wh."):
                 what = "a file of this name cannot be in a layer: it means a deletion"
                 raise IntegrityError(what, where=change.path)
-            if change.kind is ChangeKind.DELETED:
+            gone = change.kind is ChangeKind.DELETED
+            if not gone and not writer.add(os.fsencode(change.path[1:])):
+                gone = change.kind is ChangeKind.MODIFIED  # now it is a socket
+            if gone:
                 writer.tar.add(Entry(whiteout(change.path), Kind.FILE))
-            else:
-                writer.add(os.fsencode(change.path[1:]))
         writer.tar.finish()
         return writer.size

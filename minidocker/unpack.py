@@ -344,6 +344,8 @@ def add_node(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
             raise
         os.close(os.open(base, WRITE, entry.mode, dir_fd=parent.fd))
     finish_node(to, parent, base, entry)
+    if entry.mode & 0o6000:  # chown(2) clears them
+        os.chmod(base, entry.mode, dir_fd=parent.fd)
 
 
 ADDERS: dict[Kind, Callable[[Unpacker, Place, bytes, Entry], None]] = {

@@ -45,13 +45,16 @@ def test_what_a_guest_writes_is_thrown_away(tmp_path: Path) -> None:
     assert (done.stdout, os.listdir(kept), os.listdir(lost)) == ("1\n", ["a"], [])
 
 
-CONFORMANCE = str(ROOT / "tests" / "conformance" / "test_drivers.py")
+CONFORMANCE = [
+    str(ROOT / "tests" / "conformance" / name)
+    for name in ("test_drivers.py", "test_diffs.py")
+]
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(
     "chosen",
-    [[str(HERE / "inside")], [CONFORMANCE, "-k", "devicemapper"]],
+    [[str(HERE / "inside")], [*CONFORMANCE, "-k", "devicemapper"]],
     ids=["inside", "every driver's suite on devicemapper"],
 )
 def test_what_needs_another_kernel_passes_there(chosen: list[str]) -> None:
