@@ -244,11 +244,13 @@ class Union(Removal):
         if may_replace(self, old, new):
             self.copy_up(old)
             self.copy_up(parent(new))
-            marks = self.marks(old, new)
+            if marks := self.marks(old, new):
+                upper.change(old, **marks)
+            target = self.node(new)
+            if target and target.kind is Kind.DIRECTORY:
+                refuse_full(self, new)
             upper.move(old, new)
             self.hide(old)
-            if marks:
-                upper.change(new, **marks)
             upper.change(parent(new), mtime=None)
 
     def marks(self, old: str, new: str) -> dict[str, object]:
@@ -293,6 +295,12 @@ def may_replace(union: Union, old: str, new: str) -> bool:
     pure = union.stack(old) == [Place(upper, old)]
     if is_directory and not pure and not union.redirects:
         raise failure(errno.EXDEV, old)
-    if is_directory and target and names(union, new):
-        raise failure(errno.ENOTEMPTY, new)
+    if is_directory and target and union.stack(new) != [Place(upper, new)]:
+        refuse_full(union, new)
     return True
+
+
+def refuse_full(union: Union, path: str) -> None:
+    """Raise ENOTEMPTY for a directory in which something is seen."""
+    if names(union, path):
+        raise failure(errno.ENOTEMPTY, path)
