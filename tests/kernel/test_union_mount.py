@@ -11,10 +11,12 @@ import stat
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import mfusepy  # noqa: F401  (now: later /tmp is another one)
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -81,8 +83,9 @@ class Fuse(Kernel):
                 union = union_of([*words, *(f"wo={n}" for n in names)], self.notation)
                 serve(union, "/tmp/merged")
                 status = 0
-            finally:
-                os._exit(status)
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
+            os._exit(status)
         wait(lambda: os.path.ismount("/tmp/merged"))
         os.chroot("/tmp/merged")
         os.chdir("/")
