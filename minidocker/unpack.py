@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.archive import Entry, Kind
@@ -242,6 +242,29 @@ class Unpacker:
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+HOLE = 4096
+ZEROS = bytes(1 << 18)
+
+
+def is_hole(piece: memoryview) -> bool:
+    """Whether a piece is so many zeros that nothing need be written."""
+    ends = len(piece) >= HOLE and piece[0] == piece[-1] == 0
+    return ends and bytes(piece) == ZEROS[: len(piece)]
+
+
+def write_pieces(fd: int, pieces: Iterable[memoryview]) -> None:
+    """Write a new file's contents; pieces of zeros become holes."""
+    hole = False
+    for piece in pieces:
+        hole = is_hole(piece)
+        if hole:
+            os.lseek(fd, len(piece), os.SEEK_CUR)
+        else:
+            write_all(fd, piece)
+    if hole:
+        os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR))
+
+
 def add_file(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
     """Make a regular file; what was there is unlinked, never written through."""
     try:
@@ -250,8 +273,7 @@ def add_file(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
         to.clear(parent, base)
         fd = os.open(base, WRITE, entry.mode, dir_fd=parent.fd)
     try:
-        for piece in to.reader.pieces():
-            write_all(fd, piece)
+        write_pieces(fd, to.reader.pieces())
         to.own_new(fd, parent, (entry.uid, entry.gid))
         if entry.mode & 0o6000:  # chown(2) clears them
             os.fchmod(fd, entry.mode)

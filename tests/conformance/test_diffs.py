@@ -323,6 +323,38 @@ def test_every_driver_says_the_same_difference(
     assert all(tars == found[0] for tars in found[1:])
 
 
+HOLES = [
+    [(0, 64 << 20)],
+    [(1 << 20, 64 << 20), (65 << 20, 1)],
+    [(0, 4096), (40 << 20, 5)],
+    [(5, 1)],
+    [],
+]
+
+
+@pytest.mark.parametrize("data", HOLES)
+def test_holes_are_holes_again(
+    driver: StorageDriver, data: list[tuple[int, int]]
+) -> None:
+    """Each pair is where a byte is written, and how much is left out after it."""
+    driver.create("a", None)
+    with driver.mounted("a", writable=True) as root:
+        with open(f"{root}/f", "wb") as out:
+            for start, hole in data:
+                out.seek(start)
+                out.write(b"x")
+                out.truncate(start + 1 + hole)
+        before = os.stat(f"{root}/f").st_size, Path(root, "f").read_bytes()
+    tar = io.BytesIO()
+    driver.pack("a", tar.write)
+    driver.create("b", None)
+    driver.apply("b", io.BytesIO(tar.getvalue()).read)
+    with driver.mounted("b", writable=False) as root:
+        after = os.stat(f"{root}/f")
+        assert (after.st_size, Path(root, "f").read_bytes()) == before
+        assert after.st_blocks * 512 < 2 << 20
+
+
 # ------------------------------------------------------------- other programs
 
 
