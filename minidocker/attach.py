@@ -43,6 +43,7 @@ def key_bytes(text: str) -> bytes:
     return found
 
 
+# %% The keys
 class Detached(MinidockerError):
     """The guest has typed the sequence that means goodbye."""
 
@@ -97,6 +98,7 @@ class Seat(Record):
             os.close(fd)
 
 
+# %% A seat
 def pipes_for(client: Client) -> tuple[dict[str, int], dict[str, int]]:
     """Return pipes for what a client has: the guest's ends, the supervisor's ends."""
     ours, theirs = {}, {}
@@ -139,6 +141,7 @@ def receive_rights(channel: socket) -> tuple[bytes, tuple[int, ...]]:
     return text, tuple(fds)
 
 
+# %% The door
 def knock(place: str, client: Client) -> tuple[Seat, int]:
     """Ask to be let in; return our seat, and the terminal's master or -1.
 

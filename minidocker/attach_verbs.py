@@ -62,6 +62,7 @@ def stay(
     return 137 if code is None else code
 
 
+# %% To be a guest
 def detach_keys(given: Given, *, tty: bool) -> bytes:
     """Return the keys that say goodbye; none without a terminal."""
     from minidocker.attach import DETACH_KEYS, key_bytes

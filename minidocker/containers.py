@@ -333,6 +333,7 @@ def claim_any_name(names: str, id: str) -> str:
     raise ConflictError("no container name is free", hint="give one with --name")
 
 
+# %% The store
 def new_container(
     store: ContainerStore,
     image: str,

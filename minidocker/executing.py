@@ -121,6 +121,7 @@ def exec_detached(
     return in_background(work, seat)
 
 
+# %% The verbs
 @contextmanager
 def told_of_exec(
     store: ContainerStore, container: Container, argv: tuple[str, ...]

@@ -68,6 +68,7 @@ def merged_env(
     return tuple(named.values()) or None
 
 
+# %% From image to container: merging two configs
 def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerConfig:
     """Return the command line's config, completed from the image's.
 
@@ -282,6 +283,7 @@ def kill(store: ContainerStore, container: Container, number: int) -> None:
     tell(store, container, "kill", signal=str(int(number)))
 
 
+# %% Kill, wait, stop
 def wait(store: ContainerStore, container: Container) -> int:
     """Wait until a container does not run; return its exit status.
 
@@ -316,6 +318,7 @@ def wait_until_gone(state: State, seconds: float) -> bool:
         os.close(handle)
 
 
+# %% Kill, wait, stop
 def stop(
     store: ContainerStore, container: Container, seconds: float | None = None
 ) -> None:
@@ -465,6 +468,7 @@ def remove(store: ContainerStore, container: Container, *, force: bool = False) 
     tell(store, container, "destroy")
 
 
+# %% Remove, and what a crash left
 def sweep_containers(store: ContainerStore) -> None:
     """Remove what crashes left: half-made containers, and ended ones with --rm.
 

@@ -148,6 +148,7 @@ def kept_entries(files: list[BinaryIO], tail: int | None) -> Iterator[LogEntry]:
         yield from read_log(file)
 
 
+# %% The whole log
 def logs(
     store: ContainerStore,
     container: Container,
@@ -205,6 +206,7 @@ def every_entry(
                 time.sleep(PAUSE)
 
 
+# %% The whole log
 def moved_on(path: str, file: BinaryIO) -> bool:
     """Say whether another file has the log's name now."""
     try:

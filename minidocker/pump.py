@@ -84,6 +84,7 @@ def log_line(stream: str, text: bytes, when: str) -> bytes:
     return f'{{"log":{log},"stream":"{stream}","time":"{when}"}}\n'.encode()
 
 
+# %% What came out is kept
 class JsonLog:
     """Append what containers write to a json-file log, whole lines at a time.
 
@@ -364,6 +365,7 @@ def pump_for(
     return pump
 
 
+# %% The pump
 def pump_process(
     process: Process,
     ends: Ends,

@@ -61,6 +61,7 @@ class Policy(Record):
         return self.name in ("always", "unless-stopped")
 
 
+# %% The noun
 def parse_policy(text: str) -> Policy:
     """Return the policy of ``--restart``. Raises UsageError in Docker's words.
 
@@ -105,6 +106,7 @@ def wait_at_door(door: socket | None, seconds: float) -> None:
             os.close(door._accept()[0])  # type: ignore[attr-defined]
 
 
+# %% When
 def rest(keeper: Keeper, code: int) -> bool:
     """Wait until the next start is due; say whether there is to be one.
 

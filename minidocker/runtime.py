@@ -139,6 +139,7 @@ def give_stdio(user: User) -> None:
                 os.fchown(number, user.uid, -1)
 
 
+# %% Becoming the program
 def settle(spec: ProcessSpec, slave: int = -1) -> tuple[int, User]:
     """Give this process its place, limits, session and descriptors; not yet its user.
 

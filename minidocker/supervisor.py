@@ -277,6 +277,7 @@ def network_for(store: ContainerStore, container: Container) -> Iterator[int]:
         yield netns
 
 
+# %% A container's life, in one function
 def log_of(store: ContainerStore, container: Container) -> JsonLog | None:
     """Return the log that a container's driver and options ask for."""
     if container.host.log_driver == "none":
@@ -321,6 +322,7 @@ def has_group(store: ContainerStore, container: Container) -> bool:
     return host.limits != NO_LIMITS or bool(host.pid_mode) or later or is_version_2()
 
 
+# %% A container's life, in one function
 def leave_group(
     store: ContainerStore, container: Container, group: Group | None
 ) -> bool:
@@ -335,6 +337,7 @@ def leave_group(
     return killed
 
 
+# %% A container's life, in one function
 def run_foreground(
     store: ContainerStore, container: Container, client: Client | None = None
 ) -> int:
@@ -397,6 +400,7 @@ def leave(
     os._exit(0)
 
 
+# %% Left behind on purpose
 def run_detached(
     store: ContainerStore, container: Container, seat: Seat | None = None
 ) -> int:

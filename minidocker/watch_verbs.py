@@ -63,6 +63,7 @@ def name_test(patterns: Iterable[str]) -> Callable[[str], bool]:
     return lambda text: any(test.search(text) for test in tests)
 
 
+# %% Which containers
 def with_ancestor(engine: Engine, names: Iterable[str]) -> set[str]:
     """Return the ids of images that are, or stand on, one of those named."""
     wanted = set()
