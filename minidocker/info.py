@@ -17,14 +17,17 @@ from minidocker.namespaces import (
     keep_mounts_private,
     why_no_user_namespace,
 )
+from minidocker.netfilter import make_table, network_chains
 from minidocker.overlayfs import supported
 from minidocker.records import Record
+from minidocker.rtnetlink import NETFILTER, Netlink, new_bridge
 from minidocker.security import (
     ALL_CAPABILITIES,
     DOCKER_CAPABILITIES,
     DOCKER_SECURITY,
     confine,
 )
+from minidocker.uplink import find_uplink
 
 
 # %% A finding
@@ -129,6 +132,27 @@ def judged(name: str, refused: str, works: str, else_: str = "") -> Finding:
     return Finding(name, not refused, f"{else_}{refused}" if refused else works)
 
 
+def a_bridge() -> None:
+    """Make a bridge and its rules in a network namespace of our own."""
+    unshare(CloneFlags.NEWNET)
+    with Netlink() as links, Netlink(NETFILTER) as rules:
+        links.talk(new_bridge("try", "02:42:00:00:00:01", 1500))
+        make_table(rules, "try", network_chains("try", (("10.0.0.0", 8),)))
+
+
+def network() -> Finding:
+    """Say how containers are connected here, or why they are not."""
+    refused, how = "", "bridges, published ports and names"
+    if os.geteuid() == 0:
+        refused = attempt(a_bridge)
+    else:
+        try:
+            how = f"by {find_uplink().name}, without bridges"
+        except MinidockerError as why:
+            refused = why.what
+    return judged("Network", refused, how, "containers have the loopback only: ")
+
+
 def findings() -> list[Finding]:
     """Try everything; the names are those of `info`."""
     lone = "" if os.geteuid() == 0 else ", without root"
@@ -152,4 +176,5 @@ def findings() -> list[Finding]:
         control_groups(),
         Finding("Device mapper", mapper, thin),
         Finding("FUSE", fuse, fused),
+        network(),
     ]

@@ -53,7 +53,7 @@ from minidocker.removal import may_prune
 from minidocker.sandbox import network_store
 from minidocker.tables import formatted, local_time, nanoseconds_of, seconds_of, view_of
 from minidocker.trees import remove_path
-from minidocker.wiring import sweep_network
+from minidocker.wiring import remove_lost_bridges, sweep_network
 
 
 TYPE_CHECKING = False
@@ -356,6 +356,7 @@ def prune(given: Given) -> int:
         if old and all_labels_match(network.labels, filters):
             with suppress(ConflictError):
                 gone.append(remove_network(store, network.name))
+    remove_lost_bridges(store)
     if gone:
         print("Deleted Networks:", *gone, "", sep="\n")
     return 0

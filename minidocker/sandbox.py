@@ -115,12 +115,28 @@ def join_all(store: ContainerStore, container: Container, netns: int) -> list[En
             found.append(join(networks, name, blank(container, wish), netns))
     except MinidockerError as why:
         leave_all(store, container)
-        unsaid = container.host.network_of in ("", UNSAID)
-        if isinstance(why, UnsupportedError) and unsaid:
-            os.write(2, f"minidocker: no network: {why.what}\n".encode())
+        if isinstance(why, UnsupportedError) and is_unsaid(container):
+            tell_once(store, why.what)
             return []
         raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
     return found
+
+
+def is_unsaid(container: Container) -> bool:
+    """Say whether nobody asked for the network that a container has."""
+    return container.host.network_of in ("", UNSAID)
+
+
+def tell_once(store: ContainerStore, why: str) -> None:
+    """Tell the person who waits that containers have no network here; only once.
+
+    Who cannot hear it (2 is /dev/null) is told the next time.
+    """
+    deaf = os.fstat(2).st_rdev == os.stat("/dev/null").st_rdev
+    told = f"{os.path.dirname(store.root)}/no-network-told"
+    if not deaf and not os.path.exists(told):
+        write_whole(told, why)
+        os.write(2, f"minidocker: containers have no network here: {why}\n".encode())
 
 
 def leave_all(store: ContainerStore, container: Container) -> None:
@@ -394,8 +410,13 @@ def uplinked(
 
     netns = netns_of_child(prepare_namespace)
     stack.callback(os.close, netns)
-    if program := find_uplink():
+    try:
+        program = find_uplink()
         stack.enter_context(uplink(program, netns, store.path(container.id)))
+    except MinidockerError as why:
+        if not is_unsaid(container):
+            raise
+        tell_once(store, why.what)
     files = network_files(container.config, container.host, ["127.0.1.1"])
     write_network_files(store.path(container.id), files)
     settle_in(store, container, [], openings, stack)

@@ -11,10 +11,11 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.errors import RuntimeFault
+from minidocker.errors import RuntimeFault, UnsupportedError
 from minidocker.linux import CloneFlags, Prctl, prctl, setns, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
 from minidocker.namespaces import magic
+from minidocker.program import reset_signals
 from minidocker.records import Record
 from minidocker.rtnetlink import open_netns
 
@@ -71,14 +72,24 @@ NAMES = ("pasta", "slirp4netns")
 READY = 3
 
 
-def find_uplink(path: str | None = None) -> Uplink | None:
-    """Return the first of the two programs that is installed, or None."""
+def find_uplink(path: str | None = None) -> Uplink:
+    """Return the first of the two programs that is installed.
+
+    Raises UnsupportedError when there is none, or no device for it to open.
+    """
     places = (os.environ.get("PATH", os.defpath) if path is None else path).split(":")
     for name in NAMES:
-        for place in (*places, "/usr/bin", "/usr/sbin"):
+        for place in places:
             if os.access(f"{place}/{name}", os.X_OK):
-                return Uplink(name, f"{place}/{name}")
-    return None
+                if os.access(TUN, os.R_OK | os.W_OK):
+                    return Uplink(name, f"{place}/{name}")
+                what = f"{TUN}, which {name} needs, may not be opened"
+                raise UnsupportedError(what, hint=f"as root: chmod 666 {TUN}")
+    what = "neither pasta nor slirp4netns is installed"
+    raise UnsupportedError(what, hint="apt install passt, or slirp4netns")
+
+
+TUN = "/dev/net/tun"
 
 
 # %% For as long as the container lives
@@ -88,6 +99,7 @@ PATIENCE = 10_000  # milliseconds until one of them must be ready
 def be_uplink(program: Uplink, netns: str, fifo: str) -> None:
     """Turn this child into the program; its words go to the file ``FIFO.log``."""
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    reset_signals()  # a pasta of 2023 fails where SIGPIPE is ignored already
     log = os.open(f"{fifo}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     null = os.open("/dev/null", os.O_RDONLY)
     ready = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)  # a reader is there

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from _socket import if_nameindex, if_nametoindex
 from collections.abc import Iterable
 from contextlib import suppress
@@ -222,6 +223,39 @@ def sweep_later(store: NetworkStore) -> None:
                 sweep_networks(store, patient=True)
         os._exit(0)
     os.waitpid(middle, 0)
+
+
+# %% Down
+def bridges_without_cables() -> set[str]:
+    """Return the names of the bridges of ours, of whatever store, that nobody is on."""
+    from pyroute2 import IPRoute  # takes longer to import than a container to run
+
+    with IPRoute() as kernel:
+        links = list(kernel.get_links())
+    used = {link.get("master") for link in links}
+    found = ((link["index"], link.get("ifname")) for link in links)
+    return {
+        str(name)
+        for index, name in found
+        if str(name).startswith("md-") and len(str(name)) == 15 and index not in used
+    }
+
+
+def remove_lost_bridges(store: NetworkStore) -> list[str]:
+    """Remove bridges and tables of stores that are gone; return the bridges' names.
+
+    One that is just being made has no cable yet: it must look so twice.
+    """
+    with store.turn():
+        lost = bridges_without_cables()
+        if lost:
+            time.sleep(0.1)
+            lost &= bridges_without_cables()
+        for name in lost:
+            with Netlink(NETFILTER) as netfilter, Netlink() as host:
+                delete_table(netfilter, f"minidocker-{name[3:]}")
+                host.talk(delete_link(name))
+    return sorted(lost)
 
 
 # %% On and off
