@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/installed
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
-  iproute2 nftables \
+  iproute2 nftables passt slirp4netns \
   user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs fuse3 git \
   golang-github-opencontainers-image-spec-dev
 

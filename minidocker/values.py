@@ -48,7 +48,7 @@ class Struct(Record):
 MAPS = frozenset(
     (
         "Labels", "Volumes", "ExposedPorts", "Data", "Ports", "PortBindings",
-        "Networks", "Annotations", "Sysctls", "StorageOpt", "Tmpfs", "Options",
+        "Networks", "Containers", "AuxiliaryAddresses", "Annotations", "Sysctls", "StorageOpt", "Tmpfs", "Options",
     )
 )  # fmt: skip
 POINTERS = frozenset(("Healthcheck", "Health", "StopTimeout", "Init", "PidsLimit"))
