@@ -48,7 +48,8 @@ class Struct(Record):
 MAPS = frozenset(
     (
         "Labels", "Volumes", "ExposedPorts", "Data", "Ports", "PortBindings",
-        "Networks", "Containers", "AuxiliaryAddresses", "Annotations", "Sysctls", "StorageOpt", "Tmpfs", "Options",
+        "Networks", "Annotations", "Sysctls", "StorageOpt", "Tmpfs", "Options",
+        "Containers", "AuxiliaryAddresses",
     )
 )  # fmt: skip
 POINTERS = frozenset(("Healthcheck", "Health", "StopTimeout", "Init", "PidsLimit"))
