@@ -86,7 +86,7 @@ def find_uplink(path: str | None = None) -> Uplink:
                 what = f"{TUN}, which {name} needs, may not be opened"
                 raise UnsupportedError(what, hint=f"as root: chmod 666 {TUN}")
     what = "neither pasta nor slirp4netns is installed"
-    raise UnsupportedError(what, hint="apt install passt, or slirp4netns")
+    raise UnsupportedError(what, hint="as root, install one of them")
 
 
 TUN = "/dev/net/tun"
