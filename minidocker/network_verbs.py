@@ -183,6 +183,7 @@ def create(given: Given) -> int:
             store.get(name)
             raise ConflictError(f"network with name {name} already exists")
         check_options(options, store)
+        default_network(store)  # has the first choice of a subnet
         network = BridgeNetwork(
             os.urandom(32).hex(),
             name,
