@@ -14,7 +14,14 @@ from contextlib import suppress
 from enum import Enum
 
 from minidocker.cgroups import remove_group
-from minidocker.durable import append_line, looking, read_json, write_whole
+from minidocker.durable import (
+    append_line,
+    looking,
+    marked,
+    read_json,
+    store_lock,
+    write_whole,
+)
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
@@ -346,21 +353,23 @@ def new_container(
     """Make the directory, claim the name, make the layer, write the files."""
     id = os.urandom(32).hex()
     config = config.replace(hostname=config.hostname or id[:12])
-    os.makedirs(store.path(id, "rootfs"), 0o700)
-    lock = lock_exclusive(store.path(id, "lock"), id)
-    try:
-        if name:
-            claim_name(store.names, check_name(name), id)
-        else:
-            name = claim_any_name(store.names, id)
-        store.layers.create_rw(id, parent)
-        container = Container(id, name, image, timestamp(), config, host)
-        write_container(store, container)
-    except BaseException:
-        discard(store, id)
-        raise
-    finally:
-        os.close(lock)
+    name = name and check_name(name)
+    with marked(store.layers.root):
+        os.makedirs(store.path(id, "rootfs"), 0o700)
+        lock = lock_exclusive(store.path(id, "lock"), id)
+        try:
+            if name:
+                claim_name(store.names, name, id)
+            else:
+                name = claim_any_name(store.names, id)
+            store.layers.create_rw(id, parent)
+            container = Container(id, name, image, timestamp(), config, host)
+            write_container(store, container)
+        except BaseException:
+            discard(store, id)
+            raise
+        finally:
+            os.close(lock)
     return container
 
 
@@ -401,10 +410,17 @@ def discard(store: ContainerStore, id: str, name: str = "") -> None:
         os.unlink(store.path(id, "config.v2.json"))
     store.layers.remove_rw(id)
     for link in [name] if name else names_of(store, id):
-        with suppress(OSError):
+        with suppress(FileNotFoundError):
             if os.readlink(f"{store.names}/{link}") == id:
                 os.unlink(f"{store.names}/{link}")
     remove_path(store.path(id))
+
+
+def throw_away(store: ContainerStore, id: str, name: str = "") -> None:
+    """Do what ``discard`` does; what a crash leaves of the container is swept."""
+    root = store.layers.root
+    with store_lock(root), marked(root):
+        discard(store, id, name)
 
 
 def names_of(store: ContainerStore, id: str) -> list[str]:

@@ -219,15 +219,13 @@ def looking(path: str) -> Iterator[bool]:
 # %% The lock
 @contextmanager
 def marked(root: str) -> Iterator[None]:
-    """Leave a mark in the store for a ``with`` block; a crash leaves it for ever."""
+    """Leave a mark in the store for a ``with`` block; a crash or an error leaves it."""
     mark = f"{root}/{MARKS}/{os.urandom(8).hex()}"
     os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
     os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(mark)
+    yield
+    with suppress(OSError):  # one too many costs a sweep
+        os.unlink(mark)
 
 
 MARKS = "changing"

@@ -238,12 +238,16 @@ def check_trees(survey: Survey) -> Iterator[Fault]:
     """Each tree of the driver belongs to a layer or a container, and is whole."""
     driver, layers = survey.engine.driver, survey.engine.layers
     owner = {layer.cache_id: chain for chain, layer in survey.layers.items()}
-    used = {read_text(f"{layers.mounts}/{name}/mount-id") for name in survey.mounts}
+    used = {read_text(f"{layers.mounts}/{n}/mount-id"): n for n in survey.mounts}
     for tree, what in driver.faults():
-        remedy = survey.again(owner[tree]) if tree in owner else "remove its container"
-        if not tree or tree in owner or tree in used:
-            yield Fault(f"tree {tree[:12]}" if tree else driver.name, what, remedy)
-    for tree in sorted(survey.trees - owner.keys() - used):
+        where = f"tree {tree[:12]}" if tree else driver.name
+        if not tree:
+            yield Fault(where, what, "see chapter `thinpool`")
+        elif owner.get(tree) in survey.needed:
+            yield Fault(where, what, survey.again(owner[tree]))
+        elif used.get(tree) in survey.boxes:
+            yield Fault(where, what, f"`minidocker rm {used[tree][:12]}`")
+    for tree in sorted(survey.trees - owner.keys() - used.keys()):
         yield orphan(f"tree {tree[:12]}", "it is no layer's and no container's")
 
 

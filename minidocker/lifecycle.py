@@ -26,6 +26,7 @@ from minidocker.containers import (
     no_such,
     signal_process,
     tell,
+    throw_away,
 )
 from minidocker.durable import looking, write_whole
 from minidocker.errors import (
@@ -462,7 +463,7 @@ def remove(store: ContainerStore, container: Container, *, force: bool = False) 
     except NotFoundError:
         return  # it was one with --rm
     try:
-        discard(store, container.id)
+        throw_away(store, container.id)
     finally:
         os.close(lock)
     tell(store, container, "destroy")
@@ -481,7 +482,9 @@ def sweep_containers(store: ContainerStore) -> None:
         if id not in store.ids():
             discard(store, id)
         elif is_to_go(store, id):
-            remove(store, store.get(id))
+            gone = store.get(id)
+            discard(store, id)
+            tell(store, gone, "destroy")
     for name in os.listdir(store.names) if os.path.isdir(store.names) else ():
         if not os.path.isdir(store.path(os.readlink(f"{store.names}/{name}"))):
             os.unlink(f"{store.names}/{name}")

@@ -237,14 +237,15 @@ def prune_images(engine: Engine, filters: Filters, *, everything: bool) -> list[
     entries = entries_of(engine.images, engine.layers)
     remover = Remover(engine)
     gone: list[Gone] = []
-    for entry in entries:
-        chosen = is_dangling(entry) or (everything and not entry.is_step)
-        if not chosen or not may_prune(entry.created, filters):
-            continue
-        if labels_match(entry, filters):
-            for text in entry.names or (entry.id,):
-                with suppress(ConflictError, NotFoundError):
-                    gone += remover.remove(text, force=False, prune=True)
+    with engine.changing():
+        for entry in entries:
+            chosen = is_dangling(entry) or (everything and not entry.is_step)
+            if not chosen or not may_prune(entry.created, filters):
+                continue
+            if labels_match(entry, filters):
+                for text in entry.names or (entry.id,):
+                    with suppress(ConflictError, NotFoundError):
+                        gone += remover.remove(text, force=False, prune=True)
     engine.tidy()
     return gone
 

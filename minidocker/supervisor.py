@@ -26,10 +26,10 @@ from minidocker.containers import (
     ContainerStore,
     State,
     Status,
-    discard,
     event_of,
     happened,
     tell,
+    throw_away,
     timestamp,
     write_state,
 )
@@ -236,7 +236,7 @@ class Supervisor:
         events = [event_of(container, "die", exitCode=str(code))]
         kept = os.path.exists(store.path(container.id, KEPT))
         if container.host.auto_remove and not kept:
-            discard(store, container.id, container.name)
+            throw_away(store, container.id, container.name)
             events.append(event_of(container, "destroy"))
         else:
             status = Status.CREATED if error else Status.EXITED

@@ -43,14 +43,15 @@ def rmi(given: Given) -> int:
     """``rmi [OPTIONS] IMAGE [IMAGE...]``"""
     engine, status, force = open_engine(given, Needs.TREES), 0, given.on("force")
     remover, prune = Remover(engine), not given.on("no-prune")
-    for text in given.args:
-        try:
-            for one in remover.remove(text, force=force, prune=prune):
-                print(one)
-        except MinidockerError as why:
-            notice(f"minidocker: {why}")
-            gone = isinstance(why, NotFoundError) and force
-            status = status if gone else why.status
+    with engine.changing():
+        for text in given.args:
+            try:
+                for one in remover.remove(text, force=force, prune=prune):
+                    print(one)
+            except MinidockerError as why:
+                notice(f"minidocker: {why}")
+                gone = isinstance(why, NotFoundError) and force
+                status = status if gone else why.status
     engine.tidy()
     return status
 
