@@ -9,7 +9,7 @@ PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman bu
   golang-github-opencontainers-image-spec-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests faults
+.PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests faults stress
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ tests: $(STAMP) ## the tests, as the user you are
 
 faults: $(STAMP) ## kill, starve and cut off every command at every call: a quarter of an hour
 	MINIDOCKER_FAULTS=all unshare --mount $(BIN)/python -m pytest -q tests/faults
+
+stress: $(STAMP) ## eight processes in one store at random, for a minute
+	cd tests && unshare --mount ../$(BIN)/python -m faults.stress 60 8
 
 # A private mount shows the checkout to a user who could not reach its directory.
 user-tests: $(STAMP) ## the tests that need no root, as an unprivileged user

@@ -157,6 +157,8 @@ def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
             image = earlier.image
         else:
             image = "" if base == "scratch" else shop.find_image(base)
+    if image:
+        shop.images.claim(image)
     whole = shop.images.get(image) if image else None
     if platform := it.flag("platform"):
         check_platform(expand(platform, shop.globals(), shop.escape), whole, base)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from zlib import crc32
 
 from minidocker.errors import (
@@ -175,14 +176,13 @@ def all_entries(images: ImageStore, layers: LayerStore) -> list[Entry]:
         for name, id in tags.items():
             names.setdefault(id, []).append(name)
     with_child, sizes = set(parents.values()), dict[str, int]()
-    entries = [
-        (before.get(id) or new_entry(images, layers, id, sizes)).replace(
-            parent=parent,
-            has_child=id in with_child,
-            names=tuple(sorted(names.get(id, ()))),
-        )
-        for id, parent in parents.items()
-    ]
+    entries = []
+    for id, parent in parents.items():
+        with suppress(NotFoundError):  # deleted meanwhile
+            entry = before.get(id) or new_entry(images, layers, id, sizes)
+            own = tuple(sorted(names.get(id, ())))
+            known = entry.replace(parent=parent, has_child=id in with_child, names=own)
+            entries.append(known)
     entries.sort(key=lambda entry: (-entry.created, entry.names, entry.id))
     settled = is_settled(youngest, time.time_ns()) and not images.batch.staged
     if settled and all(entry.size >= 0 for entry in entries):

@@ -146,13 +146,14 @@ def check_name(name: str) -> str:
 
 
 # %% Is it running? Ask for the lock
-def lock_exclusive(path: str, what: str) -> int:
+def lock_exclusive(path: str, what: str, *, make: bool = True) -> int:
     """Lock a file for as long as the returned descriptor is open.
 
     Somebody who only looks holds a shared lock for some microseconds, so we try
     for a tenth of a second before ConflictError.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0)
+    handle = os.open(path, flags, 0o600)
     for _ in range(50):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -299,11 +300,19 @@ class ContainerStore:
             return dead
 
     def lock(self, container: Container) -> int:
-        """Take a container's lock, until the descriptor is closed."""
+        """Take a container's lock, until the descriptor is closed.
+
+        Raises NotFoundError where somebody was quicker and has removed the container.
+        """
+        path = self.path(container.id, "lock")
         try:
-            return lock_exclusive(self.path(container.id, "lock"), container.name)
+            handle = lock_exclusive(path, container.name, make=False)
         except FileNotFoundError as why:
             raise no_such(container.name) from why
+        if not os.path.exists(self.path(container.id, "config.v2.json")):
+            os.close(handle)
+            raise no_such(container.name)
+        return handle
 
 
 # %% The store

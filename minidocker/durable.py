@@ -87,10 +87,10 @@ class Batch:
     staged is complete in itself, so publishing it is right then too.
     """
 
-    __slots__ = ("depth", "root", "since", "staged", "tmp")
+    __slots__ = ("depth", "mark", "root", "since", "staged", "tmp")
 
     def __init__(self, root: str, tmp: str) -> None:
-        self.root, self.tmp = root, tmp
+        self.root, self.tmp, self.mark = root, tmp, -1
         self.staged: dict[str, str] = {}
         self.depth, self.since = 0, 0.0
 
@@ -218,17 +218,43 @@ def looking(path: str) -> Iterator[bool]:
 
 # %% The lock
 @contextmanager
-def marked(root: str) -> Iterator[None]:
-    """Leave a mark in the store for a ``with`` block; a crash or an error leaves it."""
+def marked(root: str) -> Iterator[int]:
+    """Leave a mark in the store for a ``with`` block; a crash or an error leaves it.
+
+    Yields its descriptor: what is written there, a line each, is claimed meanwhile.
+    """
     mark = f"{root}/{MARKS}/{os.urandom(8).hex()}"
-    os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
-    os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    yield
+    fd = leave_mark(mark)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
     with suppress(OSError):  # one too many costs a sweep
         os.unlink(mark)
 
 
 MARKS = "changing"
+
+
+def leave_mark(mark: str) -> int:
+    """Make a mark, and return it open."""
+    os.makedirs(os.path.dirname(mark), 0o700, exist_ok=True)
+    return os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def sweep_later(root: str) -> None:
+    """Leave a mark that stays, so that whoever comes next sweeps."""
+    os.close(leave_mark(f"{root}/{MARKS}/later"))
+
+
+def claimed(root: str) -> set[str]:
+    """Return what those who are at work claim, or claimed before they were killed."""
+    found: set[str] = set()
+    with suppress(FileNotFoundError):
+        for name in os.listdir(f"{root}/{MARKS}"):
+            with suppress(FileNotFoundError), open(f"{root}/{MARKS}/{name}") as file:
+                found.update(file.read().split())
+    return found
 
 
 def is_marked(root: str) -> bool:
@@ -240,8 +266,12 @@ def is_marked(root: str) -> bool:
 
 
 def unmark(root: str) -> None:
-    """Remove all marks. The caller holds the store's lock exclusively."""
-    remove_path(f"{root}/{MARKS}")
+    """Remove all marks. The caller holds the store's lock exclusively.
+
+    Their directory stays: somebody may be about to leave one in it.
+    """
+    for name in os.listdir(f"{root}/{MARKS}") if is_marked(root) else ():
+        os.unlink(f"{root}/{MARKS}/{name}")
 
 
 # %% A file that only grows

@@ -20,6 +20,7 @@ from minidocker.durable import (
     marked,
     replace_file,
     store_lock,
+    sweep_later,
     turn,
     unmark,
 )
@@ -171,21 +172,22 @@ class StoreEngine:
         """Hold the store's lock while something is made; first sweep what was left."""
         if is_marked(self.root):
             self.tidy()
-        with (
-            store_lock(self.root),
-            marked(self.root),
-            self.driver.held(),
-            self.batch,
-        ):
-            yield
+        with store_lock(self.root), marked(self.root) as mark, self.driver.held():
+            before, self.batch.mark = self.batch.mark, mark
+            try:
+                with self.batch:
+                    yield
+            finally:
+                self.batch.mark = before
 
     def tidy(self) -> None:
-        """Remove what a crash left, unless somebody is making something.
+        """Remove what a crash left; while others make something, put it off.
 
         Where a record is damaged nothing is removed: who knows what it named?
         """
         with store_lock(self.root, exclusive=True) as alone:
             if not alone:
+                sweep_later(self.root)
                 return
             try:
                 self.sweep()
@@ -357,7 +359,8 @@ class ContainerEngine(PullingEngine):
             complete_config(container.config, ContainerConfig()), changes
         )
         with self.changing():
-            layer = self.layers.copy_rw(container.id)
+            self.images.claim(container.image)
+            layer = self.copied(container)
             before = self.images.get(container.image)
             line = HistoryEntry(
                 created_by=" ".join(container.config.cmd or ()),
@@ -372,6 +375,25 @@ class ContainerEngine(PullingEngine):
                 container_config=container.config,
             )
             return self.finish(image, line, layer, container.image, reference)
+
+    def copied(self, container: Container) -> Layer | None:
+        """Make a layer of what a container has changed.
+
+        Raises NotFoundError where somebody removes it meanwhile: then its record goes
+        first, and what was copied may lack files.
+        """
+        from minidocker.containers import no_such
+
+        record = self.containers.path(container.id, "config.v2.json")
+        try:
+            layer = self.layers.copy_rw(container.id)
+        except (FileNotFoundError, NotFoundError) as why:
+            if os.path.exists(record):
+                raise
+            raise no_such(container.name) from why
+        if not os.path.exists(record):
+            raise no_such(container.name)
+        return layer
 
     def diff(self, container: Container) -> Iterator[Change]:
         """Yield what a container changed over its image."""

@@ -9,13 +9,12 @@ On disk below ``image/<driver>``, as in Docker: ``imagedb/content/sha256/<id>``,
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
-from minidocker.durable import Batch, replace_file
+from minidocker.durable import Batch, claimed, replace_file, turn
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
@@ -102,19 +101,21 @@ class Names:
         return {str(name): dict(tags) for name, tags in found.items()}
 
     @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let nobody else change names, or delete images, for a ``with`` block."""
+        os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
+        with turn(f"{self.path}.lock"):
+            yield
+
+    @contextmanager
     def changed(self) -> Iterator[Repositories]:
         """Yield the names to be changed; they are written at the end of the block."""
-        os.makedirs(os.path.dirname(self.path), 0o700, exist_ok=True)
-        fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with self.locked():
             names = self.read()
             yield names
             kept = {name: tags for name, tags in sorted(names.items()) if tags}
             text = json_text({"Repositories": kept})
             replace_file(self.path, text.encode())
-        finally:
-            os.close(fd)
 
     def find(self, reference: Reference) -> str | None:
         """Return the id that a reference stands for, or None."""
@@ -136,6 +137,11 @@ class Names:
 
 
 # %% The store
+def no_such_image(id: str) -> NotFoundError:
+    """Phrase that there is no image of an id."""
+    return NotFoundError(f'no such image: "{id}"')
+
+
 class ImageTexts:
     """The images below ``root`` whose layers the driver ``driver_name`` keeps.
 
@@ -168,6 +174,8 @@ class ImageTexts:
     ) -> str:
         """Keep an image JSON, byte for byte as it came, and return its id."""
         id = sha256_text(text)
+        if self.batch.mark >= 0:
+            self.claim(id)
         for name, data in notes.items():
             self.batch.stage(f"{self.metadata}/{hex_of(id)}/{name}", data)
         if parent:
@@ -182,15 +190,19 @@ class ImageTexts:
 
     def raw(self, id: str) -> bytes:
         """Return the bytes of an image JSON. Raises NotFoundError, IntegrityError."""
-        path = self.batch.place(f"{self.content}/{hex_of(id)}")
+        path = self.place(id)
         try:
             with open(path, "rb") as file:
                 text = file.read()
         except FileNotFoundError as why:
-            raise NotFoundError(f'no such image: "{id}"') from why
+            raise no_such_image(id) from why
         if sha256_text(text) != id:
             raise IntegrityError("the image JSON does not match its id", where=path)
         return text
+
+    def place(self, id: str) -> str:
+        """Return the path of an image JSON."""
+        return self.batch.place(f"{self.content}/{hex_of(id)}")
 
     def get(self, id: str) -> ImageConfig:
         """Return the image of an id."""
@@ -210,13 +222,31 @@ class ImageTexts:
                 times[id] = os.lstat(path).st_mtime_ns
         return sorted(times, key=lambda id: (-times[id], id))
 
-    def delete(self, id: str) -> None:
-        """Remove an image's JSON and metadata; its layers wait for a sweep."""
+    def claim(self, id: str) -> bool:
+        """Let nobody delete an image until the work that goes on here is done.
+
+        False where somebody has deleted it already; it is claimed if it comes back.
+        """
+        with self.names.locked():
+            if self.batch.mark >= 0:
+                os.write(self.batch.mark, f"{id}\n".encode())
+            return os.path.exists(self.place(id))
+
+    def delete(self, id: str) -> bool:
+        """Remove an image's JSON and metadata; its layers wait for a sweep.
+
+        False, and it stays, where it has got a name or a child meanwhile, or where a
+        build stands on it.
+        """
         self.batch.publish()
-        remove_path(f"{self.content}/{hex_of(id)}")
-        remove_path(f"{self.metadata}/{hex_of(id)}")
-        if self._parents is not None:
-            self._parents.pop(id, None)
+        with self.names.locked():
+            named = any(id in tags.values() for tags in self.names.read().values())
+            if named or self.has_child(id) or id in claimed(self.batch.root):
+                return False
+            remove_path(f"{self.content}/{hex_of(id)}")
+            remove_path(f"{self.metadata}/{hex_of(id)}")
+            self.parents.pop(id, None)
+        return True
 
     def sweep(self) -> None:
         """Remove the metadata of images that are not there: a crash came between."""
@@ -238,11 +268,23 @@ class ImageTexts:
         except FileNotFoundError:
             return b""
 
-    def children(self, id: str | None) -> list[str]:
-        """Return the images that were built from this one; for None, from nothing."""
+    @property
+    def parents(self) -> dict[str, str | None]:
+        """The parent of each image, as far as this process has looked."""
         if self._parents is None:
             self._parents = {one: self.parent(one) for one in self.ids()}
-        return sorted(one for one, parent in self._parents.items() if parent == id)
+        return self._parents
+
+    def children(self, id: str | None) -> list[str]:
+        """Return the images that were built from this one; for None, from nothing."""
+        return sorted(one for one, parent in self.parents.items() if parent == id)
+
+    def has_child(self, id: str) -> bool:
+        """Whether an image has a child now, whoever made it."""
+        there = set(self.ids())
+        for one in there - self.parents.keys():
+            self.parents[one] = self.parent(one)
+        return any(one in there for one in self.children(id))
 
 
 # %% The store
@@ -253,17 +295,20 @@ class ImageStore(ImageTexts):
         """Let a reference stand for an image, and for no other any more."""
         if reference.digest:
             raise UsageError(f'"{reference}" has a digest and cannot be a tag')
-        self.batch.publish()
         name, whole = familiar_names(reference)
-        with self.names.changed() as names:
-            names.setdefault(name, {})[whole] = id
+        self.name(name, whole, id)
 
     def note_digest(self, reference: Reference, digest: str, id: str) -> None:
         """Note under which digest of a manifest a repository has an image."""
+        self.name(*familiar_names(reference.replace(tag=None, digest=digest)), id)
+
+    def name(self, repository: str, name: str, id: str) -> None:
+        """Write down a name. Raises NotFoundError where the image has gone."""
         self.batch.publish()
-        name, whole = familiar_names(reference.replace(tag=None, digest=digest))
         with self.names.changed() as names:
-            names.setdefault(name, {})[whole] = id
+            if not os.path.exists(self.place(id)):
+                raise no_such_image(id)
+            names.setdefault(repository, {})[name] = id
 
     def untag(self, reference: Reference) -> str:
         """Remove a name; return the id it stood for. Raises NotFoundError."""

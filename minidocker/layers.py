@@ -372,8 +372,11 @@ class LayerStore(ReadOnlyLayers):
         return self.driver.changes(mount_id, without=ours)
 
     def rw_size(self, name: str) -> int:
-        """Return the bytes of the files that a container added or changed."""
-        return self.driver.size(self.mount_id(name))
+        """Return the bytes of a container's changed files. Raises NotFoundError."""
+        try:
+            return self.driver.size(self.mount_id(name))
+        except FileNotFoundError as why:  # it is being removed
+            raise NotFoundError(f'container "{name}" has gone') from why
 
     def rw_parent(self, name: str) -> str | None:
         """Return the chain id below a container's layer."""

@@ -84,9 +84,11 @@ def is_found(shop: Workshop, stage: Stage, wanted: ContainerConfig) -> bool:
         return False
     older = configs_of(shop.images, built_from(shop.images, stage.image))
     found = [id for id in older if same_step(wanted, older[id][1])]
-    if found:
-        move_on(stage, max(found, key=lambda id: moment(older[id][0])))
-    if found or restored(shop, stage, wanted):
+    found.sort(key=lambda id: moment(older[id][0]), reverse=True)
+    newest = next(filter(shop.images.claim, found), "")
+    if newest:
+        move_on(stage, newest)
+    if newest or restored(shop, stage, wanted):
         shop.progress(" ---> Using cache")
         return True
     return False

@@ -211,7 +211,8 @@ class Remover:
             raise found.error()
         parent = self.images.parent(id)
         gone = self.untag(self.names(id))
-        self.images.delete(id)
+        if not self.images.delete(id):
+            return gone
         gone += [Gone(id, untagged=False), *self.stacks.release(id)]
         if parent and prune:
             with suppress(NotFoundError):
@@ -295,10 +296,7 @@ def costs_of(engine: Engine) -> Costs:
     entries = [e for e in entries_of(engine.images, engine.layers) if e.size >= 0]
     stacks = Stacks(engine, entries)
     shown = [entry for entry in entries if not entry.is_step]
-    boxes = tuple(
-        (box, state, engine.layers.rw_size(box.id))
-        for box, state in engine.containers.list()
-    )
+    boxes = tuple(sized_boxes(engine))
     users = Counter(box.image for box, _, _ in boxes)
     standing = Counter(c for entry in shown for c in stacks.stack(entry.chain))
     used = {c for e in entries if users[e.id] for c in stacks.stack(e.chain)}
@@ -308,6 +306,13 @@ def costs_of(engine: Engine) -> Costs:
         sum(map(stacks.size, used)),
         boxes,
     )
+
+
+def sized_boxes(engine: Engine) -> Iterator[tuple[Container, State, int]]:
+    """Yield each container with its state and the bytes of its own layer."""
+    for box, state in engine.containers.list():
+        with suppress(NotFoundError):  # removed meanwhile
+            yield box, state, engine.layers.rw_size(box.id)
 
 
 def image_cost(

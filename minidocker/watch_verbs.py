@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 
 from minidocker.catalog import Filters, all_labels_match, moment_of, parse_filters
@@ -183,10 +184,11 @@ def ps(given: Given) -> int:
         if (everything or pair[1].status is Status.RUNNING)
         and all(test(pair) for test in tests)
     )
-    rows = [
-        container_row(engine, container, state, whole=whole, size=size)
-        for container, state in islice(chosen, newest or None)
-    ]
+    rows = []
+    for container, state in islice(chosen, newest or None):
+        with suppress(NotFoundError):  # removed meanwhile
+            row = container_row(engine, container, state, whole=whole, size=size)
+            rows.append(row)
     if given.on("quiet") and not form:
         print_lines(row["ID"] for row in rows)
     else:

@@ -21,6 +21,7 @@ import pytest
 import minidocker
 from faults.replay import Moment, recorded, wrongs
 from faults.scenes import BUSYBOX, SCENES, Stage
+from faults.stress import stress
 from faults.tracer import (
     CHANGING,
     OPENING,
@@ -184,3 +185,15 @@ def test_every_call_that_commands_make_is_asked_about_or_harmless(
     assert seen <= {*HARMLESS.split(), *CHANGING, *OPENING}
     assert {"rename", "mount", "syncfs", "openat2", "move_mount"} <= seen
     assert os.path.exists(BUSYBOX)
+
+
+# many at once
+
+
+def test_eight_processes_at_random_get_no_error_that_nobody_would_understand(
+    stage: Stage,
+) -> None:
+    seconds = 60 if ALL else 6
+    place = Path(tempfile.mkdtemp(dir=stage.place))
+    done, wrong = stress(place, seconds, seed=TODAY)
+    assert not wrong, "\n".join([done, *wrong])

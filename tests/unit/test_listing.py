@@ -77,7 +77,7 @@ def test_the_page_says_what_the_store_says(bench: Workbench) -> None:
         lambda b: b.images.untag(parse_reference("web:v1")),
         lambda b: b.images.tag(parse_reference("web:v1"), b.images.resolve("base")),
         lambda b: b.build(DOCKERFILE + "EXPOSE 80\n", tags=("new",)),
-        lambda b: b.images.delete(b.images.resolve("web:v1")),
+        lambda b: b.images.delete(b.images.untag(parse_reference("web:v1"))),
         lambda b: b.images.note_digest(
             parse_reference("web"), "sha256:" + "1" * 64, b.images.resolve("web:v1")
         ),
