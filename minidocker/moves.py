@@ -85,8 +85,7 @@ def is_found(shop: Workshop, stage: Stage, wanted: ContainerConfig) -> bool:
     older = configs_of(shop.images, built_from(shop.images, stage.image))
     found = [id for id in older if same_step(wanted, older[id][1])]
     found.sort(key=lambda id: moment(older[id][0]), reverse=True)
-    newest = next(filter(shop.images.claim, found), "")
-    if newest:
+    if newest := next(filter(shop.images.claim, found), ""):
         move_on(stage, newest)
     if newest or restored(shop, stage, wanted):
         shop.progress(" ---> Using cache")

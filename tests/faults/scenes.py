@@ -183,7 +183,7 @@ class Stage:
     def leavings(self) -> list[str]:
         """Return the files in the store that should have gone."""
         kept = {"driver", "driver.lock", "lock", "catalog", "repositories.json"}
-        kept |= {"repositories.json.lock", "base.lock"}
+        kept |= {"repositories.json.lock", "base.lock", "network.json"}
         found = []
         for head, _, files in os.walk(self.store):
             found += [f"{head}/{name}" for name in files if name not in kept]
