@@ -183,7 +183,7 @@ class Stage:
     def leavings(self) -> list[str]:
         """Return the files in the store that should have gone."""
         kept = {"driver", "driver.lock", "lock", "catalog", "repositories.json"}
-        kept |= {"repositories.json.lock", "base.lock", "network.json"}
+        kept |= {"repositories.json.lock", "base.lock"}
         found = []
         for head, _, files in os.walk(self.store):
             found += [f"{head}/{name}" for name in files if name not in kept]
@@ -194,7 +194,8 @@ class Stage:
                 found += [str(one) for one in place.iterdir() if one.name != "sha256"]
                 if place.name == "sha256":
                     found += [str(one) for one in place.iterdir()]
-        return [one for one in found if "/buildcache/" not in one]
+        own = ("/buildcache/", "/networks/")
+        return [one for one in found if not any(home in one for home in own)]
 
 
 CHECK = ("system", "check")
