@@ -182,20 +182,25 @@ class Stage:
 
     def leavings(self) -> list[str]:
         """Return the files in the store that should have gone."""
-        kept = {"driver", "driver.lock", "lock", "catalog", "repositories.json"}
-        kept |= {"repositories.json.lock", "base.lock"}
+        kept = {"catalog", "repositories.json", "repositories.json.lock"}
         found = []
-        for head, _, files in os.walk(self.store):
-            found += [f"{head}/{name}" for name in files if name not in kept]
+        for top in (
+            "image",
+            "overlay2",
+            "vfs",
+            "containers",
+            "names",
+            "tmp",
+            "changing",
+        ):
+            for head, _, files in os.walk(self.store / top):
+                found += [f"{head}/{name}" for name in files if name not in kept]
         homes = ["tmp", "changing", "containers", "names", "image/*/layerdb/*"]
         homes += ["image/*/imagedb/*/sha256", "overlay2", "vfs/dir", "vfs/parent"]
         for home in homes:
             for place in self.store.glob(home):
                 found += [str(one) for one in place.iterdir() if one.name != "sha256"]
-                if place.name == "sha256":
-                    found += [str(one) for one in place.iterdir()]
-        own = ("/buildcache/", "/networks/")
-        return [one for one in found if not any(home in one for home in own)]
+        return found
 
 
 CHECK = ("system", "check")

@@ -161,7 +161,7 @@ readlinkat readv recvfrom recvmsg rseq rt_sigaction rt_sigprocmask rt_sigreturn
 sched_getaffinity seccomp select sendmsg sendto set_robust_list set_tid_address setgid
 setgroups sethostname setns setpgid setresgid setresuid setrlimit setsid setsockopt setuid
 shutdown sigaltstack socket socketpair stat statfs statx sysinfo tgkill time umask uname unshare
-vfork wait4 waitid bind connect clock_nanosleep getitimer setitimer alarm times membarrier
+vfork wait4 waitid listen accept accept4 connect clock_nanosleep getitimer setitimer alarm times membarrier
 """
 
 

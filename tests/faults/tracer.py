@@ -34,7 +34,7 @@ from minidocker.seccomp import (
 
 TREE = """
 mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink
-symlinkat mknod mknodat creat openat2
+symlinkat mknod mknodat creat openat2 bind
 """
 ATTRIBUTES = """
 chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat
