@@ -182,6 +182,7 @@ def ustar(entry: Entry) -> bytes:
     return sealed(block)
 
 
+# %% The whole header
 def header(entry: Entry) -> bytes:
     """Return an entry's header, a pax header before it where ustar is too narrow."""
     block = ustar(entry)
@@ -222,6 +223,7 @@ def sha256_for(size: int) -> Hash:
     return hashlib.sha256()
 
 
+# %% Writing: one hash, one batch
 class Tally:
     """Count and digest the bytes that pass, and hand them on to ``put``.
 

@@ -176,6 +176,7 @@ def compare(level: Level) -> Iterator[Step]:
         yield name, kind, deeper(level, name, st, old)
 
 
+# %% One directory
 def all_new(level: Level, here: dict[str, os.DirEntry[str]]) -> Iterator[Step]:
     """Yield the names of a directory below which there is nothing: all are new.
 

@@ -161,6 +161,7 @@ def is_watched(disks: Disks) -> bool:
     return False
 
 
+# %% Who hears the alarm
 def start_watch(disks: Disks) -> None:
     """Start the watcher, as nobody's child; return when it has let go of all ours."""
     if is_watched(disks):

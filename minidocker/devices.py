@@ -88,6 +88,7 @@ def hold_loop(path: str, *, autoclear: bool = False) -> tuple[str, int]:
         os.close(file)
 
 
+# %% Loop devices: a file as a disk
 def attach_loop(path: str) -> str:
     """Bind a file to a free loop device; return its path. The caller detaches it."""
     device, loop = hold_loop(path)
@@ -176,6 +177,7 @@ class Reply(Record):
         return f"{os.major(self.number)}:{os.minor(self.number)}"
 
 
+# %% The nouns of device-mapper
 class Call(IntEnum):
     """The commands, by number."""
 
@@ -251,6 +253,7 @@ class DeviceMapper:
             room *= 2
 
 
+# %% The nouns of device-mapper
 def read_reply(buffer: bytearray) -> tuple[Reply, bool]:
     """Return an answer, and whether there was too little room for it."""
     words = DM.unpack_from(buffer)
@@ -486,6 +489,7 @@ def delete(dm: DeviceMapper, pool: ThinPool, id: int) -> None:
     tell(dm, pool, f"delete {id}")
 
 
+# %% A thin pool
 def activate(dm: DeviceMapper, pool: ThinPool, name: str, id: int, sectors: int) -> str:
     """Make a block device of a thin device, unless there is one; return its path."""
     found = find(dm, name)

@@ -97,6 +97,7 @@ def attribute(path: str, name: str) -> str:
         return ""
 
 
+# %% What one file is
 def node_at(path: str, st: os.stat_result) -> Node:
     """Return what lies at a path of the disk, without marks or a file's contents."""
     form, data, kind = stat.S_IFMT(st.st_mode), b"", Kind.FILE
@@ -141,6 +142,7 @@ def make_at(path: str, node: Node) -> None:
             out.write(node.data)
 
 
+# %% What one file is
 def set_fields(path: str, fields: dict[str, object]) -> None:
     """Change what is known of a file: mode, owner, attributes, contents, time."""
     is_link = os.path.islink(path)

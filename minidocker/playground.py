@@ -75,6 +75,7 @@ LANGUAGE: dict[str, tuple[str, Command]] = {
 }
 
 
+# %% The language
 def perform(union: Union, line: str) -> str:
     """Do what a line says; return the answer: "ok", what was read, or the error."""
     try:
@@ -123,6 +124,7 @@ def indented(path: str) -> str:
     return "  " * path.count("/") + path.rpartition("/")[2]
 
 
+# %% Three trees
 def side_by_side(columns: Mapping[str, list[str]]) -> str:
     """Return columns of lines as text, each under its name.
 

@@ -225,6 +225,7 @@ class Disks(Record):
         return place
 
 
+# %% Holding the pool
 def find_disks(home: str, options: PoolOptions) -> Disks:
     """Return where the pool below ``home`` is, named after the directory's numbers."""
     os.makedirs(home, 0o700, exist_ok=True)
@@ -288,6 +289,7 @@ def pool_there(dm: DeviceMapper, pool: ThinPool) -> ThinPool:
     return pool.replace(metadata=loops[0], data=loops[1])
 
 
+# %% Holding the pool
 def new_pool(
     dm: DeviceMapper, pool: ThinPool, options: PoolOptions
 ) -> tuple[ThinPool, int]:
@@ -368,6 +370,7 @@ def make_device(session: Session, layer: str, origin: int | None, parent: str) -
     return thin
 
 
+# %% Transactions
 def recover(session: Session) -> None:
     """Undo a transaction that a crash left open, and finish what was being deleted."""
     doing = session.records.read(TRANSACTION)
@@ -445,6 +448,7 @@ def base_device(session: Session) -> Thin:
     return base
 
 
+# %% The base device
 def note_file_system(records: Records, device: str, fs: str) -> None:
     """Write down what the base device has: kind, and UUID from its superblock."""
     with open(device, "rb") as disk:

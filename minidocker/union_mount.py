@@ -38,6 +38,7 @@ class ServedBranch(DiskBranch):
         return [name for name in found if not name.startswith(".fuse_hidden")]
 
 
+# %% The branches
 def branch_of(word: str, notation: Notation) -> DiskBranch:
     """Return the branch that a word like ``ro=/layers/a`` names.
 
