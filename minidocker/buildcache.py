@@ -28,11 +28,14 @@ class Keep(Enum):
     MOUNT = "mounts"
     INDEX = "index"
     LINK = "links"
+    DOWNLOAD = "downloads"
 
 
 KIND_WORDS = {
     Keep.MOUNT: "exec.cachemount", Keep.INDEX: "source.local", Keep.LINK: "regular",
+    Keep.DOWNLOAD: "blob.partial",
 }  # fmt: skip
+LOCKED = (Keep.MOUNT, Keep.DOWNLOAD)
 ID_DIGITS = 25  # as many as BuildKit's ids have characters
 
 
@@ -113,9 +116,9 @@ def look_at(engine: Engine, kind: Keep, name: str) -> Kept:
     """Return what is kept under a name. Raises FileNotFoundError."""
     path = place_of(engine, kind, name)
     used, busy = os.lstat(path).st_mtime_ns, False
-    if kind is Keep.MOUNT:
+    if kind in LOCKED:
         busy = is_busy(path)
-        used = os.lstat(path + LOCK).st_mtime_ns
+        used = max(used, os.lstat(path + LOCK).st_mtime_ns)
     return Kept(kind, name, tree_size(path), used, busy)
 
 
@@ -134,7 +137,7 @@ def may_go(engine: Engine, one: Kept, filters: Filters, *, everything: bool) -> 
     """Say whether a prune takes it."""
     if one.busy or "label" in filters or "label!" in filters:
         return False  # nothing here has labels
-    useless = one.kind is Keep.MOUNT or (
+    useless = one.kind in LOCKED or (
         one.kind is Keep.LINK and is_dangling_link(engine, one)
     )
     return (everything or useless) and may_prune(one.used, filters)
@@ -154,7 +157,7 @@ def prune_kept(engine: Engine, filters: Filters, *, everything: bool) -> list[Ke
 
 def remove_kept(path: str, kind: Keep, alone: bool) -> bool:
     """Remove one, and with ``alone`` its lock; False when a build came first."""
-    if kind is not Keep.MOUNT:
+    if kind not in LOCKED:
         remove_path(path)
         return True
     fd = lock_of(path)

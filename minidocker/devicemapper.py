@@ -88,10 +88,10 @@ class ThinRoot(Mountable):
             device = activate_layer(session, self.layer, thin)
             mount_device(device, place, disks.options.fs, self.writable)
             remove(session.dm, session.device(self.layer), deferred=True)
-        try:
-            mount(f"{place}/rootfs", target, None, MountFlags.BIND)
-        finally:
-            umount2(place, UmountFlags.DETACH)
+            try:  # while no other thread may mount the device at this place
+                mount(f"{place}/rootfs", target, None, MountFlags.BIND)
+            finally:
+                umount2(place, UmountFlags.DETACH)
         if not self.writable:
             mount_setattr(AT_FDCWD, target, MountAttr.RDONLY)
 

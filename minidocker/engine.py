@@ -141,7 +141,7 @@ class StoreEngine:
     """A store below ``root`` and all that works on it.
 
     ``notice`` is called with a line for the person who waits, such as that the base
-    image is being made.
+    image is being made. ``max_size`` bounds the bytes of files that come from outside.
     """
 
     def __init__(
@@ -157,6 +157,11 @@ class StoreEngine:
         self.layers = LayerStore(self.root, self.driver, self.batch)
         self.images = ImageStore(self.root, self.driver.name, self.batch)
         self._containers: ContainerStore | None = None
+        self.max_size = 0
+
+    def room(self) -> int:
+        """Return how many bytes a stranger's files may have: what was said, or fits."""
+        return self.max_size or free_bytes(self.root)
 
     @property
     def containers(self) -> ContainerStore:
@@ -280,7 +285,8 @@ class PullingEngine(StoreEngine):
             self.notice(first)
         try:
             with self.changing():
-                puller = Puller(client, self.images, self.layers, tell, platform)
+                stores = self.images, self.layers
+                puller = Puller(client, *stores, tell, platform, limit=self.room())
                 return puller.pull(reference.tagged)
         except MinidockerError:
             self.tidy()
@@ -434,10 +440,10 @@ class Engine(ContainerEngine):
         """Make an image with one layer, a tar as it comes; return its id."""
         from minidocker.manifests import host_platform
 
-        config = self.changed(ContainerConfig(), changes)
+        config = self.changed(ContainerConfig(env=()), changes)
         runs_on = platform or host_platform()
         with self.changing():
-            layer = self.layers.add(read, limit=free_bytes(self.root))
+            layer = self.layers.add(read, limit=self.room())
             image = ImageConfig(
                 architecture=runs_on.architecture,
                 config=config,
@@ -499,22 +505,16 @@ def refuse_own_store(root: str, context: SourceTree) -> None:
 
 
 def free_bytes(path: str) -> int:
-    """Return how many bytes the file system of a path has left for us."""
+    """Return nine tenths of the bytes that the file system of a path has left."""
     found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
-def machine() -> str:
-    """Return this machine's architecture in Go's words."""
-    names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-    found = os.uname().machine
-    return names.get(found, found)
+    return found.f_bavail * found.f_frsize * 9 // 10
 
 
 # %% The base image, from this machine
 def make_base_image(engine: StoreEngine, reference: Reference) -> str:
     """Make the image `minidocker/base` from this machine; return its id."""
     from minidocker.base import make_base
+    from minidocker.stage import this_platform
 
     engine.notice(f"Making {BASE} from this machine's own programs ...")
     name = f"base-{os.urandom(8).hex()}"
@@ -528,6 +528,6 @@ def make_base_image(engine: StoreEngine, reference: Reference) -> str:
             engine.layers.remove_rw(name)
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         config = ContainerConfig(env=(path,), cmd=("sh",))
-        image = ImageConfig(architecture=machine(), config=config)
+        image = ImageConfig(architecture=this_platform()[1], config=config)
         line = HistoryEntry(comment="Made from this machine")
         return engine.finish(image, line, layer, None, reference)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from minidocker.compression import compress_layer, decompressed
 from minidocker.credentials import Credentials, write_private
 from minidocker.errors import IntegrityError, NotFoundError, RegistryError
 from minidocker.images import ImageStore
-from minidocker.layers import Layer, LayerStore
+from minidocker.layers import Layer, LayerStore, rest_of
 from minidocker.manifests import (
     DOCUMENT_LIMIT,
     Descriptor,
@@ -41,6 +40,7 @@ from minidocker.oci import (
     hex_of,
     short_id,
 )
+from minidocker.partials import Partial, Resumed
 from minidocker.records import Record
 from minidocker.registry import (
     Client,
@@ -207,7 +207,10 @@ DEPTH = 4  # of indexes in indexes
 
 
 class Puller:
-    """One image on its way here. ``wanted`` is None for this machine's platform."""
+    """One image on its way here. ``wanted`` is None for this machine's platform.
+
+    ``limit`` bounds the bytes of files that its layers have together.
+    """
 
     def __init__(
         self,
@@ -216,9 +219,11 @@ class Puller:
         layers: LayerStore,
         tell: Tell,
         wanted: Platform | None = None,
+        *,
+        limit: int | None = None,
     ) -> None:
         self.client, self.images, self.layers = client, images, layers
-        self.tell, self.wanted = tell, wanted
+        self.tell, self.wanted, self.limit = tell, wanted, limit
         self.repository = self.where = ""
         self.traffic, self.journal = Traffic(tell), Journal(layers)
 
@@ -291,7 +296,7 @@ class Puller:
             status = "Already exists" if number < have else "Pulling fs layer"
             self.tell(Event(short_id(it.digest), status))
         added: list[Layer] = []
-        spools: dict[str, Future[str]] = {}
+        spools: dict[str, Future[Partial]] = {}
         try:
             with self.traffic.workers() as pool:
                 for it in blobs[have:]:
@@ -300,8 +305,10 @@ class Puller:
                 self.traffic.started = list(spools.values())
                 for number in range(have, len(blobs)):
                     it, below = blobs[number], chains[number - 1] if number else None
-                    path = spools[it.digest].result()
-                    added.append(self.unpack(it, path, below, diff_ids[number]))
+                    path = spools[it.digest].result().path
+                    limit = rest_of(self.limit, added)
+                    layer = self.unpack(it, path, below, diff_ids[number], limit)
+                    added.append(layer)
         except BaseException:
             for layer in reversed(added):
                 self.layers.forget(layer)
@@ -317,23 +324,32 @@ class Puller:
                 return count
         return 0
 
-    def download(self, it: Descriptor) -> str:
-        """Bring a blob into a file below the store; return its path."""
-        id, path = short_id(it.digest), self.layers.batch.new_path()
+    def download(self, it: Descriptor) -> Partial:
+        """Bring a blob into a file below the store, from where an earlier pull was."""
+        id, spare = short_id(it.digest), self.layers.batch.new_path()
         told = self.traffic.counter(id, "Downloading", it.size)
+        partial = Partial(self.layers.root, it.digest, spare)
         try:
-            with open(path, "w+b") as file:
-                Download(self.client, self.repository, it, file, told).run()
+            with partial.open() as file:
+                Resumed(self.client, self.repository, it, file, told).run()
+        except IntegrityError:
+            partial.remove()
+            raise
         except BaseException:
-            os.unlink(path)
+            partial.close()
             raise
         self.tell(Event(id, "Download complete"))
-        return path
+        return partial
 
     def unpack(
-        self, it: Descriptor, path: str, below: str | None, diff_id: str
+        self,
+        it: Descriptor,
+        path: str,
+        below: str | None,
+        diff_id: str,
+        limit: int | None,
     ) -> Layer:
-        """Make a layer of a blob that came."""
+        """Make a layer of a blob that came, of at most ``limit`` bytes of files."""
         id = short_id(it.digest)
         where = f"{self.where}@{it.digest[:19]}"
         told = self.traffic.counter(id, "Extracting", it.size)
@@ -344,19 +360,20 @@ class Puller:
                 told(len(data))
                 return data
 
-            layer = self.layers.add(decompressed(read, where), below, diff_id=diff_id)
+            layer = self.layers.add(
+                decompressed(read, where), below, diff_id=diff_id, limit=limit
+            )
         source = f"{self.client.registry}/{self.repository}"
         self.journal.note(diff_id, Blob(source, it.media_type, it.digest, it.size))
         self.tell(Event(id, "Pull complete"))
         return layer
 
 
-def remove_spools(spools: Iterable[Future[str]]) -> None:
+def remove_spools(spools: Iterable[Future[Partial]]) -> None:
     """Remove the files of downloads that are finished."""
     for spool in spools:
         if spool.done() and not spool.cancelled() and not spool.exception():
-            with suppress(FileNotFoundError):
-                os.unlink(spool.result())
+            spool.result().remove()
 
 
 # %% Push

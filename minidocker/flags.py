@@ -92,6 +92,9 @@ class Given(Record):
 TEXT, LIST, NUMBER = Takes.TEXT, Takes.LIST, Takes.NUMBER
 
 FORMAT = Flag("format", "Format the output: json, or a template", takes=TEXT)
+MAX_SIZE = Flag(
+    "max-size", "Most bytes of files to unpack (default: what fits)", takes=TEXT
+)
 QUIET = Flag("quiet", "Only show IDs", "q")
 NO_TRUNC = Flag("no-trunc", "Don't truncate output")
 FILTER = Flag("filter", "Filter output based on conditions provided", "f", LIST)
@@ -106,6 +109,28 @@ def default_root() -> str:
         return "/var/lib/minidocker"
     home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return f"{home}/minidocker"
+
+
+# %% The nouns
+UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+
+
+def size(given: Given, flag: str) -> int:
+    """Return the bytes of a flag such as ``64m``; 0 when it was not given.
+
+    >>> size(Given({"memory": "1.5g"}), "memory"), size(Given({}), "memory")
+    (1610612736, 0)
+    """
+    text = given.text(flag).strip().lower()
+    if text in ("", "-1"):
+        return int(text or 0)
+    number = text.removesuffix("b").removesuffix("i")
+    unit = number[-1:] if number[-1:].isalpha() else ""
+    digits = number.removesuffix(unit).strip()
+    if unit not in UNITS or not digits.replace(".", "", 1).isdecimal():
+        what = f'invalid argument "{given.text(flag)}" for "--{flag}" flag'
+        raise UsageError(f"{what}: invalid size", hint="a number, and b, k, m or g")
+    return int(float(digits) * (1 << UNITS[unit]))
 
 
 # %% Parsing

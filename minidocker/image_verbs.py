@@ -20,7 +20,7 @@ from minidocker.errors import (
     MinidockerError,
     UsageError,
 )
-from minidocker.flags import LIST, TEXT, Command, Flag, Given
+from minidocker.flags import LIST, MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.oci import Reference, go_json, parse_reference
 
 
@@ -143,6 +143,7 @@ def import_(given: Given) -> int:
     if source == "-" and os.isatty(0):
         raise UsageError("a tar is expected on the input, not a terminal")
     engine = open_engine(given, Needs.MOUNTS)
+    engine.max_size = size(given, MAX_SIZE.name)
     read = tar_reader(engine, source)
 
     def counted(size: int) -> bytes:
@@ -206,6 +207,7 @@ COMMANDS = (
         "Import the contents from a tarball to create an image", import_,
         (
             CHANGE, Flag("message", "Set commit message for the image", "m", TEXT),
+            MAX_SIZE,
             Flag("platform", "Set the platform of the image: linux/arm64", takes=TEXT),
         ),
         least=1, most=2, example="tar -C tree -c . | minidocker import - tree:v1",

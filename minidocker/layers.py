@@ -74,6 +74,13 @@ def read_text(path: str) -> str | None:
         return None
 
 
+def rest_of(limit: int | None, layers: list[Layer]) -> int | None:
+    """Return how many bytes of files a limit leaves after some layers; None for all."""
+    if limit is None:
+        return None
+    return max(0, limit - sum(layer.size for layer in layers))
+
+
 def chain_on(parent: str | None, diff_id: str) -> str:
     """Return the chain id of a layer on top of a chain; pure.
 

@@ -22,7 +22,8 @@ from minidocker.errors import (
     did_you_mean,
 )
 from minidocker.images import ImageStore
-from minidocker.layers import Layer, LayerStore, chain_on
+from minidocker.layers import Layer, LayerStore, chain_on, rest_of
+from minidocker.legacy import REPOSITORIES, OldImage, old_images
 from minidocker.manifests import (
     Descriptor,
     Index,
@@ -193,18 +194,27 @@ def chosen(lines: list[Descriptor], platform: Platform | None) -> list[Descripto
 
 
 def oci_names(line: Descriptor) -> tuple[Reference, ...]:
-    """Return the name of an image in an index; a tag alone is none."""
+    """Return the name of an image in an index.
+
+    A tag alone names the image as podman does: ``localhost/TAG:latest``.
+    """
     text = name_note(line)
-    if not (":" in text or "/" in text):
+    if not text:
         return ()
     try:
-        name = parse_reference(text).tagged
+        name = parse_reference(text if ":" in text or "/" in text else local(text))
+        name = name.tagged
     except MinidockerError as why:
         raise IntegrityError(why.what, where="index.json") from why
     return () if name.digest else (name,)
 
 
 # %% The OCI's documents
+def local(tag: str) -> str:
+    """Return the name that a bare tag stands for; repositories have no capitals."""
+    return f"localhost/{tag.lower()}"
+
+
 def oci_image(
     source: Source, place: Descriptor, platform: Platform | None, depth: int
 ) -> Found:
@@ -276,7 +286,15 @@ def images_in(source: Source, platform: Platform | None = None) -> list[Found]:
     """Return the images of a shipment, all their documents checked."""
     if source.maybe("manifest.json") is not None:
         return docker_images(source, platform)
+    if source.maybe("oci-layout") is None and source.maybe(REPOSITORIES) is not None:
+        return [old_image(one) for one in old_images(source)]
     return oci_images(source, platform)
+
+
+def old_image(one: OldImage) -> Found:
+    """Return an image of before there were ids."""
+    image = parse_config(one.text, len(one.layers), REPOSITORIES)
+    return Found(one.text, image, tuple(map(Blob, one.layers)), one.names)
 
 
 def layout_image(
@@ -357,8 +375,9 @@ def add_layers(
             def tell(done: int, diff_id: str = diff_id, size: int = size) -> None:
                 told(diff_id, done, size)
 
+            left = rest_of(limit, made)
             made.append(
-                add_layer(layers, source, blob, below, diff_id, limit=limit, told=tell)
+                add_layer(layers, source, blob, below, diff_id, limit=left, told=tell)
             )
 
 

@@ -21,10 +21,10 @@ from minidocker.compression import Codec, codec_of, decompressed
 from minidocker.errors import IntegrityError, NotFoundError
 from minidocker.linux import Resolve, openat2
 from minidocker.manifests import DOCUMENT_LIMIT, clean
+from minidocker.places import names_in
 from minidocker.reading import Read, Stream, TarReader
 from minidocker.records import Record
 from minidocker.trees import printable
-from minidocker.unpack import names_in
 
 
 # %% The nouns
@@ -114,7 +114,11 @@ class TarSource(Source):
         self._members: dict[bytes, tuple[Entry, int]] = {}
         os.lseek(fd, 0, os.SEEK_SET)
         stream = Jumping(fd)
-        for entry in TarReader(stream):
+        reader = TarReader(stream)
+        for entry in reader:
+            if reader.extents is not None:
+                where = printable(entry.name)
+                raise IntegrityError("a file of an image with holes", where=where)
             self._note(entry, stream.tell())
 
     def _note(self, entry: Entry, at: int) -> None:

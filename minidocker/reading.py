@@ -173,7 +173,8 @@ def decimal(text: bytes) -> int:
 
 # %% Pax records
 Pax = dict[bytes, bytes]
-DENSE = "make the archive without --sparse"
+SPARSE_MAP = b"GNU.sparse.map"
+PAIRED = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 
 
 def read_pax(block: bytes) -> Pax:
@@ -192,8 +193,8 @@ def read_pax(block: bytes) -> Pax:
             raise IntegrityError("a pax record is malformed")
         if b"\0" in key or (b"\0" in value and not key.startswith(SCHILY)):
             raise IntegrityError("a pax record contains a NUL")
-        if key.startswith(b"GNU.sparse."):
-            raise IntegrityError("sparse entries are not supported", hint=DENSE)
+        if key in PAIRED:  # the oldest form says each of them again and again
+            key, value = SPARSE_MAP, records.get(SPARSE_MAP, b"") + value + b","
         records[key] = value
         block = block[length:]
     return records
@@ -202,7 +203,10 @@ def read_pax(block: bytes) -> Pax:
 # %% From a header to an entry
 ID_LIMIT = 2**32 - 1
 SIZE_LIMIT = 2**63
-FLAGS = {kind.value: kind for kind in Kind} | {b"\0": Kind.FILE, b"7": Kind.FILE}
+OLD_SPARSE = b"S"
+FLAGS = {kind.value: kind for kind in Kind} | dict.fromkeys(
+    (b"\0", b"7", OLD_SPARSE), Kind.FILE
+)
 
 
 def verified(block: bytes) -> bytes:
@@ -253,12 +257,11 @@ def permissions(fields: bytes) -> tuple[int, int, int]:
 # %% From a header to an entry
 def decode(block: bytes, pax: Pax) -> Entry:
     """Return the entry of a header and the pax records before it."""
-    name = pax.get(b"path") or plain_name(block)
+    name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or plain_name(block)
     kind = FLAGS.get(block[156:157])
     if kind is None:
         what = f"entries of type {printable(block[156:157])!r} are not supported"
-        hint = DENSE if block[156:157] == b"S" else None
-        raise IntegrityError(what, where=printable(name), hint=hint)
+        raise IntegrityError(what, where=printable(name))
     if kind is Kind.FILE and name.endswith(b"/"):
         kind = Kind.DIRECTORY  # as tar did before ustar had a type for it
     link = pax.get(b"linkpath") or block[157:257].partition(b"\0")[0]
@@ -292,6 +295,44 @@ def xattrs_in(pax: Pax) -> Xattrs:
     return tuple((name, value) for name, value in named if kept(os.fsdecode(name)))
 
 
+# %% Holes
+Extents = tuple[tuple[int, int], ...]
+MOST_EXTENTS = 1 << 16
+
+
+def checked_extents(numbers: list[int], size: int, stored: int) -> Extents:
+    """Return pairs of offset and length, upwards. Raises IntegrityError.
+
+    ``size`` is that of the file, ``stored`` the bytes that the archive has of it.
+
+    >>> checked_extents([0, 2, 8, 1], 9, 3)
+    ((0, 2), (8, 1))
+    """
+    pairs = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+    end = 0
+    for offset, length in pairs:
+        if length < 0 or not end <= offset <= offset + length <= size:
+            raise IntegrityError("the pieces of a sparse file overlap or lie outside")
+        end = offset + length
+    if len(numbers) % 2 or sum(length for _, length in pairs) != stored:
+        raise IntegrityError("the map of a sparse file is not that of its data")
+    return pairs
+
+
+def old_map(block: bytes, begin: int, count: int) -> list[int]:
+    """Return the offsets and lengths in a block of the old form."""
+    fields = [block[begin + 12 * n : begin + 12 * n + 12] for n in range(2 * count)]
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    return [number(one) for pair in pairs if pair[1].strip(b"\0") for one in pair]
+
+
+def is_sparse(block: bytes, pax: Pax) -> bool:
+    """Say whether a header is that of a file with a map."""
+    if block[156:157] == OLD_SPARSE:
+        return True
+    return SPARSE_MAP in pax or pax.get(b"GNU.sparse.major") == b"1"
+
+
 # %% The reader
 class Tape:
     """Hear a tar as it is read, in order and every byte; this one keeps nothing."""
@@ -305,6 +346,9 @@ class Tape:
     def entry(self, entry: Entry, path: bytes) -> None:
         """Hear that this entry is done; it is now ``path`` below the root."""
 
+    def replaced(self, path: bytes, fd: int) -> None:
+        """Hear that ``path``, open as ``fd``, gives way to an entry of its name."""
+
 
 # %% The reader
 class TarReader:
@@ -313,6 +357,7 @@ class TarReader:
     ``limit`` bounds the sum of the files' sizes in bytes, holes included. After the
     last entry the input has been read to its end, so that a digest taken on the way
     covers all of it. Raises IntegrityError for whatever is not a whole, proper tar.
+    ``extents`` say where the contents of the current entry go, None for one piece.
     """
 
     def __init__(
@@ -320,6 +365,7 @@ class TarReader:
     ) -> None:
         self._stream = read if isinstance(read, Stream) else Stream(read)
         self._room, self._tape = limit, tape
+        self.extents: Extents | None = None
         self._left = self._pad = 0
 
     def __iter__(self) -> Iterator[Entry]:
@@ -376,8 +422,43 @@ class TarReader:
         """Return the entry of a header; its contents come next in the stream."""
         entry = decode(block, pax)
         self._left, self._pad = entry.size, -entry.size % BLOCK
+        self.extents = None
+        if is_sparse(block, pax):
+            entry = self._sparse(block, pax, entry)
         self._charge(entry.size, entry.name)
         return entry
+
+    def _sparse(self, block: bytes, pax: Pax, entry: Entry) -> Entry:
+        """Read the map of a file with holes; return its entry with its whole size."""
+        if block[156:157] == OLD_SPARSE:
+            size, numbers = number(block[483:495]), old_map(block, 386, 4)
+            more = block[482]
+            while more and len(numbers) < 2 * MOST_EXTENTS:
+                block = self._take(BLOCK)
+                numbers += old_map(block, 0, 21)
+                more = block[504]
+        elif SPARSE_MAP in pax:
+            size = decimal(pax.get(b"GNU.sparse.size", b""))
+            numbers = [decimal(n) for n in pax[SPARSE_MAP].strip(b",").split(b",") if n]
+        else:
+            size, numbers = decimal(pax.get(b"GNU.sparse.realsize", b"")), self._lines()
+        entry = entry.replace(size=size)
+        if why := fault(entry):
+            raise IntegrityError(why, where=printable(entry.name))
+        self.extents = checked_extents(numbers, size, self._left)
+        return entry
+
+    def _lines(self) -> list[int]:
+        """Read the map before the data: how many pairs, and then them, a line each."""
+        text, count = b"", 0
+        while text.count(b"\n") <= 2 * count or not text:
+            if self._left < BLOCK or len(text) > PAX_LIMIT:
+                raise IntegrityError("the map of a sparse file has no end")
+            text += self._take(BLOCK)
+            self._left -= BLOCK
+            if b"\n" in text:
+                count = decimal(text.partition(b"\n")[0])
+        return [decimal(line) for line in text.split(b"\n")[1 : 2 * count + 1]]
 
     def _end(self, pax: Pax) -> None:
         """Read the rest of the input, after the first block of zeros."""
@@ -392,8 +473,10 @@ class TarReader:
         while self._left:
             data = self._stream.some(self._left)
             self._left -= len(data)
-            if self._tape:
+            if self._tape and self.extents is None:
                 self._tape.piece(data)
+            elif self._tape:
+                self._tape.frame(bytes(data))  # no file has these bytes in a row
             yield data
 
 

@@ -23,10 +23,11 @@ from minidocker.errors import (
     RegistryError,
 )
 from minidocker.exchange import Event, Tell, client_for
-from minidocker.flags import TEXT, Command, Flag, Given
+from minidocker.flags import LIST, MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.manifests import DOCUMENT_LIMIT, clean, parse_platform
 from minidocker.oci import HUB, TAG, Reference, is_hex, matches, parse_reference
 from minidocker.registry import Client
+from minidocker.trust import add_insecure
 from minidocker.wire import DeniedError
 
 
@@ -146,13 +147,14 @@ def named(given: Given, *, quiet: bool) -> Reference:
 def pull(given: Given) -> int:
     """``pull [OPTIONS] NAME[:TAG|@DIGEST]``"""
     quiet, text = given.on("quiet"), given.text("platform")
+    add_insecure(given.list(INSECURE_FLAG.name))
     platform = parse_platform(text) if text else None
     reference = named(given, quiet=quiet)
     wanted = [reference]
     if given.on("all-tags"):
         wanted = names_to_pull(client_for(reference.registry), reference)
     engine = open_engine(given, Needs.MOUNTS)
-    news = False
+    engine.max_size, news = size(given, MAX_SIZE.name), False
     for one in wanted:
         with telling(quiet=quiet) as tell:
             found = engine.pull(one, tell, platform)
@@ -180,6 +182,7 @@ def tags_here(engine: Engine, reference: Reference) -> list[Reference]:
 def push(given: Given) -> int:
     """``push [OPTIONS] NAME[:TAG]``"""
     quiet = given.on("quiet")
+    add_insecure(given.list(INSECURE_FLAG.name))
     reference = named(given, quiet=quiet)
     if reference.digest:
         raise MinidockerError("cannot push a digest reference")
@@ -247,6 +250,7 @@ def ask(name: str, password: str) -> Login:
 def login(given: Given) -> int:
     """``login [OPTIONS] [SERVER]``"""
     host, credentials = server(given), Credentials()
+    add_insecure(given.list(INSECURE_FLAG.name))
     name, password = given.text("username"), secret(given)
     known = None if name or password else credentials.get(host)
     if known:
@@ -275,6 +279,9 @@ def logout(given: Given) -> int:
 
 # %% The table
 QUIET = Flag("quiet", "Suppress verbose output", "q")
+INSECURE_FLAG = Flag(
+    "insecure-registry", "HOST[:PORT] or NETWORK to ask without certificate", takes=LIST
+)
 UNTRUSTED = Flag("disable-content-trust", "Skip image verification (always)")
 COMMANDS = (
     Command(
@@ -283,6 +290,8 @@ COMMANDS = (
         (
             Flag("all-tags", "Download all tagged images in the repository", "a"),
             UNTRUSTED,
+            INSECURE_FLAG,
+            MAX_SIZE,
             Flag("platform", "Which image, if there are several", takes=TEXT),
             QUIET,
         ),
@@ -290,12 +299,16 @@ COMMANDS = (
     ),
     Command(
         "push", "[OPTIONS] NAME[:TAG]", "Upload an image to a registry", push,
-        (Flag("all-tags", "Push all tags of an image", "a"), UNTRUSTED, QUIET),
+        (
+            Flag("all-tags", "Push all tags of an image", "a"),
+            UNTRUSTED, INSECURE_FLAG, QUIET,
+        ),
         least=1, most=1, example="minidocker push 127.0.0.1:5000/web:v1",
     ),
     Command(
         "login", "[OPTIONS] [SERVER]", "Authenticate to a registry", login,
         (
+            INSECURE_FLAG,
             Flag("password", "Password", "p", TEXT),
             Flag("password-stdin", "Take the password from stdin"),
             Flag("username", "Username", "u", TEXT),

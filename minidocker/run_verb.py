@@ -20,7 +20,7 @@ from minidocker.container_verbs import (
 )
 from minidocker.engine import Engine, Pull
 from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you_mean
-from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
+from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, size
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, network_mode
 from minidocker.security import SHM_SIZE, check_ours
@@ -33,27 +33,6 @@ if TYPE_CHECKING:
 
 
 # %% Numbers with units
-UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
-
-
-def size(given: Given, flag: str) -> int:
-    """Return the bytes of a flag such as ``64m``; 0 when it was not given.
-
-    >>> size(Given({"memory": "1.5g"}), "memory"), size(Given({}), "memory")
-    (1610612736, 0)
-    """
-    text = given.text(flag).strip().lower()
-    if text in ("", "-1"):
-        return int(text or 0)
-    number = text.removesuffix("b").removesuffix("i")
-    unit = number[-1:] if number[-1:].isalpha() else ""
-    digits = number.removesuffix(unit).strip()
-    if unit not in UNITS or not digits.replace(".", "", 1).isdecimal():
-        what = f'invalid argument "{given.text(flag)}" for "--{flag}" flag'
-        raise UsageError(f"{what}: invalid size", hint="a number, and b, k, m or g")
-    return int(float(digits) * (1 << UNITS[unit]))
-
-
 def billionths(text: str) -> int:
     """Return a number of processors in billionths.
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from minidocker.compression import Codec, codec_named
 from minidocker.container_verbs import Needs, open_engine, print_lines
 from minidocker.durable import store_lock
-from minidocker.engine import BASE, Engine, free_bytes
+from minidocker.engine import BASE, Engine
 from minidocker.errors import MinidockerError, UsageError
-from minidocker.flags import TEXT, Command, Flag, Given
+from minidocker.flags import MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.loading import load as load_images
 from minidocker.manifests import parse_platform
 from minidocker.oci import short_id
@@ -129,7 +129,8 @@ def load(given: Given) -> int:
             "requested load from stdin, but stdin is empty", hint="-i FILE"
         )
     engine = open_engine(given, Needs.MOUNTS)
-    limit = free_bytes(engine.root)
+    engine.max_size = size(given, MAX_SIZE.name)
+    limit = engine.room()
     with engine.changing(), opened(engine, path, limit) as source:
         stores = engine.images, engine.layers
         reports = load_images(
@@ -162,6 +163,7 @@ COMMANDS = (
         "load", "[OPTIONS]", "Load an image from a tar archive or STDIN", load,
         (
             Flag("input", "Read from a file or directory, instead of STDIN", "i", TEXT),
+            MAX_SIZE,
             Flag("platform", "Load the image for a platform: linux/arm64", takes=TEXT),
             Flag("quiet", "Suppress the load output", "q"),
         ),

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator
 
 from minidocker.archive import Entry, Put, TreeWriter
 from minidocker.errors import ConflictError, IntegrityError
+from minidocker.places import names_in
 from minidocker.reading import Tape
 from minidocker.records import Record
 from minidocker.trees import printable
-from minidocker.unpack import names_in
 
 
 TYPE_CHECKING = False
@@ -116,6 +117,8 @@ class SplitWriter(Tape):
         self._frame: list[bytes] = []
         self._lines: list[str] = []
         self._size = self._number = 0
+        self._path = path
+        self._members: dict[bytes, int] = {}
 
     def __enter__(self) -> SplitWriter:
         return self
@@ -161,8 +164,16 @@ class SplitWriter(Tape):
             payload = f'"{base64(self._crc.to_bytes(8, "big"))}"'
             if not names(entry.name, path):
                 line += f',"real":"{base64(path)}"'
+            self._members[path] = self._number
         self._line(f'{line},"payload":{payload}')
         self._crc = 0
+
+    def replaced(self, path: bytes, fd: int) -> None:
+        """Keep the contents of a member beside the split: its file will be another."""
+        if (member := self._members.pop(path, None)) is not None:
+            with open(kept_path(self._path, member), "xb") as file:
+                while data := os.read(fd, 1 << 18):
+                    file.write(data)
 
     def __exit__(self, *_: object) -> None:
         self._segment()
@@ -172,6 +183,11 @@ class SplitWriter(Tape):
 
 
 # %% Recording
+def kept_path(split: str, number: int) -> str:
+    """Return where the contents of a line are kept, if their file was replaced."""
+    return f"{os.path.dirname(split)}/replaced-{number}"
+
+
 def names(name: bytes, path: bytes) -> bool:
     """Whether a member's name is that of the file at ``path``."""
     return name.removeprefix(b"./") == path or b"/".join(names_in(name)) == path
@@ -239,17 +255,29 @@ def assemble(split: str, tree: str, put: Put) -> None:
     bytes are right the caller sees by their digest.
     """
     with TreeWriter(tree, put) as writer:
-        for part in read_split(split):
+        kept = kept_beside(split)
+        for number, part in enumerate(read_split(split)):
             if isinstance(part, Segment):
                 writer.tar.write(part.data)
             elif part.size:
-                add_contents(writer, part)
+                add_contents(writer, part, kept.get(number))
         writer.tar.flush()
 
 
-def add_contents(writer: TreeWriter, part: Contents) -> None:
-    """Write the contents of one file."""
+def kept_beside(split: str) -> dict[int, str]:
+    """Return the files with replaced contents, by the number of their line."""
+    above = os.path.dirname(split) or "."
+    names = [name for name in os.listdir(above) if name.startswith("replaced-")]
+    return {int(name.partition("-")[2]): f"{above}/{name}" for name in names}
+
+
+def add_contents(writer: TreeWriter, part: Contents, kept: str | None) -> None:
+    """Write the contents of one file, or of the one that was there before it."""
     try:
+        if kept:
+            with open(kept, "rb") as file:
+                writer.tar.copy(file.fileno(), part.size, part.path)
+            return
         writer.add_contents(part.path, part.size)
     except (ConflictError, OSError) as why:
         if getattr(why, "errno", None) not in (*NOT_THERE, None):
@@ -261,8 +289,8 @@ def add_contents(writer: TreeWriter, part: Contents) -> None:
 # %% Reading it back
 def damaged_file(split: str, tree: str) -> str | None:
     """Return the path of the first file whose contents are not those that came."""
-    crc64 = fast_crc64()
-    for part in read_split(split):
+    crc64, kept = fast_crc64(), kept_beside(split)
+    for number, part in enumerate(read_split(split)):
         if isinstance(part, Contents) and part.size:
             found = [0]
 
@@ -270,7 +298,7 @@ def damaged_file(split: str, tree: str) -> str | None:
                 found[0] = crc64(data, found[0])
 
             with TreeWriter(tree, put) as writer:
-                add_contents(writer, part)
+                add_contents(writer, part, kept.get(number))
                 writer.tar.flush()
             if found[0] != part.crc:
                 return printable(part.path)

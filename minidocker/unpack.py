@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from minidocker.archive import Entry, Kind
 from minidocker.errors import IntegrityError, MinidockerError
 from minidocker.linux import Resolve, openat2
+from minidocker.places import Place, Places, marker_of, names_in
 from minidocker.reading import Read, Tape, TarReader
-from minidocker.records import Record
 from minidocker.trees import (
     DIRECTORY,
     is_directory,
@@ -33,121 +33,29 @@ from minidocker.trees import (
 )
 
 
-# %% The nouns: a place, a marker
-class Place(Record):
-    """An open directory below the root: its descriptor and its real path."""
-
-    fd: int
-    path: bytes
-
-    def child(self, base: bytes) -> bytes:
-        """Return the real path of ``base`` in this directory."""
-        return self.path + b"/" + base if self.path else base
-
-
-WHITEOUT = b".wh."
-OPAQUE = b".wh..wh..opq"
-
-
-# %% The nouns: a place, a marker
-def names_in(name: bytes) -> list[bytes]:
-    """Return the components of an entry's name; an absolute one starts at the root.
-
-    >>> names_in(b"/a/./b/")
-    [b'a', b'b']
-    """
-    parts = name.split(b"/")
-    if b"" in parts or b"." in parts:
-        parts = [part for part in parts if part and part != b"."]
-    if b".." in parts:
-        raise IntegrityError("the name climbs with ..", where=printable(name))
-    return parts
-
-
-def marker_of(entry: Entry, parts: list[bytes]) -> bytes | None:
-    """Return what a whiteout hides, ``b""`` for an opaque marker, None for no marker.
-
-    Raises IntegrityError for a marker that is malformed.
-    """
-    if WHITEOUT not in entry.name:
-        return None
-    if not any(part.startswith(WHITEOUT) for part in parts):
-        return None
-    base = parts[-1]
-    hidden = base.removeprefix(WHITEOUT)
-    if base == OPAQUE:
-        hidden = b""
-    elif hidden in (b"", b".", b"..") or hidden.startswith(WHITEOUT):
-        hidden = base
-    above = any(part.startswith(WHITEOUT) for part in parts[:-1])
-    if above or hidden == base or entry.kind is not Kind.FILE or entry.size:
-        what = "the whiteout is malformed: nothing is deleted"
-        raise IntegrityError(what, where=printable(entry.name))
-    return hidden
-
-
-# %% The directories that are open
-class Places:
-    """Directories below a root, opened once each and never outside it."""
-
-    MOST = 256
-
-    def __init__(self, root: str) -> None:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self.root = os.open(root, flags)
-        self._top = os.readlink(b"/proc/self/fd/%d" % self.root).rstrip(b"/")
-        self._open: dict[bytes, Place] = {}
-
-    def forget(self, keep: Place | None = None) -> None:
-        """Close all but ``keep``: something that was on the way has been removed."""
-        for name, place in list(self._open.items()):
-            if place is not keep:
-                os.close(self._open.pop(name).fd)
-
-    def close(self) -> None:
-        """Close everything."""
-        self.forget()
-        os.close(self.root)
-
-    def find(self, name: bytes) -> Place | None:
-        """Open a directory by its name below the root; None when nothing is there.
-
-        Symbolic links on the way mean what they mean inside the root. Raises
-        IntegrityError when what is there is no directory, or links run in a circle.
-        """
-        if found := self._open.pop(name, None):
-            self._open[name] = found  # the last one used is closed last
-            return found
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        how = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
-        try:
-            fd = openat2(self.root, os.fsdecode(name) or ".", flags, resolve=how)
-        except OSError as why:
-            if why.errno == errno.ENOENT:
-                return None
-            raise
-        if len(self._open) >= self.MOST:
-            os.close(self._open.pop(next(iter(self._open))).fd)
-        path = os.readlink(b"/proc/self/fd/%d" % fd)[len(self._top) + 1 :]
-        self._open[name] = Place(fd, path)
-        return self._open[name]
-
-
 # %% What one archive has done so far
 class Unpacker:
     """The state of one unpacking: what this archive brought, and the times to set.
 
-    ``brought`` has the real path of each entry, ``above`` those of the directories
-    that hold them. ``times`` are set last: making a file changes its directory's.
+    ``brought`` has by the real path of each entry the name that it came under,
+    ``above`` the paths of the directories that hold them. ``times`` are set last:
+    making a file changes its directory's.
     ``born`` is with which owner a directory's files are born: ours, or with its group.
     """
 
-    def __init__(self, reader: TarReader, root: str, *, ignore_owner: bool) -> None:
-        self.reader = reader
+    def __init__(
+        self,
+        reader: TarReader,
+        root: str,
+        *,
+        ignore_owner: bool,
+        tape: Tape | None = None,
+    ) -> None:
+        self.reader, self.tape = reader, tape
         self.places = Places(root)
         self.at: list[bytes] = []
         self.ignore_owner = ignore_owner
-        self.brought: set[bytes] = set()
+        self.brought: dict[bytes, bytes] = {}
         self.above: set[bytes] = {b""}
         self.times: dict[bytes, int] = {}
         self.born: dict[bytes, tuple[int, int]] = {}
@@ -205,15 +113,38 @@ class Unpacker:
         self.times[path] = entry.mtime
         self.born.pop(path, None)
 
-    def claim(self, path: bytes) -> None:
-        """Note that the archive brings ``path``; raise IntegrityError for twice."""
-        if path in self.brought:
-            raise IntegrityError("the archive has this name twice")
-        self.brought.add(path)
+    def claim(self, path: bytes, name: bytes) -> bool:
+        """Note that the archive brings ``path``, under a name; say whether again.
+
+        Raises IntegrityError when it came under another name before.
+        """
+        if (before := self.brought.get(path)) is not None:
+            if before != name:
+                raise IntegrityError("the archive has this file under two names")
+            return True
+        self.brought[path] = path if name == path else name
         head = path.rpartition(b"/")[0]
         while head not in self.above:
             self.above.add(head)
             head = head.rpartition(b"/")[0]
+        return False
+
+    def replace(self, parent: Place, base: bytes, entry: Entry) -> None:
+        """Make room for an entry whose name came before; keep a copy who wants one."""
+        st = os.stat(base, dir_fd=parent.fd, follow_symlinks=False)
+        was_directory = stat.S_ISDIR(st.st_mode)
+        if was_directory != (entry.kind is Kind.DIRECTORY):
+            raise IntegrityError("the archive has this name twice, once a directory")
+        if entry.kind is Kind.HARD_LINK:
+            raise IntegrityError("the archive has this name twice, the second a link")
+        if not was_directory:
+            if self.tape and stat.S_ISREG(st.st_mode) and st.st_size:
+                fd = os.open(base, READ, dir_fd=parent.fd)
+                try:
+                    self.tape.replaced(parent.child(base), fd)
+                finally:
+                    os.close(fd)
+            os.unlink(base, dir_fd=parent.fd)
 
     def clear(self, parent: Place, base: bytes) -> None:
         """Remove what a lower layer has where an entry goes."""
@@ -239,6 +170,7 @@ class Unpacker:
 
 
 # %% One adder for each kind
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -273,7 +205,10 @@ def add_file(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
         to.clear(parent, base)
         fd = os.open(base, WRITE, entry.mode, dir_fd=parent.fd)
     try:
-        write_pieces(fd, to.reader.pieces())
+        if to.reader.extents is None:
+            write_pieces(fd, to.reader.pieces())
+        else:
+            fill_between_holes(fd, to.reader, entry.size)
         to.own_new(fd, parent, (entry.uid, entry.gid))
         if entry.mode & 0o6000:  # chown(2) clears them
             os.fchmod(fd, entry.mode)
@@ -282,6 +217,20 @@ def add_file(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
         os.utime(fd, ns=(entry.mtime, entry.mtime))
     finally:
         os.close(fd)
+
+
+def fill_between_holes(fd: int, reader: TarReader, size: int) -> None:
+    """Write the pieces of a sparse file where they belong; holes take no place."""
+    os.ftruncate(fd, size)
+    pieces, data = reader.pieces(), memoryview(b"")
+    for offset, length in reader.extents or ():
+        os.lseek(fd, offset, os.SEEK_SET)
+        left = length
+        while left:
+            data = data or next(pieces)
+            part = data[:left]
+            write_all(fd, part)
+            data, left = data[len(part) :], left - len(part)
 
 
 def add_directory(to: Unpacker, parent: Place, base: bytes, entry: Entry) -> None:
@@ -387,7 +336,8 @@ def add(to: Unpacker, entry: Entry, parts: list[bytes]) -> bytes:
     parent = to.place(parts[:-1])
     base = parts[-1] if parts else b""
     path = parent.child(base) if base else parent.path
-    to.claim(path)
+    if to.claim(path, b"/".join(parts)) and base:
+        to.replace(parent, base, entry)
     if base:
         ADDERS[entry.kind](to, parent, base, entry)
     elif entry.kind is Kind.DIRECTORY:
@@ -428,7 +378,7 @@ def hide(to: Unpacker, parts: list[bytes], hidden: bytes) -> None:
     marker = parent.child(parts[-1])
     if marker in to.brought:
         raise IntegrityError("the archive has this whiteout twice")
-    to.brought.add(marker)
+    to.brought[marker] = marker
     path = parent.child(hidden) if hidden else parent.path
     if not hidden:
         hide_below(to, path)
@@ -464,10 +414,14 @@ def placed(entry: Entry, why: MinidockerError | OSError) -> Exception:
 
 @contextmanager
 def unpacking(
-    reader: TarReader, root: str, at: str, ignore_owner: bool
+    reader: TarReader,
+    root: str,
+    at: str,
+    ignore_owner: bool,
+    tape: Tape | None = None,
 ) -> Iterator[Unpacker]:
     """Yield an unpacker; set the directories' times when all went well."""
-    to = Unpacker(reader, root, ignore_owner=ignore_owner)
+    to = Unpacker(reader, root, ignore_owner=ignore_owner, tape=tape)
     to.at = names_in(os.fsencode(at))
     before = os.umask(0)
     try:
@@ -495,14 +449,15 @@ def apply_layer(
     maker removes it.
     """
     size, reader = 0, TarReader(read, limit=limit, tape=tape)
-    with unpacking(reader, root, "/", ignore_owner) as to:
+    with unpacking(reader, root, "/", ignore_owner, tape) as to:
         for entry in reader:
             try:
                 path = apply_entry(to, entry)
             except (MinidockerError, OSError) as why:
                 raise placed(entry, why) from why.__cause__
             if tape:
-                tape.entry(entry, path)
+                dense = reader.extents is None
+                tape.entry(entry if dense else entry.replace(size=0), path)
             size += entry.size
     return size
 

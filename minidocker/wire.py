@@ -23,6 +23,7 @@ from minidocker.errors import IntegrityError, NotFoundError, RegistryError
 from minidocker.manifests import clean
 from minidocker.oci import HUB
 from minidocker.records import Record
+from minidocker.trust import is_insecure
 
 
 TYPE_CHECKING = False
@@ -90,8 +91,10 @@ def endpoint(registry: str) -> str:
 
 def addresses(host: str) -> tuple[str, ...]:
     """Return the addresses under which a registry may answer, in order."""
-    secure = f"https://{host}"
-    return (f"http://{host}", secure) if is_local(secure) else (secure,)
+    plain, secure = f"http://{host}", f"https://{host}"
+    if is_local(secure):
+        return (plain, secure)
+    return (secure, plain) if is_insecure(host) else (secure,)
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -116,7 +119,7 @@ def checked_url(url: str, sender: str) -> str:
         raise RegistryError(f'the registry names "{clean(url)}", which is not http')
     if is_local(url) and not is_local(sender):
         raise RegistryError(f'the registry names "{clean(url)}", on this machine')
-    if scheme == "http" and not is_local(url):
+    if scheme == "http" and not (is_local(url) or is_insecure(urlsplit(url).netloc)):
         raise RegistryError(f'the registry names "{clean(url)}", which is not https')
     return url
 
@@ -156,7 +159,7 @@ def tls_context(url: str) -> ssl.SSLContext:
     import ssl
 
     context = ssl.create_default_context()
-    if is_local(url):
+    if is_local(url) or is_insecure(urlsplit(url).netloc):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     place = f"{CERTS}/{urlsplit(url).netloc}"
     names = sorted(os.listdir(place)) if os.path.isdir(place) else []

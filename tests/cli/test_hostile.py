@@ -35,7 +35,9 @@ SOUND = tar(member("f", b"x"))
 HOSTILE = {
     "climbs": tar(member("../out", b"x")),
     "climbs from inside": tar(member("a/../../out", b"x")),
-    "twice": tar(member("f", b"1"), member("f", b"2")),
+    "twice, once a directory": tar(
+        member("f", b"1"), member("f", type=tarfile.DIRTYPE)
+    ),
     "a hard link outside": tar(link("h", "../../etc/passwd", hard=True)),
     "a hard link to itself": tar(link("h", "h", hard=True)),
     "a hard link to a later file": tar(link("h", "f", hard=True), member("f", b"x")),

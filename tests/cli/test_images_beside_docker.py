@@ -192,8 +192,10 @@ def test_templates_of_inspect(peers: list[Peer], image: str) -> None:
         texts = [peer.told(one.stdout) for peer, one in zip(peers, done, strict=True)]
         statuses = [one.returncode for one in done]
         wanted = [64, 125] if form in unreadable else [statuses[0]] * 2
-        if form in ("{{json .Config}}",):
-            texts = [[json.loads(text[0])] for text in texts]
+        if form in ("{{json .Config}}", "{{json .Config.Env}}"):
+            # Docker's import writes "Env":null, which the OCI's schema refuses
+            plain = [text[0].replace('"Env":[]', '"Env":null') for text in texts]
+            texts = [[json.loads("null" if t == "[]" else t)] for t in plain]
         if statuses != wanted or (statuses == [0, 0] and texts[0] != texts[1]):
             wrong.append((form, statuses, *texts, done[0].stderr, done[1].stderr))
     assert not wrong, "\n".join(map(str, wrong))

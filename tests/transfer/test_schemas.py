@@ -1,6 +1,7 @@
 """The documents that we write validate against the OCI's own schemas (Debian's copy)."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_every_document_of_a_layout_is_valid(
     check(registry, "config-schema", read(where, manifest["config"]))
     for layer in manifest["layers"]:
         assert len(read(where, layer)) == layer["size"]
+
+
+def test_an_imported_image_is_valid_too(
+    built: tuple[Store, str], registry: Registry, tmp_path: Path
+):
+    """Docker writes ``"Env":null`` here, which the schema refuses."""
+    store, _ = built
+    tar = tmp_path / "t.tar"
+    with tarfile.open(tar, "w") as file:
+        file.addfile(tarfile.TarInfo("empty"))
+    for changes in ((), ("--change", "ENV A=b"), ("--change", "CMD x")):
+        store.says("import", *changes, str(tar), "imported")
+        where = tmp_path / f"layout{len(list(tmp_path.iterdir()))}"
+        store.says("save", "--format", "oci-dir", "-o", str(where), "imported")
+        index = json.loads((where / "index.json").read_text())
+        manifest = json.loads(read(where, index["manifests"][0]))
+        check(registry, "config-schema", read(where, manifest["config"]))
 
 
 def read(where: Path, descriptor: dict[str, str]) -> bytes:

@@ -235,7 +235,6 @@ HOSTILE = {
     "half a body": header(Entry(b"f", Kind.FILE, size=1000)) + b"x" * 600,
     "half a pax header": pax(b"12 path=abc\n")[:600],
     "end after pax": pax(b"12 path=abc\n", of=b""),
-    "sparse, GNU": patched(FILE, 156, b"S") + END,
     "sparse, pax": pax(b"22 GNU.sparse.major=1\n"),
     "unknown type": patched(FILE, 156, b"Z") + END,
     "empty name": patched(FILE, 0, b"\0") + END,
