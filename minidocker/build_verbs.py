@@ -36,6 +36,7 @@ from minidocker.errors import (
     ReferenceFault,
     UnsupportedError,
     UsageError,
+    did_you_mean,
 )
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
 from minidocker.oci import parse_reference
@@ -248,6 +249,8 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
         raise UnsupportedError(f"--squash is not supported: {SQUASHED}", hint=hint)
     for tag in given.list("tag"):
         check_tag(tag)
+    if given.on("push") and not given.list("tag"):
+        raise UsageError("a push needs a name", where="--push", hint="-t NAME")
     until = given.number("until")
     if until is not None and until < 1:
         raise UsageError("steps are counted from 1", where="--until")
@@ -268,7 +271,21 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
         until=until,
         pull_first=given.on("pull"),
         shell_on_error=given.on("shell-on-error"),
+        platform=given.text("platform"),
+        network=network_of(given),
     )
+
+
+NETWORKS = ("default", "none", "host")
+
+
+def network_of(given: Given) -> str:
+    """Return what ``--network`` says. Raises UsageError."""
+    name = given.text("network") or "default"
+    if name not in NETWORKS:
+        hint = did_you_mean(name, NETWORKS, other=f"there are {', '.join(NETWORKS)}")
+        raise UsageError(f'no network "{name}"', where="--network", hint=hint)
+    return name
 
 
 # %% Checks
@@ -348,7 +365,18 @@ def build(given: Given) -> int:
     give_out(engine, id, outputs, given.text("iidfile"))
     if given.on("quiet"):
         print(id)
+    if given.on("push"):
+        push_names(engine, options.tags, quiet=given.on("quiet"))
     return 0
+
+
+def push_names(engine: Engine, names: tuple[str, ...], *, quiet: bool) -> None:
+    """Send the image to the registries of its names; say its digest there."""
+    for name in names:
+        reference = parse_reference(name).tagged
+        sent = engine.push(reference, lambda event: None)
+        if not quiet:
+            print(f"{reference}: digest: {sent.digest} size: {sent.size}")
 
 
 # %% The commands
@@ -360,8 +388,12 @@ def give_out(
         with engine.changing():
             OUTPUTS[output.kind](engine, id, output.path)
     if iidfile:
-        with open(iidfile, "w", encoding="ascii") as file:
-            file.write(id)
+        try:
+            with open(iidfile, "w", encoding="ascii") as file:
+                file.write(id)
+        except OSError as why:
+            what = f"cannot be written: {why.strerror}"
+            raise MinidockerError(what, where=iidfile) from why
 
 
 def context_ls(given: Given) -> int:
@@ -399,11 +431,17 @@ COMMANDS = (
             Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),
             Flag("iidfile", "Write the image ID to the file", takes=TEXT),
             Flag("label", "Set metadata for an image", takes=LIST),
+            Flag("load", "Keep the image in the store (always)"),
+            Flag("network", "Of RUN: default, none or host", takes=TEXT),
             Flag("no-cache", "Do not use cache when building the image"),
             Flag("output", "type=local|tar|oci,dest=PATH", "o", LIST),
+            Flag("platform", "Of FROM, where that says none: linux/amd64", takes=TEXT),
             Flag("progress", "auto, plain, rich or json", takes=TEXT, default="auto"),
             Flag("pull", "Always attempt to pull a newer version of the image"),
+            Flag("push", "Send the image to the registries of its names"),
             Flag("quiet", "Print only the image ID", "q"),
+            Flag("rm", "Remove intermediate containers (always)"),
+            Flag("force-rm", "Also after a failure (always)"),
             Flag("secret", "Secret for a RUN: id=ID,src=FILE|env=NAME", takes=LIST),
             Flag("shell-on-error", "Open a shell in the container of a failed RUN"),
             Flag("squash", "Refused, with the reason"),

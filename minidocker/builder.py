@@ -25,6 +25,7 @@ from minidocker.foresight import (
     check_platform,
     foresee,
     name_of,
+    platform_of,
 )
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
@@ -160,8 +161,8 @@ def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
     if image:
         shop.images.claim(image)
     whole = shop.images.get(image) if image else None
-    if platform := it.flag("platform"):
-        check_platform(expand(platform, shop.globals(), shop.escape), whole, base)
+    if platform := platform_of(it, shop):
+        check_platform(platform, whole, base)
     config = (whole.config if whole else None) or ContainerConfig()
     stage = Stage(name_of(it), image, config.replace(on_build=None), number)
     if config.on_build:

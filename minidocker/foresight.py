@@ -109,6 +109,12 @@ def base_name(it: Instruction, shop: Workshop) -> str:
     return base
 
 
+def platform_of(it: Instruction, shop: Workshop) -> str:
+    """Return the platform that a FROM or the command line asks for, "" for none."""
+    flag = it.flag("platform") or ""
+    return expand(flag, shop.globals(), shop.escape) or shop.options.platform
+
+
 def check_platform(text: str, image: ImageConfig | None, base: str) -> None:
     """Refuse a platform that an image is not for. Raises UnsupportedError."""
     ours = this_platform()
@@ -180,8 +186,8 @@ def foresee_from(it: Instruction, shop: Trial, number: int) -> Foreseen:
     if given or shop.options.pull_first or not is_here(base, shop):
         return unknown_stage(name, number)
     image = shop.images.get(shop.images.resolve(base))
-    if platform := it.flag("platform"):
-        check_platform(expand(platform, shop.globals(), shop.escape), image, base)
+    if platform := platform_of(it, shop):
+        check_platform(platform, image, base)
     config = image.config or ContainerConfig()
     sure = not config.on_build
     return Foreseen(name, LATER, config.replace(on_build=None), number, sure)

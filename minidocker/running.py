@@ -429,7 +429,7 @@ def run(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """RUN [--mount=...] [--network=...] text for the shell, or ["program", ...]"""
     check_run(it, stage)
     mounts = mounts_of(it, stage, shop)
-    network = it.flag("network") or "default"
+    network = it.flag("network") or shop.options.network
     command = command_of(it, stage.shell)
     run_step(shop, stage, command.replace(mounts=mounts, network=network))
 
@@ -442,7 +442,7 @@ def shown_command(shop: Workshop, stage: Stage, command: Command) -> tuple[str, 
     secret = UNDECLARED & set(arguments) - set(stage.args)
     count = (f"|{len(declared)}", *declared) if declared or secret else ()
     notes = tuple(m.text + content_note(shop, m) for m in command.mounts)
-    if command.network != "default":
+    if command.network != shop.options.network:
         notes += (f"--network={command.network}",)
     return (*count, *notes, *command.shown)
 

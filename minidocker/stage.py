@@ -39,7 +39,7 @@ class BuildOptions(Record):
     gives the same image ids. ``contexts`` are further contexts by name, each a
     directory or ``docker-image://NAME``. ``until`` is the number of the last step.
     ``pull`` fetches an image that is not here, or, with ``pull_first``, any, and
-    returns its id.
+    returns its id. ``platform`` and ``network`` are for the FROM and RUN that say none.
     """
 
     tags: tuple[str, ...] = ()
@@ -55,6 +55,8 @@ class BuildOptions(Record):
     pull: Callable[[str], str] | None = None
     pull_first: bool = False
     shell_on_error: bool = False
+    platform: str = ""
+    network: str = "default"
 
 
 # %% The nouns

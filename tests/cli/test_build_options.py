@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from peers import docker_registry
 from scenery import tar_of
 
 from cli.store import Store
@@ -160,6 +161,46 @@ def test_labels_contexts_and_until(
     store.says("build", "-q", "-t", "opts", *more, path)
     found = json.loads(store.says("inspect", "opts"))[0]["Config"]
     assert (found["Labels"], found["User"]) == ({"a": "b=c"}, "1")
+
+
+def test_a_network_and_a_platform_are_for_those_that_say_none(
+    store: Store, context: Context
+) -> None:
+    text = "FROM small:v1\nRUN cat /proc/net/dev > /n\n"
+    text += "RUN --network=none cat /proc/net/dev > /m\nCMD cat /{}\n"
+    here = Path("/proc/net/dev").read_text().count(":")
+    for words, seen in (((), 1), (("--network", "host"), here)):
+        for name, count in (("n", seen), ("m", 1)):
+            flags = ("-q", "--rm", "--force-rm", "--load", *words, "-t", "netted")
+            store.says("build", "--no-cache", *flags, context(text.format(name)))
+            said = store.says("run", "--rm", "--network", "none", "netted")
+            assert said.count(":") == count
+    done = store("build", "--platform", "linux/vax", context("FROM small:v1\n"))
+    assert (done.returncode, "not for linux/vax" in done.stderr) == (1, True)
+    here_too = f"{os.uname().sysname.lower()}/{os.uname().machine}"
+    store.says("build", "-q", "--platform", here_too, context("FROM small:v1\n"))
+
+
+def test_an_image_may_be_pushed_when_it_is_built(
+    store: Store, context: Context, tmp_path: Path
+) -> None:
+    with docker_registry(tmp_path) as host:
+        name = f"{host}/built:v1"
+        said = store.says("build", "--push", "-t", name, context("FROM small:v1\n"))
+        assert said.splitlines()[-1].startswith(f"{name}: digest: sha256:")
+        id = store.says("images", "-q", "--no-trunc", name)
+        store.says("rmi", name)
+        store.says("pull", "-q", name)
+        assert store.says("images", "-q", "--no-trunc", name) == id
+
+
+def test_an_id_that_cannot_be_written_is_one_line(
+    store: Store, context: Context
+) -> None:
+    done = store("build", "--iidfile", "/no/such/id", context("FROM small:v1\n"))
+    assert done.stderr.endswith(
+        "minidocker: /no/such/id: cannot be written: No such file or directory\n"
+    )
 
 
 def test_a_context_may_be_an_image_of_an_oci_layout(
