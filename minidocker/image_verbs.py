@@ -16,10 +16,7 @@ from minidocker.container_verbs import (
 )
 from minidocker.containers import Status
 from minidocker.engine import Engine
-from minidocker.errors import (
-    MinidockerError,
-    UsageError,
-)
+from minidocker.errors import IntegrityError, MinidockerError, UsageError
 from minidocker.flags import LIST, MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.oci import Reference, go_json, parse_reference
 
@@ -151,14 +148,18 @@ def import_(given: Given) -> int:
         meter.add(len(data))
         return data
 
-    id = engine.import_(
-        counted,
-        reference,
-        source=source,
-        message=given.text("message"),
-        changes=given.list("change"),
-        platform=platform,
-    )
+    try:
+        id = engine.import_(
+            counted,
+            reference,
+            source=source,
+            message=given.text("message"),
+            changes=given.list("change"),
+            platform=platform,
+        )
+    except IntegrityError as why:
+        why.where = why.where or ("the input" if source == "-" else source)
+        raise
     meter.end()
     print(id)
     return 0

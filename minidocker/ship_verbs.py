@@ -15,7 +15,7 @@ from minidocker.compression import Codec, codec_named
 from minidocker.container_verbs import Needs, open_engine, print_lines
 from minidocker.durable import store_lock
 from minidocker.engine import BASE, Engine
-from minidocker.errors import MinidockerError, UsageError
+from minidocker.errors import IntegrityError, MinidockerError, UsageError
 from minidocker.flags import MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.loading import load as load_images
 from minidocker.manifests import parse_platform
@@ -119,6 +119,16 @@ def opened(engine: Engine, path: str, limit: int) -> Iterator[Source]:
             os.close(fd)
 
 
+@contextmanager
+def coming_from(path: str) -> Iterator[None]:
+    """Put the file before an error that has no place of its own."""
+    try:
+        yield
+    except IntegrityError as why:
+        why.where = why.where or path or "the input"
+        raise
+
+
 def load(given: Given) -> int:
     """``load [OPTIONS]``"""
     path, bars = given.text("input"), Bars(quiet=given.on("quiet"))
@@ -131,7 +141,7 @@ def load(given: Given) -> int:
     engine = open_engine(given, Needs.MOUNTS)
     engine.max_size = size(given, MAX_SIZE.name)
     limit = engine.room()
-    with engine.changing(), opened(engine, path, limit) as source:
+    with engine.changing(), coming_from(path), opened(engine, path, limit) as source:
         stores = engine.images, engine.layers
         reports = load_images(
             *stores, source, platform=platform, limit=limit, told=bars.tell

@@ -291,7 +291,7 @@ def test_load_refuses_in_one_line_and_leaves_nothing(built: Built, tmp_path: Pat
     before = sorted(str(p) for p in ours.root.rglob("*"))
     done = ours("load", stdin=bytes(data))
     assert done.returncode == 1
-    assert done.stderr.startswith("minidocker: the layer is sha256:")
+    assert done.stderr.startswith("minidocker: the input: the layer is sha256:")
     after = sorted(
         str(p)
         for p in ours.root.rglob("*")

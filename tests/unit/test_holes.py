@@ -13,8 +13,9 @@ from minidocker.archive import Entry, Kind, header, sealed
 from minidocker.drivers import Vfs
 from minidocker.durable import Batch
 from minidocker.errors import IntegrityError
+from minidocker.fields import checked_extents
 from minidocker.layers import LayerStore
-from minidocker.reading import TarReader, checked_extents
+from minidocker.reading import TarReader
 from minidocker.unpack import extract
 
 
