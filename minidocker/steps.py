@@ -34,7 +34,7 @@ from minidocker.trees import remove_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minidocker.namespaces import MountStep
+    from minidocker.namespaces import Bind, MountStep
     from minidocker.program import ProcessSpec
 
 
@@ -103,7 +103,7 @@ class ContainerRunner(Runner):
         """Give what a container of a step is started with, its command apart."""
         from minidocker.program import Network, ProcessSpec
 
-        with empty_directory(self.tmp) as rootfs:
+        with empty_directory(self.tmp) as rootfs, self.files(config, around) as files:
             yield ProcessSpec(
                 (),
                 env=config.env or (),
@@ -111,9 +111,29 @@ class ContainerRunner(Runner):
                 user=config.user,
                 view=view,
                 rootfs=rootfs,
-                mounts=tuple(map(mount_step, around.mounts)),
+                mounts=(*files, *map(mount_step, around.mounts)),
                 network=Network.HOST if around.host_network else Network.NONE,
             )
+
+    @contextmanager
+    def files(
+        self, config: ContainerConfig, around: Around
+    ) -> Iterator[tuple[Bind, ...]]:
+        """Give the files below /etc that a command on the host's network asks."""
+        if not around.host_network:
+            yield ()
+            return
+        from minidocker.etc_files import (
+            network_binds,
+            network_files,
+            write_network_files,
+        )
+        from minidocker.program import HostConfig, Network
+
+        with empty_directory(self.tmp) as place:
+            host = HostConfig(network=Network.HOST)
+            write_network_files(place, network_files(config, host))
+            yield network_binds(place)
 
     def shell(self, view: RootView, config: ContainerConfig, around: Around) -> None:
         """Open a shell in a failed step's container, with a terminal if we have one."""

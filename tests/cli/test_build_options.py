@@ -181,6 +181,23 @@ def test_a_network_and_a_platform_are_for_those_that_say_none(
     store.says("build", "-q", "--platform", here_too, context("FROM small:v1\n"))
 
 
+def test_a_command_on_the_hosts_network_knows_whom_to_ask(
+    store: Store, context: Context
+) -> None:
+    text = "FROM small:v1\nRUN --network=host cat /etc/resolv.conf /etc/hosts > /said\n"
+    store.says("build", "--no-cache", "-q", "-t", "asked", context(text))
+    said = store.says("run", "--rm", "--network", "none", "asked", "cat", "/said")
+    known = [Path(f"/etc/{name}").read_text() for name in ("resolv.conf", "hosts")]
+    assert all(text in said for text in known)
+    layers = json.loads(store.says("inspect", "asked"))[0]["RootFS"]["Layers"]
+    saved = subprocess.run(store.argv("save", "asked"), capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(saved.stdout)) as tar:
+        top = tar.extractfile(f"blobs/sha256/{layers[-1][7:]}")
+        assert top
+        with tarfile.open(fileobj=top) as layer:
+            assert layer.getnames() == ["said"]
+
+
 def test_an_image_may_be_pushed_when_it_is_built(
     store: Store, context: Context, tmp_path: Path
 ) -> None:
