@@ -124,7 +124,7 @@ def wait(true: Callable[[], bool], seconds: float = 20) -> None:
 @pytest.mark.parametrize("notation", [Notation.AUFS, Notation.OVERLAYFS])
 def test_any_steps_on_any_layers_give_the_same_by_fuse(notation: Notation) -> None:
     kernel = Fuse(notation)
-    few = settings(BOUNDED, max_examples=25)
+    few = settings(BOUNDED, max_examples=15)
     try:
         run_state_machine_as_test(partial(Unions, kernel), settings=few)
     finally:
