@@ -188,6 +188,40 @@ SCENARIOS: dict[str, tuple[list[Tree], list[Step], list[str], dict[str, object]]
         "usr": directory(), "usr/bin": directory(), "usr/bin/a": symlink_to("a"),
         "usr/bin/ls": file("ELF\0\0", 0o755),
     }),
+    "nested opaque directories": ([
+        {
+            "d": directory(opaque=True), "d/e": directory(opaque=True),
+            "d/e/top": file("t"),
+        },
+        {"d/e": directory(opaque=True), "d/e/middle": file("m"), "d/g": file("g")},
+        {"d/e/low": file("l"), "d/h": file("h")},
+    ], [
+        ("readdir", "/d"), ("readdir", "/d/e"), ("unlink", "/d/e/top"),
+        ("rmdir", "/d/e"), ("mkdir", "/d/e"), ("readdir", "/d/e"),
+        ("chmod", "/d", 0o700), ("readdir", "/d"),
+    ], [
+        "['e']", "['top']", "ok", "ok", "ok", "[]", "ok", "['e']",
+    ], {"d": directory(0o700), "d/e": directory(opaque=True)}),
+    "whiteouts over whiteouts": ([
+        {"a": WHITEOUT, "d/a": WHITEOUT}, {"a": file("3"), "d/a": file("3")},
+        {"a": WHITEOUT, "d": directory(opaque=True), "d/a": directory()},
+        {"a": file("1"), "d/a/x": file("1")},
+    ], [
+        ("read", "/a"), ("readdir", "/d"), ("write", "/a", "new"), ("unlink", "/a"),
+        ("mkdir", "/a"), ("rmdir", "/a"), ("mkdir", "/d/a"), ("readdir", "/d/a"),
+        ("rename", "/d/a", "/a"), ("rmdir", "/a"), ("rmdir", "/d"), ("mkdir", "/d"),
+    ], [
+        "ENOENT", "[]", "ok", "ok", "ok", "ok", "ok", "[]", "ok", "ok", "ok", "ok",
+    ], {"d": directory(opaque=True)}),
+    "a refused rename has marked its directory": ([BASE], [
+        ("mkdir", "/d"), ("write", "/d/f", ""), ("mkdir", "/etc/d"),
+        ("rename", "/etc/d", "/d"), ("readdir", "/etc"),
+    ], [
+        "ok", "ok", "ok", "ENOTEMPTY", "['d', 'hosts', 'motd', 'ssl']",
+    ], {
+        "d": directory(), "d/f": file(), "etc": directory(),
+        "etc/d": directory(opaque=True),
+    }),
     "names that are not there": ([BASE], [
         ("mkdir", "/etc"), ("mkdir", "/no/x"), ("mkdir", "/etc/motd/x"),
         ("unlink", "/no"), ("rmdir", "/no"),

@@ -1,5 +1,6 @@
 """What overlayfs does when this book mounts it, as root and in a user namespace."""
 
+import mmap
 import os
 import stat
 import traceback
@@ -305,5 +306,31 @@ def test_names_of_a_copied_up_file_are_two_inodes_in_a_user_namespace(
             else:
                 os.rename(f"{merged}/all", f"{merged}/also")
             assert sorted(os.listdir(merged)) == ["all", "also", "f0"]
+
+    in_child(rootless, work)
+
+
+@BOTH
+def test_a_map_of_a_lower_file_does_not_see_what_is_written(rootless: bool) -> None:
+    """Who reads does, since Linux 4.19."""
+
+    def work(root: str) -> None:
+        (lower,) = numbered(root, 1)
+        upper, workdir, merged = directories(root, "upper", "work", "merged")
+        with overlay_mounted(
+            Overlay((lower,), upper, workdir, userxattr=rootless), merged
+        ):
+            early = os.open(f"{merged}/all", os.O_RDONLY)
+            mapped = mmap.mmap(early, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+            Path(merged, "all").write_text("9")
+            assert os.pread(early, 9, 0) == b"9"
+            assert mapped[:1] == b"0"
+            late = os.open(f"{merged}/all", os.O_RDONLY)
+            again = mmap.mmap(late, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+            assert again[:1] == b"9"
+            for held in (mapped, again):
+                held.close()
+            for descriptor in (early, late):
+                os.close(descriptor)
 
     in_child(rootless, work)

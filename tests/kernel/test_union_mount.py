@@ -407,6 +407,13 @@ def test_names_of_a_file_agree(m: Path, shared: Mounted) -> None:
     assert shared.upper()["one"] is WHITEOUT or shared.upper()["one"] == WHITEOUT
 
 
+def test_who_has_a_lower_file_open_keeps_it(m: Path) -> None:
+    held = os.open(m / "etc/motd", os.O_RDONLY)
+    (m / "etc/motd").write_text("new")
+    assert os.pread(held, 9, 0) == b"welcome"
+    os.close(held)
+
+
 def test_appending_cutting_and_holes(m: Path) -> None:
     for text in ("1", "2"):
         with open(m / "etc/motd", "a") as out:
