@@ -146,30 +146,13 @@ SMALL = 1 << 16  # bytes: a file that is read in one piece
 LARDER = 64 << 20  # bytes that are kept in memory of small files
 
 
-class SourceTree:
-    """A directory to copy from, entered through one descriptor; use it with ``with``.
+class SourceRoot:
+    """A directory to copy from, entered through one descriptor, with ``with``."""
 
-    ``owned`` says that owners are part of it (an image), not all 0:0 (a context);
-    ``lasting`` that it will still be there for the next build.
-    """
+    __slots__ = "fd", "root"
 
-    __slots__ = (
-        "at", "fd", "larder", "lasting", "near", "owned", "patterns", "room", "root",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        root: str,
-        patterns: tuple[Pattern, ...] = (),
-        *,
-        owned: bool = False,
-        lasting: bool = True,
-    ) -> None:
-        self.root, self.patterns = root, patterns
-        self.owned, self.lasting = owned, lasting
-        self.at, self.near = "\0", -1
-        self.larder: dict[str, bytes] = {}
-        self.room = LARDER
+    def __init__(self, root: str) -> None:
+        self.root = root
         try:
             self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as why:
@@ -180,44 +163,6 @@ class SourceTree:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self.fd)
-        if self.near >= 0:
-            os.close(self.near)
-
-    def again(self) -> SourceTree:
-        """Open the same tree once more, for another thread."""
-        return SourceTree(
-            self.root, self.patterns, owned=self.owned, lasting=self.lasting
-        )
-
-    def beside(self, path: str) -> tuple[int, str]:
-        """Return a descriptor of the directory of ``path``, and the name in it.
-
-        The last directory stays open: of a thousand files in one, it is opened once.
-        """
-        above, _, name = path.rpartition("/")
-        if above != self.at:
-            fd = self.open(above, LOOK | os.O_DIRECTORY)
-            if self.near >= 0:
-                os.close(self.near)
-            self.at, self.near = above, fd
-        return self.near, name
-
-    def keep(self, path: str, data: bytes) -> None:
-        """Keep a small file's bytes for who reads it next, while there is room."""
-        if len(data) <= self.room:
-            self.room -= len(data)
-            self.larder[path] = data
-
-    def take(self, path: str) -> bytes | None:
-        """Return what was kept of a file, and make room."""
-        data = self.larder.pop(path, None)
-        self.room += len(data or b"")
-        return data
-
-    def open_item(self, path: str) -> int:
-        """Open what ``walk`` has found, and nothing that a link leads to."""
-        fd, name = self.beside(path)
-        return os.open(name, READ | os.O_NOFOLLOW, dir_fd=fd)
 
     def open(self, path: str, flags: int = READ) -> int:
         """Open ``path`` inside the tree; links are resolved inside the tree.
@@ -243,11 +188,6 @@ class SourceTree:
             os.close(fd)
         return os.path.relpath(own, top)
 
-    def link_target(self, path: str) -> str:
-        """Return the text of a symbolic link."""
-        fd, name = self.beside(path)
-        return os.readlink(name, dir_fd=fd)
-
     def read(self, path: str, limit: int = 4 << 20) -> bytes:
         """Return the bytes of a regular file, or raise NotFoundError."""
         try:
@@ -258,6 +198,88 @@ class SourceTree:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise NotFoundError(f'"{path}" is not a file', where=self.root)
             return file.read(limit)
+
+
+# %% A tree that one cannot climb out of
+class SourceFiles(SourceRoot):
+    """Files of a tree by the names that a walk gives them; small ones are kept."""
+
+    __slots__ = "at", "larder", "near", "room"
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.at, self.near = "\0", -1
+        self.larder: dict[str, bytes] = {}
+        self.room = LARDER
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        if self.near >= 0:
+            os.close(self.near)
+
+    def beside(self, path: str) -> tuple[int, str]:
+        """Return a descriptor of the directory of ``path``, and the name in it.
+
+        The last directory stays open: of a thousand files in one, it is opened once.
+        """
+        above, _, name = path.rpartition("/")
+        if above != self.at:
+            fd = self.open(above, LOOK | os.O_DIRECTORY)
+            if self.near >= 0:
+                os.close(self.near)
+            self.at, self.near = above, fd
+        return self.near, name
+
+    def open_item(self, path: str) -> int:
+        """Open what ``walk`` has found, and nothing that a link leads to."""
+        fd, name = self.beside(path)
+        return os.open(name, READ | os.O_NOFOLLOW, dir_fd=fd)
+
+    def link_target(self, path: str) -> str:
+        """Return the text of a symbolic link."""
+        fd, name = self.beside(path)
+        return os.readlink(name, dir_fd=fd)
+
+    def keep(self, path: str, data: bytes) -> None:
+        """Keep a small file's bytes for who reads it next, while there is room."""
+        if len(data) <= self.room:
+            self.room -= len(data)
+            self.larder[path] = data
+
+    def take(self, path: str) -> bytes | None:
+        """Return what was kept of a file, and make room."""
+        data = self.larder.pop(path, None)
+        self.room += len(data or b"")
+        return data
+
+
+# %% A tree that one cannot climb out of
+class SourceTree(SourceFiles):
+    """A tree to copy from: what is in it, and not ignored.
+
+    ``owned`` says that owners are part of it (an image), not all 0:0 (a context);
+    ``lasting`` that it will still be there for the next build.
+    """
+
+    __slots__ = "lasting", "owned", "patterns"
+
+    def __init__(
+        self,
+        root: str,
+        patterns: tuple[Pattern, ...] = (),
+        *,
+        owned: bool = False,
+        lasting: bool = True,
+    ) -> None:
+        super().__init__(root)
+        self.patterns = patterns
+        self.owned, self.lasting = owned, lasting
+
+    def again(self) -> SourceTree:
+        """Open the same tree once more, for another thread."""
+        return SourceTree(
+            self.root, self.patterns, owned=self.owned, lasting=self.lasting
+        )
 
     def ignores(self, path: str) -> bool:
         """Say whether a pattern keeps ``path`` out."""

@@ -41,68 +41,21 @@ DIRECTORY = READ | os.O_DIRECTORY
 
 
 # %% Reaching a directory
-class Target:
+class TargetRoot:
     """A root file system that is written to, entered through one descriptor.
 
-    ``when`` is the modification time, in nanoseconds, of directories made. ``written``
-    has the contents of small files that were put there, by name, for who reads them
-    next.
+    ``when`` is the modification time, in nanoseconds, of directories made; ``owner``
+    theirs. ``written`` has the contents of small files that were put there, by name,
+    for who reads them next.
     """
 
-    __slots__ = (
-        "at", "before", "fd", "link", "near", "owner", "room", "when", "written",
-    )  # fmt: skip
+    __slots__ = "fd", "owner", "room", "when", "written"
 
-    def __init__(
-        self, root: str, when: int, owner: tuple[int, int], *, link: bool = False
-    ) -> None:
+    def __init__(self, root: str, when: int, owner: tuple[int, int]) -> None:
         self.fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.when, self.owner, self.link = when, owner, link
-        self.at, self.near, self.before = "", -1, (0, 0)
+        self.when, self.owner = when, owner
         self.written: dict[bytes, bytes] = {}
         self.room = LARDER
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.leave()
-        os.close(self.fd)
-
-    def beside(self, path: str) -> tuple[int, str]:
-        """Return a descriptor of the directory of ``path``, and the name in it.
-
-        The directory stays open until another is asked for, or ``leave``.
-        """
-        above, _, name = path.rpartition("/")
-        if above != self.at or self.near < 0:
-            self.leave()
-            self.near = self.directory(above)
-            info = os.fstat(self.near)
-            self.at, self.before = above, (info.st_atime_ns, info.st_mtime_ns)
-        return self.near, name
-
-    def again(self) -> Target:
-        """Open the same root once more, for another process."""
-        return Target(f"/proc/self/fd/{self.fd}", self.when, self.owner)
-
-    def place_of(self, fd: int) -> str:
-        """Return the path of an open directory below the root; "" for the root."""
-        top, own = (os.readlink(f"/proc/self/fd/{n}") for n in (self.fd, fd))
-        return own.removeprefix(top).strip("/")
-
-    def keep(self, name: bytes, data: bytes) -> None:
-        """Keep the contents of a small file, while there is room."""
-        if len(data) <= self.room:
-            self.room -= len(data)
-            self.written[name] = data
-
-    def leave(self) -> None:
-        """Put the time of the directory that is open back, and close it."""
-        if self.near >= 0:
-            os.utime(self.near, ns=self.before)
-            os.close(self.near)
-            self.near = -1
 
     def open(self, path: str, flags: int) -> int:
         """Open ``path`` inside the root; the caller closes."""
@@ -115,6 +68,41 @@ class Target:
         except OSError:
             return False
         return True
+
+    def place_of(self, fd: int) -> str:
+        """Return the path of an open directory below the root; "" for the root."""
+        top, own = (os.readlink(f"/proc/self/fd/{n}") for n in (self.fd, fd))
+        return own.removeprefix(top).strip("/")
+
+    def keep(self, name: bytes, data: bytes) -> None:
+        """Keep the contents of a small file, while there is room."""
+        if len(data) <= self.room:
+            self.room -= len(data)
+            self.written[name] = data
+
+
+# %% Reaching a directory
+class Target(TargetRoot):
+    """A root in which missing directories are made; use it with ``with``.
+
+    ``link``: no component of a path may be a link.
+    """
+
+    __slots__ = "at", "before", "link", "near"
+
+    def __init__(
+        self, root: str, when: int, owner: tuple[int, int], *, link: bool = False
+    ) -> None:
+        super().__init__(root, when, owner)
+        self.link = link
+        self.at, self.near, self.before = "", -1, (0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.leave()
+        os.close(self.fd)
 
     def directory(self, path: str, links: int = MOST_LINKS) -> int:
         """Open the directory ``path``, made with its parents where it is missing."""
@@ -172,6 +160,30 @@ class Target:
             os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
         finally:
             os.close(fd)
+
+    def beside(self, path: str) -> tuple[int, str]:
+        """Return a descriptor of the directory of ``path``, and the name in it.
+
+        The directory stays open until another is asked for, or ``leave``.
+        """
+        above, _, name = path.rpartition("/")
+        if above != self.at or self.near < 0:
+            self.leave()
+            self.near = self.directory(above)
+            info = os.fstat(self.near)
+            self.at, self.before = above, (info.st_atime_ns, info.st_mtime_ns)
+        return self.near, name
+
+    def leave(self) -> None:
+        """Put the time of the directory that is open back, and close it."""
+        if self.near >= 0:
+            os.utime(self.near, ns=self.before)
+            os.close(self.near)
+            self.near = -1
+
+    def again(self) -> Target:
+        """Open the same root once more, for another process."""
+        return Target(f"/proc/self/fd/{self.fd}", self.when, self.owner)
 
 
 def link_at(fd: int, name: str) -> str | None:

@@ -182,25 +182,20 @@ def is_ready(fd: int) -> bool:
 
 
 # %% The pump
-class Pump:
-    """Move bytes between a process and those around it until the process ends.
+class Loop:
+    """Read from descriptors, and pass on what comes, until a process ends.
 
-    ``entrance`` is where input goes, or -1; it is closed by the pump. ``through`` is
-    what input goes through. ``clock`` does what is due, and returns the milliseconds
-    until it wants to be called again.
+    ``clock`` does what is due, and returns the milliseconds until it wants to be
+    called again.
     """
 
-    def __init__(self, ending: int, entrance: int = -1) -> None:
-        self.entrance = entrance
+    def __init__(self, ending: int) -> None:
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.outputs: dict[int, Callable[[], None]] = {}
-        self.inputs: dict[int, Callable[[], None]] = {}
         self.tees: dict[str, Tee] = {}
-        self.through: Callable[[bytes], bytes] | None = None
         self.clock: Callable[[], float | None] | None = None
         self.ended = False
-        self.pending = b""
         self.watch(ending, select.POLLIN, self.end)
 
     def watch(self, fd: int, events: int, handler: Callable[[], None]) -> None:
@@ -231,6 +226,40 @@ class Pump:
 
         self.outputs[fd] = handler
         self.watch(fd, select.POLLIN, handler)
+
+    def shut(self, fd: int) -> None:
+        """Let what writes to the pipe ``fd`` meet EPIPE; the number stays taken."""
+        self.drop(fd)
+        self.outputs.pop(fd, None)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(null, fd, inheritable=False)
+        os.close(null)
+
+    def run(self) -> None:
+        """Work until the process has ended and its last words are read."""
+        while not self.ended:
+            for fd, _ in self.poll.poll(self.clock and self.clock()):
+                if fd in self.handlers:
+                    self.handlers[fd]()
+        for fd in tuple(self.outputs):
+            while fd in self.outputs and is_ready(fd):
+                self.outputs[fd]()
+
+
+# %% The pump
+class Pump(Loop):
+    """Move bytes between a process and those around it until the process ends.
+
+    ``entrance`` is where input goes, or -1; it is closed by the pump. ``through`` is
+    what input goes through.
+    """
+
+    def __init__(self, ending: int, entrance: int = -1) -> None:
+        super().__init__(ending)
+        self.entrance = entrance
+        self.inputs: dict[int, Callable[[], None]] = {}
+        self.through: Callable[[bytes], bytes] | None = None
+        self.pending = b""
 
     def input(self, source: int, done: Callable[[], None]) -> None:
         """Pass bytes from ``source`` to the entrance; call ``done`` at their end."""
@@ -283,24 +312,6 @@ class Pump:
             self.drop(self.entrance)
             os.close(self.entrance)
             self.entrance, self.pending = -1, b""
-
-    def shut(self, fd: int) -> None:
-        """Let what writes to the pipe ``fd`` meet EPIPE; the number stays taken."""
-        self.drop(fd)
-        self.outputs.pop(fd, None)
-        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        os.dup2(null, fd, inheritable=False)
-        os.close(null)
-
-    def run(self) -> None:
-        """Work until the process has ended and its last words are read."""
-        while not self.ended:
-            for fd, _ in self.poll.poll(self.clock and self.clock()):
-                if fd in self.handlers:
-                    self.handlers[fd]()
-        for fd in tuple(self.outputs):
-            while fd in self.outputs and is_ready(fd):
-                self.outputs[fd]()
 
 
 # %% The pump

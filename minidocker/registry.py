@@ -67,12 +67,8 @@ CHUNK = 8 << 20  # bytes sent at once, kept until the registry says that it has 
 
 
 # %% The client
-class Client:
-    """A registry. Methods may be called from several threads at once.
-
-    Raises PassingError when patience is at its end, RegistryError, NotFoundError, and
-    IntegrityError for an answer that lies.
-    """
+class Place:
+    """Where and how a registry answers."""
 
     def __init__(
         self, registry: str, login: Login | None = None, limits: Limits | None = None
@@ -114,17 +110,14 @@ class Client:
         self.authorizer.offered = challenges_of(response)
         done_with(response)
 
-    def check_login(self) -> None:
-        """Raise RegistryError when the registry does not take our login."""
-        done_with(self.call("GET", "/v2/", where=self.registry))
-
     def url(self, path: str, sender: str = "") -> str:
         """Return the address of a path, or of what a server named."""
         return checked_url(path, sender or self.wire.base)
 
-    def call(self, method: str, path: str, **more: Any) -> BaseHTTPResponse:
-        """Make a request with patience; see ``once``. The caller reads and closes."""
-        return patiently(lambda: self.once(method, path, **more), self.limits)
+
+# %% The client
+class Requests(Place):
+    """One request at a time, with credentials and along redirects."""
 
     def once(
         self,
@@ -189,6 +182,19 @@ class Client:
             done_with(response)
         return response
 
+
+# %% The client
+class Client(Requests):
+    """A registry. Methods may be called from several threads at once.
+
+    Raises PassingError when patience is at its end, RegistryError, NotFoundError, and
+    IntegrityError for an answer that lies.
+    """
+
+    def call(self, method: str, path: str, **more: Any) -> BaseHTTPResponse:
+        """Make a request with patience; see ``once``. The caller reads and closes."""
+        return patiently(lambda: self.once(method, path, **more), self.limits)
+
     def read(
         self, path: str, most: int, **more: Any
     ) -> tuple[bytes, Mapping[str, str]]:
@@ -199,6 +205,10 @@ class Client:
             return read_all(response, most, self.limits), response.headers
 
         return patiently(get, self.limits)
+
+    def check_login(self) -> None:
+        """Raise RegistryError when the registry does not take our login."""
+        done_with(self.call("GET", "/v2/", where=self.registry))
 
 
 # %% Manifests
@@ -379,29 +389,14 @@ def mount_blob(client: Client, repository: str, digest: str, origin: str) -> boo
 
 
 # %% Up: a blob
-class Upload:
-    """A blob on its way up. Call it with bytes; then ``finish``."""
+class Conversation:
+    """An upload as the registry sees it: where it goes on, and what has come."""
 
-    def __init__(self, client: Client, repository: str, told: Told = int) -> None:
-        self.client, self.repository, self.told = client, repository, told
+    def __init__(self, client: Client, repository: str) -> None:
+        self.client, self.repository = client, repository
         self.scope = scope_of(repository, "pull", "push")
         self.where = f"{client.registry}/{repository}"
         self.place, self.at = "", 0  # where the registry wants it; what it has
-        self._parts: list[bytes] = []
-        self._pending = 0
-
-    def __call__(self, data: bytes) -> None:
-        """Take bytes; send when a chunk is full."""
-        self._parts.append(data)
-        self._pending += len(data)
-        if self._pending >= CHUNK:
-            self.send_chunk()
-
-    def taken(self) -> bytes:
-        """Return what is pending, which is so no more."""
-        data = b"".join(self._parts)
-        self._parts, self._pending = [], 0
-        return data
 
     def ask(self, method: str, query: str = "", **more: Any) -> BaseHTTPResponse:
         """Make one request about this upload, and note where it goes on."""
@@ -422,24 +417,6 @@ class Upload:
         self.ask("POST", expected=(202,))
         if not self.place:
             raise RegistryError("opens an upload nowhere", where=self.where)
-
-    def send_chunk(self) -> None:
-        """Send what is pending; after a break, from where the registry is."""
-        data, base, failures = self.taken(), self.at, 0
-        while self.at < base + len(data):
-            before = self.at
-            try:
-                if not self.place:
-                    self.begin()
-                self.patch(data[self.at - base :])
-            except PassingError as why:
-                failures += 1
-                pause(why, failures, self.client.limits)
-                if base:
-                    self.locate(base, base + len(data))
-                else:
-                    self.place = ""  # all is still here: begin anew
-            self.told(self.at - before)
 
     def patch(self, data: bytes) -> None:
         """Send bytes that follow those that the registry has."""
@@ -465,6 +442,64 @@ class Upload:
         found = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
         return int(found[1]) + 1 if found else otherwise
 
+    def put(self, digest: str, data: bytes) -> None:
+        """Make the request that ends an upload."""
+        query, headers = urlencode({"digest": digest}), {"Content-Type": BYTES}
+        response = self.ask(
+            "PUT", query, headers=headers, body=data, expected=(201, 204)
+        )
+        check_digest(response, digest, self.where)
+
+    def close(self, digest: str, data: bytes) -> None:
+        """End an upload; if the answer was lost, see whether the blob is there."""
+        try:
+            patiently(lambda: self.put(digest, data), self.client.limits)
+        except NotFoundError:
+            if blob_size(self.client, self.repository, digest) is None:
+                raise
+
+
+# %% Up: a blob
+class Upload(Conversation):
+    """A blob on its way up. Call it with bytes; then ``finish``."""
+
+    def __init__(self, client: Client, repository: str, told: Told = int) -> None:
+        super().__init__(client, repository)
+        self.told = told
+        self._parts: list[bytes] = []
+        self._pending = 0
+
+    def __call__(self, data: bytes) -> None:
+        """Take bytes; send when a chunk is full."""
+        self._parts.append(data)
+        self._pending += len(data)
+        if self._pending >= CHUNK:
+            self.send_chunk()
+
+    def taken(self) -> bytes:
+        """Return what is pending, which is so no more."""
+        data = b"".join(self._parts)
+        self._parts, self._pending = [], 0
+        return data
+
+    def send_chunk(self) -> None:
+        """Send what is pending; after a break, from where the registry is."""
+        data, base, failures = self.taken(), self.at, 0
+        while self.at < base + len(data):
+            before = self.at
+            try:
+                if not self.place:
+                    self.begin()
+                self.patch(data[self.at - base :])
+            except PassingError as why:
+                failures += 1
+                pause(why, failures, self.client.limits)
+                if base:
+                    self.locate(base, base + len(data))
+                else:
+                    self.place = ""  # all is still here: begin anew
+            self.told(self.at - before)
+
     def finish(self, digest: str) -> None:
         """Send what is pending, and say what the digest of all is."""
         if self.at:
@@ -479,19 +514,3 @@ class Upload:
         """Send a small blob in one request."""
         self.begin()
         self.put(digest, data)
-
-    def close(self, digest: str, data: bytes) -> None:
-        """End an upload; if the answer was lost, see whether the blob is there."""
-        try:
-            patiently(lambda: self.put(digest, data), self.client.limits)
-        except NotFoundError:
-            if blob_size(self.client, self.repository, digest) is None:
-                raise
-
-    def put(self, digest: str, data: bytes) -> None:
-        """Make the request that ends an upload."""
-        query, headers = urlencode({"digest": digest}), {"Content-Type": BYTES}
-        response = self.ask(
-            "PUT", query, headers=headers, body=data, expected=(201, 204)
-        )
-        check_digest(response, digest, self.where)
