@@ -73,6 +73,13 @@ def attach_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def volume_verbs() -> tuple[Command, ...]:
+    """Return the commands on volumes."""
+    from minidocker.volume_verbs import COMMANDS
+
+    return COMMANDS
+
+
 def limit_verbs() -> tuple[Command, ...]:
     """Return the commands on limits."""
     from minidocker.limit_verbs import COMMANDS
@@ -156,6 +163,9 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     container_verbs: ("stop", "restart", "rename", "kill", "rm", "wait"),
     watch_verbs: ("ps", "logs", "top"),
     attach_verbs: ("exec", "attach", "start"),
+    volume_verbs: (
+        "volume create", "volume ls", "volume inspect", "volume rm", "volume prune",
+    ),
     limit_verbs: ("stats", "update", "pause", "unpause"),
     network_verbs: (
         "network create", "network ls", "network inspect", "network rm",
@@ -187,6 +197,7 @@ GROUPS = {
     "image": "Manage images",
     "network": "Manage networks",
     "system": "Manage minidocker",
+    "volume": "Manage volumes",
 }
 ALIASES: dict[str, tuple[str, ...]] = {
     "container ls": ("ps",),

@@ -220,7 +220,8 @@ def rm(given: Given) -> int:
     from minidocker import lifecycle
 
     def action(engine: Engine, container: Container) -> None:
-        lifecycle.remove(engine.containers, container, force=given.on("force"))
+        force, volumes = given.on("force"), given.on("volumes")
+        lifecycle.remove(engine.containers, container, force=force, volumes=volumes)
 
     return each_container(given, action, Needs.TREES)
 
@@ -281,7 +282,11 @@ COMMANDS = (
     ),
     Command(
         "rm", "[OPTIONS] CONTAINER [CONTAINER...]", "Remove containers", rm,
-        (Flag("force", "Kill and remove a running container", "f"),), least=1,
+        (
+            Flag("force", "Kill and remove a running container", "f"),
+            Flag("volumes", "Remove anonymous volumes of the container", "v"),
+        ),
+        least=1,
     ),
     Command(
         "wait", "CONTAINER [CONTAINER...]",

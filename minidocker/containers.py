@@ -42,8 +42,10 @@ from minidocker.trees import remove_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
+
+    from minidocker.volumes import MountPoint
 
 
 # %% The nouns
@@ -59,6 +61,7 @@ class Container(Record):
     created: str
     config: ContainerConfig
     host: HostConfig = PLAIN_HOST
+    mounts: tuple[MountPoint, ...] = ()
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -228,6 +231,7 @@ class ContainerStore:
         config: ContainerConfig,
         host: HostConfig = PLAIN_HOST,
         name: str = "",
+        mounts: tuple[MountPoint, ...] = (),
     ) -> Container:
         """Make a container of an image id; ``config`` is complete (see ``lifecycle``).
 
@@ -238,7 +242,9 @@ class ContainerStore:
             raise RuntimeFault("no command specified", hint="the image names none")
         layers = self.images.get(image).diff_ids
         parent = chain_id(layers) if layers else None
-        return new_container(self, image, parent, config, host, name=name)
+        return new_container(
+            self, image, parent, config, host, name=name, mounts=mounts
+        )
 
     def get(self, id: str) -> Container:
         """Return a container by its whole id. Raises NotFoundError, IntegrityError."""
@@ -252,7 +258,9 @@ class ContainerStore:
             raise IntegrityError(what, where=self.path(id)) from why
         config = config_from(found["Config"])
         name, created = found["Name"].lstrip("/"), found["Created"]
-        return Container(id, name, found["Image"], created, config, host)
+        mounts = found.get("MountPoints")
+        points = mounts_from(mounts) if mounts else ()
+        return Container(id, name, found["Image"], created, config, host, points)
 
     def ids(self) -> list[str]:
         """Return the ids of the containers that are there whole."""
@@ -358,6 +366,7 @@ def new_container(
     host: HostConfig,
     *,
     name: str,
+    mounts: tuple[MountPoint, ...] = (),
 ) -> Container:
     """Make the directory, claim the name, make the layer, write the files."""
     id = os.urandom(32).hex()
@@ -372,7 +381,7 @@ def new_container(
             else:
                 name = claim_any_name(store.names, id)
             store.layers.create_rw(id, parent)
-            container = Container(id, name, image, timestamp(), config, host)
+            container = Container(id, name, image, timestamp(), config, host, mounts)
             write_container(store, container)
         except BaseException:
             discard(store, id)
@@ -391,6 +400,13 @@ def write_container(store: ContainerStore, container: Container) -> None:
     write_whole(f"{place}/config.v2.json", json_text(found))
 
 
+def mounts_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:
+    """Read the mounts of a config.v2.json, which few containers have."""
+    from minidocker.volumes import points_from
+
+    return points_from(found)
+
+
 def description(container: Container, place: str) -> dict[str, Any]:
     """Return what config.v2.json holds, under Docker's names."""
     return {
@@ -405,6 +421,10 @@ def description(container: Container, place: str) -> dict[str, Any]:
         "HostnamePath": f"{place}/hostname",
         "HostsPath": f"{place}/hosts",
         "ResolvConfPath": f"{place}/resolv.conf",
+        "MountPoints": [
+            {name: getattr(point, name) for name in point.__match_args__}
+            for point in container.mounts
+        ],
     }
 
 

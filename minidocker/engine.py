@@ -345,9 +345,14 @@ class ContainerEngine(PullingEngine):
 
         id = self.find_image(image, pull)
         whole = complete_config(self.images.get(id).config or ContainerConfig(), config)
+        whole, host = whole.replace(image=image), host or HostConfig()
+        own = any(not bind.startswith("/") for bind in host.binds)
         with store_lock(self.root):
-            whole = whole.replace(image=image)
-            return self.containers.create(id, whole, host or HostConfig(), name)
+            if own or whole.volumes or host.mounts or host.volumes_from:
+                from minidocker.storing import create_with_volumes
+
+                return create_with_volumes(self.containers, id, whole, host, name)
+            return self.containers.create(id, whole, host, name)
 
     def commit(
         self,

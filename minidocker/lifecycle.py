@@ -40,7 +40,7 @@ from minidocker.errors import (
 from minidocker.etc_files import network_binds
 from minidocker.linux import pidfd_open
 from minidocker.mounts import MountFlags
-from minidocker.namespaces import QUIET, Bind, Filesystem, Sysctl
+from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep, Sysctl
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.records import json_text
@@ -222,6 +222,13 @@ def sysctls_of(config: ContainerConfig, host: HostConfig) -> tuple[Sysctl, ...]:
     return tuple(found)
 
 
+def mount_steps(container: Container) -> tuple[MountStep, ...]:
+    """Return the steps that mount what ``-v`` and ``--mount`` ask for."""
+    if container.mounts:
+        return tuple(point.step() for point in container.mounts)
+    return tuple(map(bind_step, container.host.binds))
+
+
 def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
     """Return how a container's first process is started; descriptors are 0, 1, 2."""
     config, host, place = container.config, container.host, store.path(container.id)
@@ -238,7 +245,7 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
             *network_binds(place),
             *map(tmpfs_step, host.tmpfs),
             *map(device_step, host.devices),
-            *map(bind_step, host.binds),
+            *mount_steps(container),
         ),
         network=host.network,
         readonly=host.readonly,
@@ -447,8 +454,17 @@ def rename(store: ContainerStore, container: Container, name: str) -> None:
 
 
 # %% Remove, and what a crash left
-def remove(store: ContainerStore, container: Container, *, force: bool = False) -> None:
-    """Remove a container; a running one only by force, after KILL."""
+def remove(
+    store: ContainerStore,
+    container: Container,
+    *,
+    force: bool = False,
+    volumes: bool = False,
+) -> None:
+    """Remove a container; a running one only by force, after KILL.
+
+    With ``volumes`` those that were made for it go as well.
+    """
     state = store.state(container.id)
     if state.status is Status.RUNNING and not force:
         raise ConflictError(
@@ -467,6 +483,10 @@ def remove(store: ContainerStore, container: Container, *, force: bool = False) 
     finally:
         os.close(lock)
     tell(store, container, "destroy")
+    if container.mounts and (volumes or container.host.auto_remove):
+        from minidocker.storing import remove_anonymous
+
+        remove_anonymous(store, container)
 
 
 # %% Remove, and what a crash left

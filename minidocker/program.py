@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from minidocker.cgroups import NO_LIMITS, Group, Limits
@@ -129,7 +129,8 @@ class PortBinding(Record):
 class HostConfig(Record):
     """What holds for a container on this host only, as the command line has it.
 
-    ``binds`` are ``SOURCE:TARGET[:ro]``, absolute; ``devices`` ``HOST:CONTAINER:rwm``;
+    ``binds`` are ``SOURCE:TARGET[:ro]``, where SOURCE is absolute or a volume;
+    ``mounts`` Docker's documents for ``--mount``; ``devices`` ``HOST:CONTAINER:rwm``;
     ``tmpfs`` ``PATH:OPTIONS``; ``ulimits`` ``NAME=SOFT:HARD``; ``sysctls``
     and ``log_opts`` ``NAME=VALUE``; ``restart`` ``POLICY[:COUNT]`` or "". The modes are
     "", ``host`` or ``container:ID``. ``network_of`` is the other container, or the name
@@ -140,6 +141,8 @@ class HostConfig(Record):
     network: Network = Network.NONE
     readonly: bool = False
     binds: tuple[str, ...] = ()
+    mounts: tuple[Mapping[str, Any], ...] = ()
+    volumes_from: tuple[str, ...] = ()
     network_of: str = ""
     limits: Limits = NO_LIMITS
     cap_add: tuple[str, ...] = ()
@@ -223,7 +226,8 @@ HOST_NAMES = {
     "publish_all": "PublishAllPorts",
 }  # fmt: skip
 LIST_NAMES = {
-    "binds": "Binds", "cap_add": "CapAdd", "cap_drop": "CapDrop",
+    "binds": "Binds", "mounts": "Mounts", "volumes_from": "VolumesFrom",
+    "cap_add": "CapAdd", "cap_drop": "CapDrop",
     "security_opt": "SecurityOpt", "dns": "Dns", "dns_search": "DnsSearch",
     "dns_options": "DnsOptions", "extra_hosts": "ExtraHosts", "links": "Links",
     "group_add": "GroupAdd",

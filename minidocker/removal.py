@@ -30,6 +30,7 @@ from minidocker.errors import (
 from minidocker.lifecycle import remove
 from minidocker.oci import Reference, parse_reference, short_id
 from minidocker.records import Record
+from minidocker.storing import remove_volume, used_volumes, volume_store
 from minidocker.tables import nanoseconds_of
 
 
@@ -252,6 +253,19 @@ def prune_images(engine: Engine, filters: Filters, *, everything: bool) -> list[
 
 
 # %% All that nothing needs
+def prune_volumes(engine: Engine, filters: Filters) -> list[Gone]:
+    """Remove the volumes that no container mounts; return them with their bytes."""
+    used, gone = used_volumes(engine.containers), []
+    for volume in volume_store(engine.containers).list():
+        if volume.name in used or not all_labels_match(volume.labels or {}, filters):
+            continue
+        size = volume.size()
+        with suppress(ConflictError, NotFoundError):
+            remove_volume(engine.containers, volume.name)
+            gone.append(Gone(volume.name, untagged=False, size=size))
+    return gone
+
+
 def prune_containers(engine: Engine, filters: Filters) -> list[Gone]:
     """Remove the containers that do not run; return them with the bytes of each."""
     gone: list[Gone] = []

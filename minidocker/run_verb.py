@@ -108,6 +108,7 @@ def config_of(given: Given) -> ContainerConfig:
         labels=label_map([*lines_of(given, "label-file"), *given.list("label")]),
         stop_signal=given.text("stop-signal"),
         stop_timeout=given.number("stop-timeout"),
+        volumes={text: {} for text in given.list("volume") if ":" not in text} or None,
     )
 
 
@@ -126,6 +127,14 @@ def attached_streams(given: Given) -> set[str]:
 
 
 # %% The two halves
+def plain_binds(given: Given) -> tuple[str, ...]:
+    """Return each ``-v`` that binds a path of the host, unless there are others."""
+    texts = given.list("volume")
+    plain = all(text.startswith(("/", ".")) and text.count(":") for text in texts)
+    words = {word for text in texts for word in text.split(":")[2:]}
+    return texts if plain and words <= {"ro", "rw"} else ()
+
+
 def absolute_bind(text: str) -> str:
     """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
     source, colon, rest = text.partition(":")
@@ -155,7 +164,7 @@ def words_of(given: Given) -> HostConfig:
         network=network,
         network_of=of,
         readonly=given.on("read-only"),
-        binds=tuple(absolute_bind(text) for text in given.list("volume")),
+        binds=tuple(map(absolute_bind, plain_binds(given))),
         limits=limits_of(given),
         cap_add=given.list("cap-add"),
         cap_drop=given.list("cap-drop"),
@@ -165,6 +174,14 @@ def words_of(given: Given) -> HostConfig:
         init=given.on("init"),
         group_add=given.list("group-add"),
     )
+    if (
+        given.list("mount")
+        or given.list("volumes-from")
+        or (given.list("volume") and not host.binds)
+    ):
+        from minidocker.mount_flags import with_mounts
+
+        host = with_mounts(given, host)
     if any(given.flags.get(name) for name in RARE):
         from minidocker.flag_words import rare_words
 
@@ -389,7 +406,9 @@ CREATE_FLAGS = (
     Flag("rm", "Automatically remove the container when it exits"),
     Flag("stop-signal", "Signal to stop the container", takes=TEXT),
     Flag("stop-timeout", "Timeout (in seconds) to stop a container", takes=NUMBER),
-    Flag("volume", "Bind mount a volume: SOURCE:TARGET[:ro]", "v", LIST),
+    Flag("mount", "Attach a filesystem mount to the container", takes=LIST),
+    Flag("volume", "Bind mount a volume: [SOURCE:]TARGET[:ro]", "v", LIST),
+    Flag("volumes-from", "Mount volumes from the specified container(s)", takes=LIST),
 )
 RUN_FLAGS = (
     *CREATE_FLAGS,

@@ -144,7 +144,7 @@ class Supervisor:
         if seat:
             from minidocker.attach import Guest
 
-            self.guests.append(Guest(seat, last=container.config.stdin_once))
+            self.guests.append(Guest(seat, last=is_last(container)))
 
     def run(self) -> int:
         """Run the container to its end, and again if its policy says so.
@@ -209,9 +209,8 @@ class Supervisor:
         """Let in whoever knocks."""
         from minidocker.attach import admit
 
-        if self.door and (
-            guest := admit(self.door, terminal, last=self.container.config.stdin_once)
-        ):
+        last = is_last(self.container)
+        if self.door and (guest := admit(self.door, terminal, last=last)):
             self.guests.append(guest)
             guest.sit(pump)
 
@@ -238,6 +237,10 @@ class Supervisor:
         if container.host.auto_remove and not kept:
             throw_away(store, container.id, container.name)
             events.append(event_of(container, "destroy"))
+            if container.mounts:
+                from minidocker.storing import remove_anonymous
+
+                remove_anonymous(store, container)
         else:
             status = Status.CREATED if error else Status.EXITED
             self.state = self.state.replace(
@@ -262,6 +265,12 @@ class Supervisor:
     def write(self) -> None:
         """Write the state for others to read."""
         write_state(self.store.path(self.container.id, "state.json"), self.state)
+
+
+# %% A container's life, in one function
+def is_last(container: Container) -> bool:
+    """Say whether the first guest's end of input is the program's."""
+    return container.config.stdin_once and not container.config.tty
 
 
 # %% A container's life, in one function

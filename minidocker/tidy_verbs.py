@@ -25,7 +25,9 @@ from minidocker.removal import (
     costs_of,
     prune_containers,
     prune_images,
+    prune_volumes,
 )
+from minidocker.storing import used_volumes, volume_store
 from minidocker.tables import View, ago, formatted, human_size, view_of
 from minidocker.views import PS_HEADS, container_row
 
@@ -59,6 +61,7 @@ def rmi(given: Given) -> int:
 # %% Pruning
 WARNINGS = {
     "container": "all stopped containers",
+    "volume": "all local volumes not used by at least one container",
     "image": "all dangling images",
     "image --all": "all images without at least one container associated to them",
     "builder": "all dangling build cache",
@@ -92,6 +95,10 @@ def prune(given: Given, *kinds: str) -> int:
     if "container" in kinds:
         gone = prune_containers(engine, filters)
         told("Deleted Containers:", gone, small=False)
+        freed += sum(one.size for one in gone)
+    if "volume" in kinds:
+        gone = prune_volumes(engine, filters)
+        told("Deleted Volumes:", gone, small=False)
         freed += sum(one.size for one in gone)
     if "image" in kinds:
         gone = prune_images(engine, filters, everything=wants_all(given, filters))
@@ -144,13 +151,16 @@ def builder_prune(given: Given) -> int:
 def system_prune(given: Given) -> int:
     """``system prune [OPTIONS]``"""
     how = " --all" if given.on("all") else ""
-    kinds = ("container", f"image{how}", f"builder{how}")
+    kinds = ["container", f"image{how}", f"builder{how}"]
+    if given.on("volumes"):
+        kinds.insert(1, "volume")
     lines = ["WARNING! This will remove:", *(f"  - {WARNINGS[kind]}" for kind in kinds)]
     if given.list("filter"):
         lines += ["", "  Items to be pruned will be filtered with:"]
         lines += [f"  - {text}" for text in given.list("filter")]
     agreed = confirmed(given, "\n".join([*lines, ""]))
-    return prune(given, "container", "image", "builder") if agreed else nothing_freed()
+    names = [kind.partition(" ")[0] for kind in kinds]
+    return prune(given, *names) if agreed else nothing_freed()
 
 
 # %% What it costs
@@ -196,6 +206,20 @@ def cost_rows(costs: Costs) -> list[dict[str, str]]:
     ]
 
 
+def volume_cost(engine: Engine) -> dict[str, str]:
+    """Return Docker's fields for the line of `system df` about volumes."""
+    used = used_volumes(engine.containers)
+    pairs = [(v.size(), v.name in used) for v in volume_store(engine.containers).list()]
+    size, free = sum(n for n, _ in pairs), sum(n for n, busy in pairs if not busy)
+    return {
+        "Active": str(sum(busy for _, busy in pairs)),
+        "Reclaimable": share(free, size),
+        "Size": human_size(size, 4),
+        "TotalCount": str(len(pairs)),
+        "Type": "Local Volumes",
+    }
+
+
 def kept_row(kept: list[Kept]) -> dict[str, str]:
     """Return Docker's fields for the line of `system df` about the build cache."""
     return {
@@ -217,7 +241,7 @@ def system_df(given: Given) -> int:
     if given.on("verbose"):
         print(verbose_costs(engine, costs), verbose_kept(kept), sep="\n\n")
     else:
-        rows = [*cost_rows(costs), kept_row(kept)]
+        rows = [*cost_rows(costs), volume_cost(engine), kept_row(kept)]
         print(formatted(DF, rows, given.text("format")))
     return 0
 
@@ -301,7 +325,7 @@ COMMANDS = (
     ),
     Command(
         "system prune", "[OPTIONS]", "Remove unused data", system_prune,
-        (EVERY, ONLY, FORCE), most=0,
+        (EVERY, ONLY, FORCE, Flag("volumes", "Prune volumes")), most=0,
     ),
     Command(
         "builder prune", "[OPTIONS]", "Remove build cache", builder_prune,

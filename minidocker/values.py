@@ -55,7 +55,9 @@ MAPS = frozenset(
 POINTERS = frozenset(("Healthcheck", "Health", "StopTimeout", "Init", "PidsLimit"))
 NOTHING = ContainerConfig()
 CONFIG = {field.key: getattr(NOTHING, field.attribute) for field in CONFIG_FIELDS}
-WHOLE = {"Config": CONFIG, "ContainerConfig": CONFIG}
+MOUNT = {"Type": "", "Name": "", "Source": "", "Destination": "", "Driver": ""}
+MOUNT |= {"Mode": "", "RW": False, "Propagation": ""}  # type: ignore[dict-item]
+WHOLE = {"Config": CONFIG, "ContainerConfig": CONFIG, "Mounts": MOUNT}
 LAST: dict[str, dict[str, Any]] = {
     "RootFS": {"BaseLayer": ""},
     "State": {"Health": None},

@@ -16,6 +16,7 @@ from minidocker.images import HistoryRow, size_of
 from minidocker.network_views import network_settings, ports_words
 from minidocker.oci import GO_ESCAPES, ContainerConfig, chain_id, short_id
 from minidocker.overlayfs import Overlay
+from minidocker.storing import points_of
 from minidocker.tables import (
     View,
     ago,
@@ -118,12 +119,17 @@ def command_words(argv: Sequence[str], width: int | None) -> str:
 
 
 # %% Containers
+def shown_mount(text: str, *, whole: bool) -> str:
+    """Return a mount as `ps` lists it."""
+    return text if whole else cut(text, 15)
+
+
 def container_row(
     engine: Engine, container: Container, state: State, *, whole: bool, size: bool
 ) -> dict[str, Any]:
     """Return Docker's fields for a container."""
     labels = container.config.labels or {}
-    running = state.status is Status.RUNNING
+    running, points = state.status is Status.RUNNING, points_of(container)
     network = network_settings(engine.containers, container, running=running)
     row = {
         "Command": command_words(container.argv, None if whole else 20),
@@ -131,8 +137,12 @@ def container_row(
         "ID": shown_id(container.id, whole=whole),
         "Image": container.config.image or short_id(container.image),
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
-        "LocalVolumes": "0",
-        "Mounts": ",".join(bind.partition(":")[0] for bind in container.host.binds),
+        "LocalVolumes": str(sum(point.kind == "volume" for point in points)),
+        "Mounts": ",".join(
+            shown_mount(point.name or point.source, whole=whole)
+            for point in points
+            if point.kind != "tmpfs"
+        ),
         "Names": container.name,
         "Networks": ",".join(network["Networks"]),
         "Ports": ports_words(network["Ports"]),
@@ -252,19 +262,12 @@ def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
         "Platform": "linux",
         "HostConfig": container.host.to_dict(),
         "GraphDriver": graph_driver(engine, engine.layers.mount_id(container.id)),
-        "Mounts": [mount_fields(bind) for bind in container.host.binds],
+        "Mounts": [point.to_dict() for point in points_of(container)],
         "Config": container.config.to_dict(),
         "NetworkSettings": network_settings(
             engine.containers, container, running=state.status is Status.RUNNING
         ),
     }
-
-
-def mount_fields(bind: str) -> dict[str, Any]:
-    """Return Docker's fields for ``-v SOURCE:TARGET[:ro]``."""
-    source, target, *mode = bind.split(":")
-    writable = "ro" not in mode
-    return {"Type": "bind", "Source": source, "Destination": target, "RW": writable}
 
 
 def pretty(found: Any) -> str:

@@ -33,6 +33,7 @@ from minidocker.freezer import members_of
 from minidocker.logs import LogEntry, fixed_time
 from minidocker.logs import logs as log_entries
 from minidocker.network_views import network_settings
+from minidocker.storing import points_of
 from minidocker.tables import formatted
 from minidocker.views import container_row, ps_view, state_word
 
@@ -43,7 +44,7 @@ STATES = ("created", "restarting", "running", "removing", "paused", "exited", "d
 HEALTHS = ("none", "starting", "healthy", "unhealthy")
 PS_FILTERS = (
     "ancestor", "before", "exited", "expose", "health", "id", "label", "name",
-    "network", "publish", "since", "status",
+    "network", "publish", "since", "status", "volume",
 )  # fmt: skip
 
 
@@ -119,6 +120,10 @@ def tests_of(engine: Engine, filters: Filters) -> list[Callable[[Pair], bool]]:
         "expose": lambda pair: bool(ports["expose"] & ports_of(engine, pair)),
         "publish": lambda pair: bool(ports["publish"] & ports_of(engine, pair, True)),
         "network": lambda pair: not networks_of(engine, pair).isdisjoint(networks),
+        "volume": lambda pair: any(
+            {point.name, point.source, point.target} & set(of("volume", ()))
+            for point in points_of(pair[0])
+        ),
         "label": lambda pair: all_labels_match(pair[0].config.labels or {}, filters),
     }
     tests = [known[name] for name in filters if name in known]

@@ -66,6 +66,11 @@ class Screen:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+def guests(store: Store) -> int:
+    """How many have been let in, ever."""
+    return (store.root / "events.json").read_text().count('"Action":"attach"')
+
+
 def state(store: Store, name: str, form: str = "{{.State.Status}}") -> str:
     return store.says("inspect", "-f", form, name).strip()
 
@@ -145,9 +150,10 @@ def test_a_guest_reads_types_and_leaves_by_two_keys(store: Store) -> None:
     screen.type(b"\x10\x11")
     assert screen.ends() == 0
     assert state(store, "box") == "running"
+    before = guests(store)
     second = Screen(store.argv("attach", "box"))
     third = Screen(store.argv("attach", "--detach-keys", "x,ctrl-y", "box"))
-    time.sleep(0.5)
+    assert eventually(lambda: guests(store) >= before + 2)
     second.type(b"c\r")
     for one in (second, third):
         one.until(b"got c\r\n")
@@ -178,10 +184,11 @@ def test_a_guest_without_terminal_has_both_streams_and_the_end(store: Store) -> 
     assert state(store, "box") == "running"
     done.send_signal(signal.SIGKILL)
     done.wait()
+    before = guests(store)
     quiet = subprocess.Popen(
         store.argv("attach", "--no-stdin", "box"), stdout=subprocess.PIPE
     )
-    time.sleep(0.3)
+    assert eventually(lambda: guests(store) > before)
     store.says("kill", "box")
     assert quiet.wait(20) == 137
     done.stdout.close()
@@ -197,7 +204,7 @@ def test_a_guest_that_does_not_read_makes_only_the_program_wait(store: Store) ->
         store.argv("attach", "box"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert lazy.stdin
-    time.sleep(0.3)
+    time.sleep(1)
     lazy.stdin.write(b"go\n")
     lazy.stdin.flush()
     time.sleep(0.5)
@@ -213,7 +220,7 @@ def test_signals_of_a_guest_are_the_program_s(store: Store) -> None:
     guest = subprocess.Popen(store.argv("start", "-a", "box"), stdout=subprocess.PIPE)
     assert guest.stdout
     assert guest.stdout.readline() == b"ready\n"
-    time.sleep(0.3)
+    time.sleep(0.5)
     guest.send_signal(signal.SIGUSR1)
     assert guest.wait(20) == 9
     guest.stdout.close()
@@ -449,8 +456,9 @@ def test_a_supervisor_that_is_killed_takes_nothing_with_it(store: Store) -> None
     assert eventually(lambda: store.says("logs", "box") == "ready\n")
     pid = int(state(store, "box", "{{.State.Pid}}"))
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    before = guests(store)
     guest = subprocess.Popen(store.argv("attach", "box"))
-    time.sleep(0.3)
+    assert eventually(lambda: guests(store) > before)
     os.kill(parent, signal.SIGKILL)
     assert guest.wait(20) == 137
     assert "Exited (137)" in store.says("ps", "-a")

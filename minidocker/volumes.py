@@ -1,0 +1,292 @@
+# From book/428-volumes.md. Edit there and tangle, or here and tangle --back.
+
+# %% Volumes: what outlives the container
+"""Named directories that outlive containers; what a container mounts, and where."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+
+from minidocker.durable import read_json, turn, write_whole
+from minidocker.errors import ConflictError, NotFoundError, UsageError
+from minidocker.mounts import MountFlags
+from minidocker.namespaces import (
+    PLACE,
+    QUIET,
+    Bind,
+    Filesystem,
+    MountStep,
+    magic,
+    open_if_there,
+)
+from minidocker.oci import is_hex, matches
+from minidocker.records import Record, json_text
+from minidocker.trees import copy_tree, remove_path
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# %% The nouns
+class MountPoint(Record):
+    """What a container mounts: ``kind`` is volume, bind or tmpfs.
+
+    ``source`` is a path of the host, "" for a tmpfs; ``name`` a volume's. ``anonymous``
+    ones were made for this container. ``copy``: a volume that is empty gets what the
+    image has there. ``data`` are options of a tmpfs.
+    """
+
+    kind: str
+    target: str
+    source: str = ""
+    name: str = ""
+    mode: str = ""
+    writable: bool = True
+    anonymous: bool = False
+    copy: bool = True
+    data: str = ""
+
+    def step(self) -> MountStep:
+        """Return the step that mounts it."""
+        if self.kind == "tmpfs":
+            flags = QUIET if self.writable else QUIET | MountFlags.RDONLY
+            return Filesystem(self.target, "tmpfs", flags, self.data, links=True)
+        return Bind(self.source, self.target, not self.writable)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return Docker's fields, as `inspect` shows them."""
+        found = {"Type": self.kind, "Name": self.name, "Source": self.source}
+        found |= {"Destination": self.target, "Mode": self.mode, "RW": self.writable}  # type: ignore[dict-item]
+        if self.kind == "volume":
+            found["Driver"] = "local"
+        found["Propagation"] = "rprivate" if self.kind == "bind" else ""
+        order = ("Type", "Name", "Source", "Destination", "Driver")
+        first = {key: found[key] for key in order if found.get(key)}
+        return {**first, **{k: v for k, v in found.items() if k not in order}}
+
+
+class Volume(Record):
+    """A volume: its name, when it was made (RFC 3339), its labels, its directory."""
+
+    name: str
+    created: str
+    path: str
+    labels: Mapping[str, str] | None = None
+
+    def size(self) -> int:
+        """Return the bytes of its files."""
+        return sum(
+            os.lstat(f"{place}/{name}").st_size
+            for place, _, names in os.walk(self.path)
+            for name in names
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return Docker's fields, as `volume inspect` shows them."""
+        return {
+            "CreatedAt": self.created,
+            "Driver": "local",
+            "Labels": dict(self.labels) if self.labels is not None else None,
+            "Mountpoint": self.path,
+            "Name": self.name,
+            "Options": {},
+            "Scope": "local",
+        }
+
+
+# %% The nouns
+def in_order(mounts: Iterable[MountPoint]) -> list[MountPoint]:
+    """Return mounts so that none hides another."""
+    return sorted(mounts, key=lambda one: one.target.rstrip("/").count("/"))
+
+
+def points_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:
+    """Return mounts of their fields, as config.v2.json keeps them."""
+    return tuple(MountPoint(**fields) for fields in found)
+
+
+# %% The store
+VOLUME_NAME = "[a-zA-Z0-9][a-zA-Z0-9_.-]+"
+
+
+def check_volume_name(name: str) -> str:
+    """Return ``name``; UsageError when Docker would not take it."""
+    if not matches(VOLUME_NAME, name):
+        what = f'"{name}" includes invalid characters for a local volume name'
+        hint = f"only {VOLUME_NAME} are allowed; for a host directory, an absolute path"
+        raise UsageError(what, hint=hint)
+    return name
+
+
+class VolumeStore:
+    """The volumes of the store ``root``."""
+
+    def __init__(self, root: str) -> None:
+        self.root, self.lock = f"{root}/volumes", f"{root}/volumes.lock"
+
+    def path(self, name: str, inside: str = "_data") -> str:
+        """Return the path of a volume's directory, or of its record."""
+        return f"{self.root}/{name}/{inside}"
+
+    def create(self, name: str = "", labels: Mapping[str, str] | None = None) -> Volume:
+        """Make a volume, unless there is one of that name; return it."""
+        name = check_volume_name(name) if name else os.urandom(32).hex()
+        if not os.path.exists(self.path(name, "opts.json")):
+            os.makedirs(self.path(name), 0o755, exist_ok=True)
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            record = {"Name": name, "CreatedAt": created, "Labels": labels}
+            write_whole(self.path(name, "opts.json"), json_text(record))
+        return self.get(name)
+
+    def get(self, name: str) -> Volume:
+        """Return a volume. Raises NotFoundError."""
+        try:
+            if not matches(VOLUME_NAME, name):
+                raise FileNotFoundError(name)
+            found = read_json(self.path(name, "opts.json"))
+        except FileNotFoundError as why:
+            hint = "`minidocker volume ls` lists them"
+            raise NotFoundError(f"no such volume: {name}", hint=hint) from why
+        return Volume(name, found["CreatedAt"], self.path(name), found["Labels"])
+
+    def list(self) -> list[Volume]:
+        """Return all volumes, by name."""
+        names = os.listdir(self.root) if os.path.isdir(self.root) else ()
+        whole = (n for n in names if os.path.exists(self.path(n, "opts.json")))
+        return [self.get(name) for name in sorted(whole)]
+
+    def remove(self, name: str, users: Iterable[str] = ()) -> None:
+        """Remove a volume that no container (``users``, their ids) mounts."""
+        volume, ids = self.get(name), list(users)
+        if ids:
+            what = f"remove {name}: volume is in use - [{', '.join(ids)}]"
+            raise ConflictError(what, hint="remove the containers first")
+        os.unlink(self.path(volume.name, "opts.json"))
+        remove_path(f"{self.root}/{volume.name}")
+
+
+# %% First contents
+def fill_volume(tree: str, point: MountPoint) -> None:
+    """Copy what the image's ``tree`` has at the place of a volume that is empty."""
+    if os.listdir(point.source):
+        return
+    root = os.open(tree, PLACE | os.O_DIRECTORY)
+    place = open_if_there(root, point.target)
+    os.close(root)
+    if place is None:
+        return
+    try:
+        if os.path.isdir(magic(place)):
+            copy_tree(os.readlink(magic(place)), point.source)
+    finally:
+        os.close(place)
+
+
+def wants_filling(points: Iterable[MountPoint]) -> list[MountPoint]:
+    """Return the volumes that are to get the image's contents and are empty."""
+    return [
+        point
+        for point in points
+        if point.kind == "volume" and point.copy and not os.listdir(point.source)
+    ]
+
+
+# %% From words to mounts
+def bind_point(text: str) -> MountPoint:
+    """Return the mount of ``SOURCE:TARGET[:MODE]``, where SOURCE may be a volume.
+
+    >>> bind_point("data:/var:ro,nocopy").copy
+    False
+    """
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    words = mode.split(",") if mode else []
+    point = MountPoint(
+        "bind" if source.startswith("/") else "volume",
+        os.path.normpath(target),
+        mode=mode,
+        writable="ro" not in words,
+        copy="nocopy" not in words,
+    )
+    if point.kind == "bind":
+        return point.replace(source=source)
+    return point.replace(name=source, mode=mode or "z")
+
+
+def mount_point(spec: Mapping[str, Any]) -> MountPoint:
+    """Return the mount of a ``--mount``, as HostConfig.Mounts has it."""
+    kind, options = spec["Type"], spec.get("VolumeOptions") or {}
+    tmpfs = spec.get("TmpfsOptions") or {}
+    size, mode = tmpfs.get("SizeBytes"), tmpfs.get("Mode")
+    data = [f"size={size}"] if size else []
+    data += [f"mode={mode:o}"] if mode is not None else []
+    source = str(spec.get("Source") or "")
+    return MountPoint(
+        kind,
+        os.path.normpath(spec["Target"]),
+        source if kind == "bind" else "",
+        source if kind == "volume" else "",
+        mode="z" if kind == "volume" else "",
+        writable=not spec.get("ReadOnly"),
+        anonymous=kind == "volume" and not source,
+        copy=not options.get("NoCopy"),
+        data=",".join(data),
+    )
+
+
+# %% From words to mounts
+def inherited(points: Iterable[MountPoint], mode: str) -> list[MountPoint]:
+    """Return another container's mounts as ``--volumes-from`` gives them."""
+    return [
+        point.replace(anonymous=False, writable=point.writable and mode != "ro")
+        for point in points
+        if point.kind != "tmpfs"
+    ]
+
+
+def make_points(
+    store: VolumeStore,
+    others: Iterable[MountPoint],
+    binds: Iterable[str],
+    specs: Iterable[Mapping[str, Any]],
+    places: Iterable[str],
+) -> tuple[MountPoint, ...]:
+    """Return a container's mounts; the volumes that they name are made.
+
+    ``places`` are those of VOLUME. The caller holds the lock of the store of volumes.
+    """
+    found = {point.target: point for point in others}
+    found |= {point.target: point for point in map(bind_point, binds)}
+    found |= {point.target: point for point in map(mount_point, specs)}
+    for place in places:
+        target = os.path.normpath(place)
+        found.setdefault(target, MountPoint("volume", target, anonymous=True))
+    return tuple(with_volume(store, point, specs) for point in in_order(found.values()))
+
+
+def with_volume(
+    store: VolumeStore, point: MountPoint, specs: Iterable[Mapping[str, Any]]
+) -> MountPoint:
+    """Return a mount whose volume is there."""
+    if point.kind != "volume":
+        return point
+    options = (
+        s.get("VolumeOptions") or {} for s in specs if s["Target"] == point.target
+    )
+    labels = next(options, {}).get("Labels")
+    volume = store.create(point.name, labels)
+    return point.replace(name=volume.name, source=volume.path)
+
+
+def is_anonymous(name: str) -> bool:
+    """Say whether a volume's name was made and not given."""
+    return len(name) == 64 and is_hex(name)
+
+
+def volumes_turn(store: VolumeStore) -> Any:
+    """Return a ``with`` block in which nobody else makes or removes volumes."""
+    return turn(store.lock)
