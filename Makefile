@@ -9,7 +9,7 @@ PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman bu
   golang-github-opencontainers-image-spec-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests faults stress
+.PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests faults stress crashes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,9 @@ faults: $(STAMP) ## kill, starve and cut off every command at every call: a quar
 
 stress: $(STAMP) ## eight processes in one store at random, for a minute
 	cd tests && unshare --mount ../$(BIN)/python -m faults.stress 60 8
+
+crashes: $(STAMP) ## kill a guest's kernel twenty times in a build: four minutes
+	MINIDOCKER_CRASHES=20 unshare --mount $(BIN)/python -m pytest -q -s tests/uml/test_crash.py
 
 # A private mount shows the checkout to a user who could not reach its directory.
 user-tests: $(STAMP) ## the tests that need no root, as an unprivileged user

@@ -22,7 +22,6 @@ from contextlib import (
 
 from minidocker.devices import (
     BLOCK,
-    SECTOR,
     Call,
     DeviceMapper,
     arm,
@@ -39,6 +38,7 @@ from minidocker.errors import (
     NotFoundError,
 )
 from minidocker.linux import CloneFlags, SysError, unshare
+from minidocker.loops import SECTOR
 from minidocker.mounts import (
     AT_FDCWD,
     MountAttr,
@@ -49,12 +49,10 @@ from minidocker.mounts import (
     mountinfo,
     umount2,
 )
+from minidocker.poolrecords import FILE_SYSTEMS, PoolOptions, Records
 from minidocker.thinpool import (
-    FILE_SYSTEMS,
     LOW_WATER,
     Disks,
-    PoolOptions,
-    Records,
     activate_layer,
     base_device,
     find_disks,
@@ -62,6 +60,7 @@ from minidocker.thinpool import (
     grow_if_low,
     make_device,
     open_session,
+    scarce,
     suppress_gone,
 )
 
@@ -145,7 +144,7 @@ def is_low(dm: DeviceMapper, disks: Disks) -> bool:
     with suppress_gone():
         lines = status(dm, disks.pool.name)  # none before its table is loaded
         found = [parse_status(line.arguments) for line in lines]
-        return any(now.data[1] and now.free <= LOW_WATER for now in found)
+        return any(now.data[1] and any(scarce(now)) for now in found)
     return False
 
 
@@ -277,21 +276,45 @@ class Devicemapper(StorageDriver):
     def report(self) -> dict[str, str | int]:
         """Return the pool's figures."""
         with open_session(self.disks) as session:
-            now = session.status()
-        pool, options = self.disks.pool, self.disks.options
+            now, real = session.status(), session.pool
+        files, options = self.disks.pool, self.disks.options
+        block, least = BLOCK * SECTOR, options.min_free
+        (used, total), (meta_used, meta_total) = now.data, now.metadata
         return {
-            "Pool Name": pool.name,
-            "Pool Blocksize": BLOCK * SECTOR,
+            "Pool Name": files.name,
+            "Pool Blocksize": block,
             "Base Device Size": options.base_size,
             "Backing Filesystem": options.fs,
-            "Data file": pool.data,
-            "Metadata file": pool.metadata,
-            "Data Space Used": now.data[0] * BLOCK * SECTOR,
-            "Data Space Total": now.data[1] * BLOCK * SECTOR,
-            "Metadata Space Used": now.metadata[0] * METADATA_BLOCK,
-            "Metadata Space Total": now.metadata[1] * METADATA_BLOCK,
+            "Udev Sync Supported": "false",
+            "Data file": real.data,
+            "Metadata file": real.metadata,
+            "Data loop file": files.data,
+            "Metadata loop file": files.metadata,
+            "Data Space Used": used * block,
+            "Data Space Total": total * block,
+            "Data Space Available": (total - used) * block,
+            "Metadata Space Used": meta_used * METADATA_BLOCK,
+            "Metadata Space Total": meta_total * METADATA_BLOCK,
+            "Metadata Space Available": (meta_total - meta_used) * METADATA_BLOCK,
+            "Thin Pool Minimum Free Space": total * least // 100 * block,
+            "Low Water Mark": LOW_WATER * block,
             "Deferred Removal Enabled": "true",
         }
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Ask the pool, and compare the layers' files with it and with each other."""
+        with open_session(self.disks) as session:
+            now = session.status()
+        if now.mode != "rw" or now.needs_check:
+            check = ", and its metadata needs thin_check" if now.needs_check else ""
+            yield "", f"the thin pool is in mode {now.mode}{check}"
+        seen: dict[int, str] = {}
+        for layer in self.ids():
+            thin = self.records.layer(layer)
+            if thin.transaction_id > now.transaction:
+                yield layer, "the pool does not know the transaction that made it"
+            if seen.setdefault(thin.device_id, layer) != layer:
+                yield layer, f"layer {seen[thin.device_id][:12]} has the same device"
 
     def ids(self) -> list[str]:
         """List the files of the layers."""

@@ -71,7 +71,7 @@ def make_driver(root: str, name: str, options: tuple[str, ...] = ()) -> StorageD
     """
     if name == "devicemapper":
         from minidocker.devicemapper import Devicemapper
-        from minidocker.thinpool import parse_options
+        from minidocker.poolrecords import parse_options
 
         return Devicemapper(root, options=parse_options(options))
     if options:

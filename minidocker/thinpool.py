@@ -4,8 +4,7 @@
 """A thin pool for layers, that the kernel takes down when nobody uses it.
 
 On disk as Docker's, below ``devicemapper``: ``devicemapper/{data,metadata}`` are the
-pool's two disks; ``metadata/<layer>`` says which thin device a layer is,
-``metadata/deviceset-metadata`` and ``transaction-metadata`` what was being done.
+pool's two disks; what is in them is written down beside (see ``poolrecords``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.devices import (
-    SECTOR,
     DeviceMapper,
     PoolStatus,
     ThinPool,
@@ -30,172 +28,30 @@ from minidocker.devices import (
     deactivate,
     delete,
     find,
-    hold_loop,
-    loops_of,
     pool_status,
     reload,
     remove,
-    reread_size,
     tell,
 )
 from minidocker.drivers import plain_root
-from minidocker.durable import replace_file, sync_path
-from minidocker.errors import (
-    NotFoundError,
-    UnsupportedError,
-    UsageError,
-    did_you_mean,
-)
+from minidocker.errors import MinidockerError, NotFoundError, UnsupportedError
 from minidocker.linux import SysError
+from minidocker.loops import SECTOR, discard_range, hold_loop, loops_of, reread_size
 from minidocker.mounts import (
     MountFlags,
     mounted,
 )
+from minidocker.poolrecords import (
+    BASE,
+    DEVICE_SET,
+    FILE_SYSTEMS,
+    TRANSACTION,
+    UUID_AT,
+    PoolOptions,
+    Records,
+    Thin,
+)
 from minidocker.records import Record
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-
-# %% The nouns
-class PoolOptions(Record):
-    """How a new pool is made; sizes in bytes.
-
-    ``base_size`` is that of every layer's file system. ``data_size`` is what the pool
-    starts with, and grows by when it runs low.
-    """
-
-    base_size: int = 10 << 30
-    data_size: int = 4 << 30
-    metadata_size: int = 64 << 20
-    fs: str = "ext4"
-
-
-OPTION_NAMES = {
-    "dm.basesize": "base_size",
-    "dm.loopdatasize": "data_size",
-    "dm.loopmetadatasize": "metadata_size",
-    "dm.fs": "fs",
-}
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_size(text: str) -> int:
-    """Return a size in bytes.
-
-    >>> parse_size("10G"), parse_size("64m")
-    (10737418240, 67108864)
-    """
-    number = text.rstrip("bB").rstrip("kKmMgGtT")
-    unit = text.rstrip("bB")[len(number) :].upper()
-    if not (number.isascii() and number.isdecimal()) or unit not in UNITS:
-        raise UsageError(f'invalid size "{text}"', hint="such as 10G or 512M")
-    return int(number) * UNITS[unit]
-
-
-def parse_options(words: tuple[str, ...]) -> PoolOptions:
-    """Read ``--storage-opt``. Raises UsageError for an unknown name or value."""
-    options = PoolOptions()
-    for word in words:
-        name, _, text = word.partition("=")
-        if name not in OPTION_NAMES:
-            known = f"there are {', '.join(OPTION_NAMES)}"
-            hint = did_you_mean(name, OPTION_NAMES, other=known)
-            raise UsageError(f'unknown storage option "{name}"', hint=hint)
-        if name == "dm.fs" and text not in FILE_SYSTEMS:
-            raise UsageError(f'unknown file system "{text}"', hint="ext4 or xfs")
-        value = text if name == "dm.fs" else parse_size(text)
-        options = options.replace(**{OPTION_NAMES[name]: value})
-    return options
-
-
-# %% The nouns
-class FileSystem(Record):
-    """How one kind of file system is made, and with which options it is mounted."""
-
-    make: tuple[str, ...]
-    options: str
-
-
-FILE_SYSTEMS = {
-    "ext4": FileSystem(
-        ("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"),
-        "noinit_itable",
-    ),
-    "xfs": FileSystem(
-        ("mkfs.xfs", "-q", "-K", "-m", "reflink=0"),
-        "nouuid",  # every snapshot has the same
-    ),
-}
-
-
-UUID_AT = {"ext4": 1024 + 104, "xfs": 32}  # bytes from the start of the device
-
-
-class Thin(Record):
-    """What ``metadata/<layer>`` says: which thin device a layer is.
-
-    ``size`` is in bytes. ``parent`` is ours: Docker's driver is told it each time.
-    """
-
-    device_id: int
-    size: int
-    transaction_id: int
-    initialized: bool = False
-    deleted: bool = False
-    parent: str = ""
-
-    def to_json(self) -> bytes:
-        """Return the file's text."""
-        fields = {name: getattr(self, name) for name in self.__match_args__}
-        return json.dumps(fields, separators=(",", ":")).encode()
-
-
-# %% Files that say what was done
-class Records:
-    """The files below ``metadata``."""
-
-    def __init__(self, home: str) -> None:
-        self.home = home
-
-    def read(self, name: str) -> dict[str, Any]:
-        """Return what a file says; nothing if there is none."""
-        try:
-            with open(f"{self.home}/{name}", "rb") as file:
-                found = json.load(file)
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def write(self, name: str, text: bytes) -> None:
-        """Write a file whole, and synced."""
-        os.makedirs(self.home, 0o700, exist_ok=True)
-        replace_file(f"{self.home}/{name}", text)
-
-    def drop(self, name: str) -> None:
-        """Remove a file; nothing if there is none."""
-        with suppress(FileNotFoundError):
-            os.unlink(f"{self.home}/{name}")
-            sync_path(self.home)
-
-    def layer(self, name: str) -> Thin:
-        """Return the thin device of a layer. Raises NotFoundError."""
-        found = self.read(name)
-        if "device_id" not in found:
-            raise NotFoundError(f'no such layer: "{name}"')
-        return Thin(**{key: found[key] for key in Thin.__match_args__ if key in found})
-
-    def layers(self) -> list[str]:
-        """Return the names of all layers, sorted."""
-        names = os.listdir(self.home) if os.path.isdir(self.home) else []
-        return sorted(n for n in names if n not in NOT_LAYERS and "." not in n)
-
-
-BASE = "base"
-DEVICE_SET, TRANSACTION = "deviceset-metadata", "transaction-metadata"
-NOT_LAYERS = {BASE, DEVICE_SET, TRANSACTION}
 
 
 # %% Holding the pool
@@ -314,17 +170,73 @@ def new_pool(
 
 
 # %% Holding the pool
-def grow_if_low(session: Session) -> bool:
-    """Give the pool more data blocks when few are free; whether it was needed."""
-    if session.status().free > session.pool.low_water:
+def metadata_low(total: int) -> int:
+    """Return at how many free blocks of metadata the kernel raises its alarm.
+
+    A quarter, and at most 4 MiB. Source: the kernel's drivers/md/dm-thin.c.
+
+    >>> metadata_low(1024), metadata_low(16384)
+    (256, 1024)
+    """
+    return min(1024, total // 4)
+
+
+def scarce(now: PoolStatus, percent: int = 0) -> tuple[bool, bool]:
+    """Whether data blocks and metadata blocks are few: the kernel's marks, or less
+    than ``percent`` of all.
+    """
+    (used, total), (meta_used, meta_total) = now.data, now.metadata
+    data = max(LOW_WATER, total * percent // 100)
+    metadata = max(metadata_low(meta_total), meta_total * percent // 100)
+    return total - used <= data, meta_total - meta_used <= metadata
+
+
+def lengthen(path: str, device: str, by: int) -> bool:
+    """Make a pool's file longer, and its loop device with it; whether there was room.
+
+    A sparse file promises what the file system below may not have, so no more is
+    promised than is free there.
+    """
+    found = os.statvfs(path)
+    by = min(by, found.f_bavail * found.f_frsize) // CHUNK * CHUNK
+    if not by:
         return False
-    path = session.disks.pool.data
     with open(path, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.truncate(size + session.disks.options.data_size)
-    reread_size(session.pool.data)
-    reload(session.dm, session.pool)
+        file.truncate(file.seek(0, os.SEEK_END) + by)
+    reread_size(device)
     return True
+
+
+CHUNK = 1 << 20
+
+
+# %% Holding the pool
+def grow_if_low(session: Session, percent: int = 0) -> bool:
+    """Give the pool more blocks of what it has few of; whether it has grown.
+
+    ``percent``: grow, too, where less than that is free.
+    """
+    files, real, sizes = session.disks.pool, session.pool, session.disks.options
+    few_data, few_metadata = scarce(session.status(), percent)
+    grown = few_data and lengthen(files.data, real.data, sizes.data_size)
+    if few_metadata:
+        grown |= lengthen(files.metadata, real.metadata, sizes.metadata_size)
+    if grown:
+        reload(session.dm, real)
+    return grown
+
+
+def refuse_if_full(session: Session) -> None:
+    """Raise MinidockerError where less is free than must be, and nothing can grow."""
+    percent = session.disks.options.min_free
+    grow_if_low(session, percent)
+    now = session.status()
+    for kind, (used, total) in (("data", now.data), ("metadata", now.metadata)):
+        wanted = total * percent // 100
+        if total - used < wanted:
+            what = f"the thin pool has {total - used} free {kind} blocks"
+            hint = "free some space below it, or change dm.min_free_space"
+            raise MinidockerError(f"{what}, fewer than {wanted}", hint=hint)
 
 
 # %% Transactions
@@ -343,6 +255,7 @@ def make_device(session: Session, layer: str, origin: int | None, parent: str) -
     An origin that somebody still has mounted, if only in a copy of a mount namespace,
     is frozen meanwhile: what was written to it must be on its blocks.
     """
+    refuse_if_full(session)
     number, records = session.status().transaction, session.records
     device = session.device(parent or BASE)
     active = device if find(session.dm, device) else ""
@@ -379,12 +292,33 @@ def recover(session: Session) -> None:
         session.records.drop(TRANSACTION)
 
 
+def discard_all(session: Session, layer: str, id: int) -> None:
+    """Say that nothing on a thin device is needed; what others share stays."""
+    try:
+        thin = session.records.layer(layer)
+        device = activate_layer(session, layer, thin.replace(device_id=id))
+    except NotFoundError:
+        return
+    except SysError as why:
+        if why.errno != errno.ENODATA:  # it was deleted, and its file was not
+            raise
+        return
+    try:
+        discard_range(device, 0, thin.size // SECTOR)
+    finally:
+        deactivate(session.dm, session.device(layer))
+
+
 def forget(session: Session, layer: str, id: int) -> None:
     """Delete a thin device and its file; either may be gone already.
 
     Its block device may have gone a moment ago, and the kernel not be done with it.
+    Deleting frees blocks for the pool; only a discard before frees them for the file
+    system below, too.
     """
     deactivate(session.dm, session.device(layer))
+    if session.disks.options.discard:
+        discard_all(session, layer, id)
     until = time.monotonic() + PATIENCE
     while True:
         try:

@@ -85,11 +85,11 @@ def make_rules(network: BridgeNetwork) -> None:
         talking=network.allows("enable_icc"),
         disguised=network.allows("enable_ip_masquerade"),
     )
-    with Netlink(NETFILTER) as netfilter:
-        try:
+    try:
+        with Netlink(NETFILTER) as netfilter:
             make_table(netfilter, table_of(network), chains)
-        except OSError as why:
-            raise refusal("the kernel takes no rules of nftables", why) from why
+    except OSError as why:
+        raise refusal("the kernel takes no rules of nftables", why) from why
 
 
 LACKING = (

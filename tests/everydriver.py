@@ -5,7 +5,7 @@ from functools import partial
 
 from minidocker.devicemapper import Devicemapper
 from minidocker.drivers import DRIVERS
-from minidocker.thinpool import PoolOptions
+from minidocker.poolrecords import PoolOptions
 
 
 SMALL = PoolOptions(base_size=96 << 20, data_size=128 << 20, metadata_size=4 << 20)

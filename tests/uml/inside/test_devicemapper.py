@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minidocker.devices import DeviceMapper, attach_loop, detach_loop, devices
+from minidocker.devices import DeviceMapper, devices
+from minidocker.loops import attach_loop, detach_loop
 
 
 SMALL = ("dm.basesize=200M", "dm.loopdatasize=64M", "dm.loopmetadatasize=4M")

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minidocker import devices, thin
+from minidocker import loops as loops_
 from minidocker.devices import DeviceMapper, ThinPool
 from minidocker.linux import SysError
 
 
-BYTES = devices.BLOCK * devices.SECTOR
+BYTES = devices.BLOCK * loops_.SECTOR
 SECTORS = thin.DEVICE_BLOCKS * devices.BLOCK
 SIZE = 40  # blocks of the pool
 IDS, BLOCKS = st.integers(0, 4), st.integers(0, thin.DEVICE_BLOCKS - 1)
@@ -40,10 +41,10 @@ def loops(tmp_path: Path) -> Iterator[list[str]]:
         path = tmp_path / name
         path.touch()
         os.truncate(path, size)
-        found.append(devices.attach_loop(str(path)))
+        found.append(loops_.attach_loop(str(path)))
     yield found
     for loop in found:
-        devices.detach_loop(loop)
+        loops_.detach_loop(loop)
 
 
 class Real:
@@ -74,7 +75,7 @@ class Real:
                     file.write(str(word[0]).encode().ljust(BYTES, b"\0"))
                     os.fsync(file.fileno())
             else:
-                devices.discard_range(disk, int(block) * devices.BLOCK, devices.BLOCK)
+                loops_.discard_range(disk, int(block) * devices.BLOCK, devices.BLOCK)
             devices.deactivate(self.dm, "test-thin")
         else:
             getattr(devices, name)(self.dm, self.pool, *args)
@@ -135,11 +136,11 @@ def test_what_the_kernel_refuses_reads_like_strace() -> None:
 def test_loops_of_a_file_are_found(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 20))
-    loop = devices.attach_loop(str(path))
-    assert devices.loops_of(str(path)) == [loop]
-    assert devices.sectors_of(loop) == 2048
+    loop = loops_.attach_loop(str(path))
+    assert loops_.loops_of(str(path)) == [loop]
+    assert loops_.sectors_of(loop) == 2048
     os.truncate(path, 2 << 20)
-    devices.reread_size(loop)
-    assert devices.sectors_of(loop) == 4096
-    devices.detach_loop(loop)
-    assert devices.loops_of(str(path)) == []
+    loops_.reread_size(loop)
+    assert loops_.sectors_of(loop) == 4096
+    loops_.detach_loop(loop)
+    assert loops_.loops_of(str(path)) == []

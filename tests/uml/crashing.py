@@ -1,0 +1,144 @@
+"""Inside a guest: look whether a store has survived, then build until the kernel dies.
+
+    python crashing.py DISK PLACE ROUND
+
+The store is on an ext4 in the disk. What was reported as built is written to the file
+``committed`` there, and synced; it must be whole after the next boot. Prints ``verified``
+when all that was committed is whole, and ``built`` after each build.
+"""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+
+MINIDOCKER = [sys.executable, "-m", "minidocker"]
+SMALL = ("dm.basesize=64M", "dm.loopdatasize=64M", "dm.loopmetadatasize=4M")
+KEPT = 3
+DOCKERFILE = """\
+FROM base
+COPY f /f
+RUN echo one > /one && echo {n} > /n && rm /etc/motd
+RUN busybox seq 20000 > /numbers
+"""
+
+
+def fail(why: str) -> None:
+    print("broken:", why, flush=True)
+    sys.exit(1)
+
+
+class Store:
+    """The store, by its command line."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.committed = place, place / "committed"
+        self.words = [*MINIDOCKER, "--root", str(place / "store")]
+        self.words += ["--storage-driver", "devicemapper"]
+        for option in SMALL:
+            self.words += ["--storage-opt", option]
+
+    def do(self, *words: str) -> str:
+        """Do a command; it must succeed."""
+        done = subprocess.run(
+            [*self.words, *words], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            fail(f"{words}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def begin(self) -> None:
+        """Make the images that builds start from."""
+        path = self.place / "base.tar"
+        with tarfile.open(path, "w") as tar:
+            for name in ("bin", "etc"):
+                member = tarfile.TarInfo(name)
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(member)
+            member = tarfile.TarInfo("etc/motd")
+            member.size = 6
+            tar.addfile(member, io.BytesIO(b"hello\n"))
+            tar.add("/bin/busybox", "bin/busybox")
+            for name in ("sh", "rm", "cat"):
+                member = tarfile.TarInfo(f"bin/{name}")
+                member.type, member.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(member)
+        self.do("import", str(path), "base")
+        self.note(["base"])
+
+    def note(self, names: list[str]) -> None:
+        """Write down, for sure, what was reported as made."""
+        new = self.place / "committed.new"
+        with open(new, "w") as file:
+            file.write("\n".join(names))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(new, self.committed)
+        fd = os.open(self.place, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+    def verify(self) -> None:
+        """Look at the pool's metadata, at the store, at the images."""
+        metadata = self.place / "store/devicemapper/devicemapper/metadata"
+        if metadata.exists():
+            done = subprocess.run(
+                ["thin_check", str(metadata)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                fail(f"thin_check: {done.stdout}{done.stderr}")
+        there = self.do("images", "--format", "{{.Repository}}").split()
+        self.do("ps", "-a")  # whatever command comes next sweeps
+        self.do("system", "check")
+        names = self.committed.read_text().split()
+        if missing := set(names) - set(there):
+            fail(f"lost: {missing}")
+        for name in names[1:]:
+            said = self.do(
+                "run", "--rm", "--network", "none", name, "cat", "/one", "/n", "/f"
+            )
+            if said.split() != ["one", name.removeprefix("built"), "file"]:
+                fail(f"{name}: {said}")
+        self.forget(names)
+
+    def forget(self, names: list[str]) -> None:
+        """Remove all but the newest images, so that the disk does not fill."""
+        old = names[1:-KEPT]
+        self.note([one for one in names if one not in old])
+        if old:
+            self.do("rmi", *old)
+            self.do("system", "check")
+
+    def build(self, number: int) -> None:
+        """Build an image anew, and write it down."""
+        context = self.place / "context"
+        context.mkdir(exist_ok=True)
+        (context / "f").write_text("file\n")
+        (context / "Dockerfile").write_text(DOCKERFILE.format(n=number))
+        self.do("build", "-q", "--no-cache", "-t", f"built{number}", str(context))
+        self.note([*self.committed.read_text().split(), f"built{number}"])
+
+
+def main(disk: str, place: Path, turn: int) -> None:
+    if turn == 0:
+        subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "ext4", disk, str(place)], check=True)
+    store = Store(place)
+    if turn == 0:
+        store.begin()
+    store.verify()
+    print("verified", flush=True)
+    for number in range(turn * 1000, turn * 1000 + 1000):
+        store.build(number)
+        print("built", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
