@@ -300,7 +300,8 @@ class Overlay2(StorageDriver):
         below = [parent, *self.lowers(parent)] if parent else []
         if len(below) > MAX_LOWERS:
             what = f"more than {MAX_LOWERS} layers cannot be mounted below another"
-            raise UnsupportedError(what)
+            hint = "export a container of it, and import that: it is one layer then"
+            raise UnsupportedError(what, hint=hint)
         home = f"{self.home}/{layer}"
         new_directory(home, layer)
         os.mkdir(f"{home}/diff")

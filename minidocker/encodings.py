@@ -299,7 +299,7 @@ class DiskBranch(Marks, Branch):
         return sorted(names)
 
     def put(self, path: str, node: Node) -> None:
-        """Make it, in place of a whiteout."""
+        """Make it, in place of a whiteout; without root it is ours."""
         if node.kind is Kind.WHITEOUT:
             self.hide(path)
             return
@@ -309,7 +309,8 @@ class DiskBranch(Marks, Branch):
         make_at(full, node)
         if node.kind is Kind.DIRECTORY:
             self.mark(path, node.opaque, node.redirect)
-        known = "mode", "uid", "gid", "xattrs", "mtime"
+        owner = ("uid", "gid") if os.geteuid() == 0 else ()
+        known = (*owner, "mode", "xattrs", "mtime")
         set_fields(full, {name: getattr(node, name) for name in known})
         self.unhide(path)
 
