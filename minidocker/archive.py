@@ -100,8 +100,14 @@ def checksum(block: bytes) -> int:
 
 
 def sealed(block: bytes) -> bytes:
-    """Return a header with its checksum in place."""
-    return b"%b%06o\0 %b" % (block[:148], checksum(block), block[156:])
+    """Return a header with its checksum in place, whatever was there."""
+    return summed(block[:148] + BLANK_SUM + block[156:])
+
+
+def summed(block: bytes) -> bytes:
+    """Return a header that has blanks for its checksum with the checksum in place."""
+    total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
+    return b"%b%06o\0 %b" % (block[:148], total, block[156:])
 
 
 # %% Splitting a long name
@@ -164,7 +170,7 @@ def ustar(entry: Entry) -> bytes:
     major, minor = entry.device
     block = HEADER.pack(
         name,
-        octal(entry.mode, 8),
+        fitting(entry.mode, 8),
         fitting(entry.uid, 8),
         fitting(entry.gid, 8),
         fitting(entry.size, 12),
@@ -179,7 +185,7 @@ def ustar(entry: Entry) -> bytes:
         fitting(minor, 8),
         prefix,
     )
-    return sealed(block)
+    return summed(block)
 
 
 # %% The whole header
@@ -307,6 +313,9 @@ class Aside(Tally):
 
 
 # %% The writer
+PAD = bytes(BLOCK)
+
+
 class TarWriter:
     """Write entries to ``put`` in pieces of about 1 MiB; ``finish`` ends the tar."""
 
@@ -334,13 +343,14 @@ class TarWriter:
 
         Raises ConflictError when the file is shorter than it was.
         """
-        self.write(header(entry))
-        if data:
-            self.write(data)
-        elif entry.size:
-            self.copy(fd, entry.size, entry.name)
-        if pad := -entry.size % BLOCK:
-            self.write(bytes(pad))
+        if fd is not None and 0 < entry.size <= SMALL:
+            data = os.read(fd, entry.size)
+        if len(data) == entry.size:
+            self.write(b"".join((header(entry), data, PAD[: -entry.size % BLOCK])))
+            return
+        self.write(header(entry) + data)
+        self.copy(fd, entry.size - len(data), entry.name)
+        self.write(PAD[: -entry.size % BLOCK])
 
     def copy(self, fd: int | None, size: int, name: bytes) -> None:
         """Write ``size`` bytes of a file. Raises ConflictError when it is shorter."""
@@ -436,7 +446,8 @@ class TreeWriter:
 
         Returns whether it was written.
         """
-        parent, base = self._parent(name), name.rpartition(b"/")[2]
+        head, _, base = name.rpartition(b"/")
+        parent = self._fd if head == self._at else self._parent(name)
         st = os.stat(base, dir_fd=parent, follow_symlinks=False)
         kind = KINDS.get(stat.S_IFMT(st.st_mode))
         if kind is None:

@@ -183,10 +183,11 @@ def all_new(level: Level, here: dict[str, os.DirEntry[str]]) -> Iterator[Step]:
     What ``scandir`` knows of a file is enough here; no file is asked for its stat.
     """
     for name in sorted(here, key=os.fsencode):
-        path, entry = f"{level.path}/{name}", here[name]
-        if path in level.without:
+        entry = here[name]
+        if level.without and f"{level.path}/{name}" in level.without:
             continue
         if entry.is_dir(follow_symlinks=False):
+            path = f"{level.path}/{name}"
             down = level.replace(path=path, upper=f"{level.upper}/{name}")
             yield name, ChangeKind.ADDED, down
         elif (
@@ -231,8 +232,9 @@ def changes_of(top: Level) -> Iterator[Change]:
         name, kind, level = step
         path = f"{paths[-1]}/{name}"
         if kind:
-            yield from unsaid
-            unsaid.clear()
+            if unsaid:
+                yield from unsaid
+                unsaid.clear()
             yield Change(path, kind)
         elif level:
             unsaid.append(Change(path, ChangeKind.MODIFIED))
