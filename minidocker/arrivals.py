@@ -21,6 +21,7 @@ from minidocker.archive import (
     TreeWriter,
     entry_of,
 )
+from minidocker.changes import ChangeKind
 from minidocker.context import SMALL, Item, Source, SourceTree
 from minidocker.copying import (
     NO_FILE,
@@ -31,11 +32,12 @@ from minidocker.copying import (
     put_link,
     small_file,
 )
+from minidocker.drivers import StorageDriver
 from minidocker.errors import BuildError, ConflictError
-from minidocker.layers import Packed
+from minidocker.layers import Known, Layer, LayerStore, Packed, mount_points
 from minidocker.manner import Manner, dress
 from minidocker.records import Record
-from minidocker.trees import copy_data, write_all
+from minidocker.trees import copy_data, write_all, xattrs_of
 
 
 TYPE_CHECKING = False
@@ -70,7 +72,9 @@ def find_landing(target: Target, source: Source, to: str) -> Landing | None:
         to = to if into else posixpath.dirname(to)
     fd = target.directory(to)
     try:
-        if not is_whole(source) or names_of(source, name) & set(os.listdir(fd)):
+        if not is_whole(source) or has_markers(source, name):
+            return None
+        if names_of(source, name) & set(os.listdir(fd)):
             return None
         info = os.fstat(fd)
         times = info.st_atime_ns, info.st_mtime_ns
@@ -100,6 +104,13 @@ def is_whole(source: Source) -> bool:
     known.add("" if source.real == "." else source.real)
     heads = {item.path.rpartition("/")[0] for item in source.items}
     return bool(heads) and heads <= known
+
+
+# %% Where a source arrives
+def has_markers(source: Source, name: str) -> bool:
+    """Say whether a name would mean a deletion in a layer."""
+    names = (name or item.path for item in source.items)
+    return any("/.wh." in f"/{path}" for path in names)
 
 
 # %% One file
@@ -231,7 +242,8 @@ def make_directories(arrival: Arrival, target: Target) -> list[Item]:
     made = [i for i in arrival.source.items if stat.S_ISDIR(i.info.st_mode)]
     for item in made:
         fd, base = target.beside(arrival.name_of(item))
-        os.mkdir(base, 0o700, dir_fd=fd)
+        with suppress(FileExistsError):
+            os.mkdir(base, 0o700, dir_fd=fd)
     return made
 
 
@@ -389,3 +401,60 @@ def paths_to(place: str) -> list[str]:
     """
     names = place.split("/") if place else []
     return ["/".join(names[: count + 1]) for count in range(len(names))]
+
+
+# %% A container's layer
+def plain_items(
+    driver: StorageDriver, layer: str, without: frozenset[str]
+) -> list[Item] | None:
+    """Return what a layer changes, in order; None where that is more than files."""
+    items: list[Item] = []
+    with driver.opened(layer) as tree:
+        for change in driver.changes(layer, without=without):
+            path, name = tree + change.path, change.path.rpartition("/")[2]
+            if change.kind is ChangeKind.DELETED or name.startswith(".wh."):
+                return None
+            info = os.lstat(path)
+            kind = stat.S_IFMT(info.st_mode)
+            single = kind in {stat.S_IFREG, stat.S_IFLNK} and info.st_nlink == 1
+            if not (single or kind == stat.S_IFDIR) or xattrs_of(path):
+                return None
+            items.append(Item(change.path[1:], info))
+    return items
+
+
+def copy_layer(layers: LayerStore, name: str) -> Layer | None:
+    """Make a read-only layer of what is in a container's layer, which stays.
+
+    None when nothing was changed.
+    """
+    mount_id, parent = layers.mount_id(name), layers.rw_parent(name)
+    driver, copy = layers.driver, os.urandom(32).hex()
+    try:
+        ours = frozenset(mount_points(driver, mount_id))
+        items = plain_items(driver, mount_id, ours)
+        if items:
+            driver.create(copy, layers.get(parent).cache_id if parent else None)
+            packed = copy_items(driver, mount_id, copy, items)
+            return layers.seal(copy, parent, Known(packed=packed))
+    except (BuildError, FileNotFoundError):  # the container goes on meanwhile
+        driver.remove(copy)
+    except BaseException:
+        driver.remove(copy)
+        raise
+    return layers.copy_rw(name)
+
+
+def copy_items(
+    driver: StorageDriver, layer: str, copy: str, items: list[Item]
+) -> Packed | None:
+    """Copy files of one layer into another; return what the other's tar is."""
+    with (
+        driver.opened(layer) as old,
+        driver.opened(copy, writable=True) as new,
+        SourceTree(old, owned=True, lasting=False) as tree,
+    ):
+        info = os.stat(new)
+        root = Landing("", "", (info.st_atime_ns, info.st_mtime_ns))
+        source = Source(".", ".", True, tuple(items))
+        return arrive(tree, source, new, root, Manner(owner=None))

@@ -393,11 +393,12 @@ class ContainerEngine(PullingEngine):
         Raises NotFoundError where somebody removes it meanwhile: then its record goes
         first, and what was copied may lack files.
         """
+        from minidocker.arrivals import copy_layer
         from minidocker.containers import no_such
 
         record = self.containers.path(container.id, "config.v2.json")
         try:
-            layer = self.layers.copy_rw(container.id)
+            layer = copy_layer(self.layers, container.id)
         except (FileNotFoundError, NotFoundError) as why:
             if os.path.exists(record):
                 raise

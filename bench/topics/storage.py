@@ -1,8 +1,6 @@
-"""Storage: deep unions, and the commit of many small files."""
+"""Storage: the commit of many small files."""
 
 import os
-import statistics
-import time
 from pathlib import Path
 
 from bench.measure import ROUNDS, Bench, medians, wall
@@ -10,7 +8,6 @@ from bench.peers import docker
 from bench.topics.transfer import timed
 
 
-DEEP = 100
 FILES = 10_000
 MAKE = (
     "mkdir /d; i=0; "
@@ -18,40 +15,6 @@ MAKE = (
     "j=$((i % 100)); [ $i -ge 100 ] || mkdir /d/$j; "
     "echo file number $i of many, and small > /d/$j/$i; i=$((i + 1)); done"
 )
-
-
-def mounting(where: Path, depth: int) -> float:
-    """Return the milliseconds that mounting a layer over ``depth`` others takes."""
-    from minidocker.drivers import Overlay2, mount_root
-    from minidocker.mounts import UmountFlags, umount2
-
-    driver, below = Overlay2(str(where)), None
-    for number in range(depth + 1):
-        layer = f"{depth}-{number}"
-        driver.create(layer, below)
-        Path(driver.tree(layer), f"file-{number}").write_text("x")
-        below = layer
-    view, target = driver.view(layer, writable=True, volatile=True), where / layer
-    target.mkdir()
-    took = []
-    for _ in range(3 * ROUNDS):
-        started = time.perf_counter()
-        mount_root(view, str(target))
-        took.append((time.perf_counter() - started) * 1e3)
-        umount2(str(target), UmountFlags.DETACH)
-        driver.view(layer, writable=True)  # takes the mark of a volatile mount off
-    return statistics.median(took)
-
-
-def measure_mounting(bench: Bench) -> None:
-    """Show how much longer a hundred layers take to mount than one."""
-    where = bench.where / "deep"
-    where.mkdir()
-    one, many = mounting(where, 1), mounting(where, DEEP)
-    print(
-        f"| mount {DEEP} layers | {many:.2f} ms | one layer {one:.2f} ms "
-        f"| {many - one:+.2f} ms | +2 ms |"
-    )
 
 
 def bundle_of(where: Path) -> list[str]:
@@ -125,7 +88,6 @@ def measure_commit(bench: Bench) -> None:
 
 
 def measure(bench: Bench) -> None:
-    """Print the rows of this topic; `transfer` has that of unpacking."""
+    """Print the rows; `transfer` has that of unpacking, `depth` that of mounting."""
     bench.require("umoci", "dockerd", "docker")
-    measure_mounting(bench)
     measure_commit(bench)

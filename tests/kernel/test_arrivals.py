@@ -11,7 +11,7 @@ from workbench import Workbench
 from minidocker import arrivals, moves
 from minidocker.archive import TarWriter
 from minidocker.drivers import DRIVERS, StorageDriver
-from minidocker.errors import BuildError, MinidockerError
+from minidocker.errors import BuildError, IntegrityError, MinidockerError
 from minidocker.overlayfs import supported
 
 
@@ -156,6 +156,13 @@ def test_files_with_something_in_their_way_take_the_other_way(
     odd_files(bench.context)
     write(bench.context / "old", {"old": "new"})
     both_ways(bench, line, monkeypatch, lands=False)
+
+
+@pytest.mark.parametrize("line", ["COPY d /new", "COPY d/a /new/.wh.a"])
+def test_a_name_that_means_a_deletion_is_refused(bench: Workbench, line: str):
+    write(bench.context, {"d/a": "a", "d/e/.wh.b": "b"})
+    with pytest.raises(IntegrityError, match="it means a deletion"):
+        bench.build(f"FROM base\n{line}")
 
 
 def test_a_file_whose_directory_is_ignored_gets_one(
