@@ -111,16 +111,13 @@ NAME = re.compile(r"[^\W\d]\w*|\d+|[@*#?!$-]")
 DEEPEST = 50
 
 
-class Reader:
-    """Read a text from its start to its end, expanding as it goes.
+class Front:
+    """A text of which one thing after another is taken off the front.
 
-    ``raw`` keeps the escapes, as a pattern needs them. ``depth`` counts the braces
-    that are open. ``unset`` collects the names that were asked for in vain.
+    ``unset`` collects the names that were asked for in vain.
     """
 
-    __slots__ = (
-        "at", "depth", "escape", "quotes", "raw", "text", "unset", "variables",
-    )  # fmt: skip
+    __slots__ = "at", "escape", "quotes", "text", "unset", "variables"
 
     def __init__(
         self,
@@ -130,7 +127,7 @@ class Reader:
         quotes: tuple[str, ...] = ("'", '"'),
     ) -> None:
         self.text, self.variables, self.escape = text, variables, escape
-        self.quotes, self.raw, self.at, self.depth = quotes, False, 0, 0
+        self.quotes, self.at = quotes, 0
         self.unset: list[str] = []
 
     def take(self) -> str:
@@ -142,6 +139,42 @@ class Reader:
         """Return the error of what was taken since ``start``."""
         word = self.text[start : self.at]
         return DockerfileError(f'{what} in "{self.text}"', hint=hint, word=word)
+
+    def single_quoted(self) -> str:
+        """Take what follows a single quote, and the closing one."""
+        start = self.at
+        text, quote, _ = self.text[start:].partition("'")
+        self.at += len(text) + 1
+        if not quote:
+            raise self.wrong("no closing '", start - 1)
+        return text
+
+    def value(self, name: str) -> str:
+        """Return the value of a variable, nothing for one that is not set."""
+        if name not in self.variables:
+            self.unset.append(name)
+        return self.variables.get(name, "")
+
+
+# %% The reader
+class Reader(Front):
+    """Read a text from its start to its end, expanding as it goes.
+
+    ``raw`` keeps the escapes, as a pattern needs them. ``depth`` counts the braces
+    that are open.
+    """
+
+    __slots__ = "depth", "raw"
+
+    def __init__(
+        self,
+        text: str,
+        variables: Mapping[str, str],
+        escape: str,
+        quotes: tuple[str, ...] = ("'", '"'),
+    ) -> None:
+        super().__init__(text, variables, escape, quotes)
+        self.raw, self.depth = False, 0
 
     def until(self, stop: str, start: int = 0) -> list[tuple[str, bool]]:
         """Read up to ``stop``, and take it; return (text, was protected) pieces."""
@@ -162,15 +195,6 @@ class Reader:
         if stop:
             raise self.wrong(f'no closing "{stop}"', start)
         return pieces
-
-    def single_quoted(self) -> str:
-        """Take what follows a single quote, and the closing one."""
-        start = self.at
-        text, quote, _ = self.text[start:].partition("'")
-        self.at += len(text) + 1
-        if not quote:
-            raise self.wrong("no closing '", start - 1)
-        return text
 
     def double_quoted(self) -> str:
         """Take what follows a double quote, expanded, and the closing one."""
@@ -196,12 +220,6 @@ class Reader:
             return "$"
         self.at = found.end()
         return self.value(found[0])
-
-    def value(self, name: str) -> str:
-        """Return the value of a variable, nothing for one that is not set."""
-        if name not in self.variables:
-            self.unset.append(name)
-        return self.variables.get(name, "")
 
     def braced(self, start: int) -> str:
         """Take ``{name}``, or ``{name``, an operator and what belongs to it."""
