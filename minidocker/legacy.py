@@ -134,6 +134,7 @@ def image_text(layers: list[Ancestor], diff_ids: list[str]) -> bytes:
     return go_json(dict(sorted(kept.items())))
 
 
+# %% An image of today
 def tar_digest(source: Source, name: str) -> str:
     """Return the digest of a layer's tar, which may be compressed."""
     read, tally = decompressed(source.part(name).read, clean(name)), Tally()

@@ -45,6 +45,7 @@ def listed_in(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+# %% The list
 def add_insecure(more: tuple[str, ...]) -> None:
     """Add to the list of this process; UsageError for what cannot be on it."""
     for text in more:
