@@ -206,85 +206,18 @@ class Traffic:
 DEPTH = 4  # of indexes in indexes
 
 
-class Puller:
-    """One image on its way here. ``wanted`` is None for this machine's platform.
+class LayerPuller:
+    """The layers of one image on their way here.
 
-    ``limit`` bounds the bytes of files that its layers have together.
+    ``limit`` bounds the bytes of files that they have together.
     """
 
     def __init__(
-        self,
-        client: Client,
-        images: ImageStore,
-        layers: LayerStore,
-        tell: Tell,
-        wanted: Platform | None = None,
-        *,
-        limit: int | None = None,
+        self, client: Client, layers: LayerStore, tell: Tell, limit: int | None
     ) -> None:
-        self.client, self.images, self.layers = client, images, layers
-        self.tell, self.wanted, self.limit = tell, wanted, limit
+        self.client, self.layers, self.tell, self.limit = client, layers, tell, limit
         self.repository = self.where = ""
         self.traffic, self.journal = Traffic(tell), Journal(layers)
-
-    def pull(self, reference: Reference) -> Pulled:
-        """Bring an image and name it. When it fails, nothing is left of it."""
-        name = reference.tag if not reference.digest else reference.familiar
-        self.repository = reference.repository
-        self.where = f"{reference.registry}/{reference.repository}"
-        top, manifest = self.find_manifest(reference.digest or reference.tag or "")
-        self.tell(Event(name or "", f"Pulling from {self.repository}"))
-        known = self.known(manifest.config.digest)
-        text = known or self.small_blob(manifest.config)
-        image = parse_config(text, len(manifest.layers), self.where)
-        self.check_platform(image)
-        if not known:
-            self.fetch_layers(manifest.layers, image.diff_ids)
-        before = self.images.names.find(reference)
-        id = self.images.keep(text)
-        if not reference.digest:
-            self.images.tag(reference, id)
-        self.images.note_digest(reference, top.digest, id)
-        return Pulled(reference, top.digest, id, newer=before != id)
-
-    def find_manifest(self, which: str) -> tuple[Document, Manifest]:
-        """Return what a tag or digest stands for, and the manifest for our platform."""
-        top = document = get_manifest(self.client, self.repository, which)
-        kind = document.media_type
-        for _ in range(DEPTH):
-            found = parse_document(document.data, self.where, kind)
-            if isinstance(found, Manifest):
-                return top, found
-            one = choose(found, self.wanted, self.where)
-            document = get_manifest(self.client, self.repository, one.digest)
-            if len(document.data) != one.size:
-                what = f"{one.digest[:19]} has another size than the index says"
-                raise IntegrityError(what, where=self.where)
-            kind = document.media_type or one.media_type
-        raise IntegrityError(f"over {DEPTH} indexes in each other", where=self.where)
-
-    def known(self, id: str) -> bytes:
-        """Return the JSON of an image that is here already, or nothing."""
-        with suppress(NotFoundError):
-            return self.images.raw(id)
-        return b""
-
-    def small_blob(self, it: Descriptor) -> bytes:
-        """Return the image JSON."""
-        if it.size > DOCUMENT_LIMIT:
-            what = f"an image JSON of more than {DOCUMENT_LIMIT} bytes"
-            raise IntegrityError(what, where=self.where)
-        file = io.BytesIO()
-        Download(self.client, self.repository, it, file, int).run()
-        return file.getvalue()
-
-    def check_platform(self, image: ImageConfig) -> None:
-        """Raise NotFoundError when a platform was asked for and this is another."""
-        variant = (image.extra or {}).get("variant") or ""
-        here = Platform(image.os, image.architecture, str(variant))
-        if self.wanted and not fits(here, self.wanted):
-            what, hint = f"no image for {self.wanted}", f"there is {here}"
-            raise NotFoundError(what, where=self.where, hint=hint)
 
     def fetch_layers(
         self, blobs: tuple[Descriptor, ...], diff_ids: tuple[str, ...]
@@ -376,40 +309,94 @@ def remove_spools(spools: Iterable[Future[Partial]]) -> None:
             spool.result().remove()
 
 
+# %% Pull
+class Puller(LayerPuller):
+    """One image on its way here. ``wanted`` is None for this machine's platform."""
+
+    def __init__(
+        self,
+        client: Client,
+        images: ImageStore,
+        layers: LayerStore,
+        tell: Tell,
+        wanted: Platform | None = None,
+        *,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(client, layers, tell, limit)
+        self.images, self.wanted = images, wanted
+
+    def pull(self, reference: Reference) -> Pulled:
+        """Bring an image and name it. When it fails, nothing is left of it."""
+        name = reference.tag if not reference.digest else reference.familiar
+        self.repository = reference.repository
+        self.where = f"{reference.registry}/{reference.repository}"
+        top, manifest = self.find_manifest(reference.digest or reference.tag or "")
+        self.tell(Event(name or "", f"Pulling from {self.repository}"))
+        known = self.known(manifest.config.digest)
+        text = known or self.small_blob(manifest.config)
+        image = parse_config(text, len(manifest.layers), self.where)
+        self.check_platform(image)
+        if not known:
+            self.fetch_layers(manifest.layers, image.diff_ids)
+        before = self.images.names.find(reference)
+        id = self.images.keep(text)
+        if not reference.digest:
+            self.images.tag(reference, id)
+        self.images.note_digest(reference, top.digest, id)
+        return Pulled(reference, top.digest, id, newer=before != id)
+
+    def find_manifest(self, which: str) -> tuple[Document, Manifest]:
+        """Return what a tag or digest stands for, and the manifest for our platform."""
+        top = document = get_manifest(self.client, self.repository, which)
+        kind = document.media_type
+        for _ in range(DEPTH):
+            found = parse_document(document.data, self.where, kind)
+            if isinstance(found, Manifest):
+                return top, found
+            one = choose(found, self.wanted, self.where)
+            document = get_manifest(self.client, self.repository, one.digest)
+            if len(document.data) != one.size:
+                what = f"{one.digest[:19]} has another size than the index says"
+                raise IntegrityError(what, where=self.where)
+            kind = document.media_type or one.media_type
+        raise IntegrityError(f"over {DEPTH} indexes in each other", where=self.where)
+
+    def known(self, id: str) -> bytes:
+        """Return the JSON of an image that is here already, or nothing."""
+        with suppress(NotFoundError):
+            return self.images.raw(id)
+        return b""
+
+    def small_blob(self, it: Descriptor) -> bytes:
+        """Return the image JSON."""
+        if it.size > DOCUMENT_LIMIT:
+            what = f"an image JSON of more than {DOCUMENT_LIMIT} bytes"
+            raise IntegrityError(what, where=self.where)
+        file = io.BytesIO()
+        Download(self.client, self.repository, it, file, int).run()
+        return file.getvalue()
+
+    def check_platform(self, image: ImageConfig) -> None:
+        """Raise NotFoundError when a platform was asked for and this is another."""
+        variant = (image.extra or {}).get("variant") or ""
+        here = Platform(image.os, image.architecture, str(variant))
+        if self.wanted and not fits(here, self.wanted):
+            what, hint = f"no image for {self.wanted}", f"there is {here}"
+            raise NotFoundError(what, where=self.where, hint=hint)
+
+
 # %% Push
 GZIPPED = (Media.DOCKER_LAYER.value, Media.OCI_LAYER_GZIP.value)
 
 
-class Pusher:
-    """One image on its way to a registry."""
+class LayerPusher:
+    """The layers of one image on their way to a registry."""
 
-    def __init__(
-        self, client: Client, images: ImageStore, layers: LayerStore, tell: Tell
-    ) -> None:
-        self.client, self.images, self.layers = client, images, layers
-        self.tell, self.traffic, self.journal = tell, Traffic(tell), Journal(layers)
+    def __init__(self, client: Client, layers: LayerStore, tell: Tell) -> None:
+        self.client, self.layers, self.tell = client, layers, tell
+        self.traffic, self.journal = Traffic(tell), Journal(layers)
         self.repository = self.source = ""
-
-    def push(self, reference: Reference) -> Pushed:
-        """Send an image under a name that it has here."""
-        id = self.images.names.find(reference)
-        if id is None or not reference.tag:
-            what = f"an image does not exist locally with the tag: {reference.name}"
-            raise NotFoundError(what, hint="`minidocker tag` gives it the name")
-        self.repository = reference.repository
-        self.source = f"{reference.registry}/{reference.repository}"
-        diff_ids = self.images.get(id).diff_ids
-        blobs = self.send_layers(diff_ids)
-        text = self.images.raw(id)
-        config = described(text, Media.DOCKER_CONFIG.value)
-        if blob_size(self.client, self.repository, config.digest) is None:
-            upload = Upload(self.client, self.repository)
-            upload(text)
-            upload.finish(config.digest)
-        document = packing_list(config, blobs)
-        put_manifest(self.client, self.repository, reference.tag, document)
-        self.images.note_digest(reference, document.digest, id)
-        return Pushed(reference, document.digest, len(document.data))
 
     def send_layers(self, diff_ids: tuple[str, ...]) -> tuple[Descriptor, ...]:
         """Bring all layers there; return their descriptors, bottom-first."""
@@ -469,6 +456,38 @@ class Pusher:
         it = compress_layer(self.layers, chain, upload)
         upload.finish(it.digest)
         return it
+
+
+# %% Push
+class Pusher(LayerPusher):
+    """One image on its way to a registry."""
+
+    def __init__(
+        self, client: Client, images: ImageStore, layers: LayerStore, tell: Tell
+    ) -> None:
+        super().__init__(client, layers, tell)
+        self.images = images
+
+    def push(self, reference: Reference) -> Pushed:
+        """Send an image under a name that it has here."""
+        id = self.images.names.find(reference)
+        if id is None or not reference.tag:
+            what = f"an image does not exist locally with the tag: {reference.name}"
+            raise NotFoundError(what, hint="`minidocker tag` gives it the name")
+        self.repository = reference.repository
+        self.source = f"{reference.registry}/{reference.repository}"
+        diff_ids = self.images.get(id).diff_ids
+        blobs = self.send_layers(diff_ids)
+        text = self.images.raw(id)
+        config = described(text, Media.DOCKER_CONFIG.value)
+        if blob_size(self.client, self.repository, config.digest) is None:
+            upload = Upload(self.client, self.repository)
+            upload(text)
+            upload.finish(config.digest)
+        document = packing_list(config, blobs)
+        put_manifest(self.client, self.repository, reference.tag, document)
+        self.images.note_digest(reference, document.digest, id)
+        return Pushed(reference, document.digest, len(document.data))
 
 
 def packing_list(config: Descriptor, blobs: tuple[Descriptor, ...]) -> Document:
