@@ -388,6 +388,7 @@ def test_a_file_lives_while_it_is_open(m: Path) -> None:
     os.ftruncate(fd, 2)
     os.write(fd, b"d")
     assert os.fstat(fd).st_size == 4
+    assert os.fstat(fd).st_nlink == 0
     assert os.pread(fd, 9, 0) == b"ab\0d"
     os.close(fd)
     os.rmdir(m / "d")
