@@ -474,6 +474,7 @@ class Engine(ContainerEngine):
 
         What commands print goes to the descriptor ``output``, or is ours.
         """
+        from minidocker.build_network import BuildNetwork
         from minidocker.builder import Builder
         from minidocker.dockerfile import parse
         from minidocker.steps import ContainerRunner
@@ -484,8 +485,8 @@ class Engine(ContainerEngine):
         if options.pull is None:
             when = Pull.ALWAYS if options.pull_first else Pull.MISSING
             options = options.replace(pull=lambda name: self.find_image(name, when))
-        with self.changing():
-            runner = ContainerRunner(self.batch.tmp, output)
+        with self.changing(), BuildNetwork(lambda: self.containers) as network:
+            runner = ContainerRunner(self.batch.tmp, output, network)
             builder = Builder(self.images, self.layers, runner, progress)
             return builder.build(parsed, context, options)
 

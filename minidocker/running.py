@@ -380,7 +380,8 @@ def surround(
                 variables[mount.variable] = os.fsdecode(data)
     if command.script:
         shown.append(command.script)
-    return Around(tuple(shown), command.network == "host"), variables
+    host, joins = command.network == "host", command.network == "default"
+    return Around(tuple(shown), host, joins), variables
 
 
 # %% The command

@@ -85,10 +85,14 @@ class Written(Record):
 
 
 class Around(Record):
-    """What is around the process of a RUN, besides its root file system."""
+    """What is around the process of a RUN, besides its root file system.
+
+    It has the host's network, or ``joins`` that of the build, or has none.
+    """
 
     mounts: tuple[Shown | Fresh | Written, ...] = ()
     host_network: bool = False
+    joins: bool = False
 
 
 BARE = Around()

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from minidocker.build_network import NOT_JOINED, BuildNetwork
 from minidocker.context import open_context
 from minidocker.dispatch import DISPATCH
 from minidocker.dockerfile import Word, parse
@@ -71,8 +72,10 @@ class ContainerRunner(Runner):
     What commands print goes to the descriptor ``output``, or to our own two.
     """
 
-    def __init__(self, tmp: str, output: int = -1) -> None:
-        self.tmp, self.output = tmp, output
+    def __init__(
+        self, tmp: str, output: int = -1, network: BuildNetwork | None = None
+    ) -> None:
+        self.tmp, self.output, self.network = tmp, output, network
 
     def run(
         self,
@@ -103,7 +106,10 @@ class ContainerRunner(Runner):
         """Give what a container of a step is started with, its command apart."""
         from minidocker.program import Network, ProcessSpec
 
-        with empty_directory(self.tmp) as rootfs, self.files(config, around) as files:
+        netns, files = NOT_JOINED
+        if around.joins and self.network:
+            netns, files = self.network.joined()
+        with empty_directory(self.tmp) as rootfs, self.files(config, around) as more:
             yield ProcessSpec(
                 (),
                 env=config.env or (),
@@ -111,8 +117,9 @@ class ContainerRunner(Runner):
                 user=config.user,
                 view=view,
                 rootfs=rootfs,
-                mounts=(*files, *map(mount_step, around.mounts)),
+                mounts=(*files, *more, *map(mount_step, around.mounts)),
                 network=Network.HOST if around.host_network else Network.NONE,
+                netns=netns,
             )
 
     @contextmanager

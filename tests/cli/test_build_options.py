@@ -169,7 +169,11 @@ def test_a_network_and_a_platform_are_for_those_that_say_none(
     text = "FROM small:v1\nRUN cat /proc/net/dev > /n\n"
     text += "RUN --network=none cat /proc/net/dev > /m\nCMD cat /{}\n"
     here = Path("/proc/net/dev").read_text().count(":")
-    for words, seen in (((), 1), (("--network", "host"), here)):
+    for words, seen in (
+        ((), 2),
+        (("--network", "none"), 1),
+        (("--network", "host"), here),
+    ):
         for name, count in (("n", seen), ("m", 1)):
             flags = ("-q", "--rm", "--force-rm", "--load", *words, "-t", "netted")
             store.says("build", "--no-cache", *flags, context(text.format(name)))

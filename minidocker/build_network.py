@@ -1,0 +1,90 @@
+# From book/614-build-network.md. Edit there and tangle, or here and tangle --back.
+
+# %% Build network: one for all the steps
+"""The network that the commands of a build share, made when the first one runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from minidocker.errors import MinidockerError
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from minidocker.containers import Container, ContainerStore
+    from minidocker.namespaces import Bind
+
+
+# %% The noun and its one verb
+NOT_JOINED: tuple[int, tuple[Bind, ...]] = (-1, ())
+
+
+class BuildNetwork:
+    """A network namespace for the length of a build; use it with ``with``.
+
+    ``store`` gives the containers, whose networks it joins.
+    """
+
+    def __init__(self, store: Callable[[], ContainerStore]) -> None:
+        self._store, self._stack = store, ExitStack()
+        self._made: tuple[int, tuple[Bind, ...]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        why: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, why, trace)
+
+    def joined(self) -> tuple[int, tuple[Bind, ...]]:
+        """Return the namespace, and the files below /etc that go with it.
+
+        The descriptor is -1 where this kernel, or this user, can have no network.
+        """
+        if self._made is None:
+            try:
+                self._made = self._make()
+            except MinidockerError as why:
+                os.write(2, f"minidocker: RUN has no network: {why.what}\n".encode())
+                self._made = NOT_JOINED
+        return self._made
+
+    def _make(self) -> tuple[int, tuple[Bind, ...]]:
+        """Make a namespace and join the default network with it."""
+        from minidocker.containers import lock_exclusive
+        from minidocker.etc_files import network_binds
+        from minidocker.sandbox import sandbox
+        from minidocker.trees import remove_path
+
+        store = self._store()
+        one = nobody()
+        place = store.path(one.id)
+        os.makedirs(place, 0o700)
+        self._stack.callback(remove_path, place)
+        lock = lock_exclusive(f"{place}/lock", "a build")
+        self._stack.callback(os.close, lock)
+        netns = self._stack.enter_context(sandbox(store, one))
+        binds = network_binds(place)
+        return netns, tuple(b for b in binds if not b.target.endswith("hostname"))
+
+
+def nobody() -> Container:
+    """Return the container that a build's network is for, which is none."""
+    from minidocker.containers import Container, timestamp
+    from minidocker.oci import ContainerConfig
+    from minidocker.program import HostConfig, Network
+
+    id = os.urandom(32).hex()
+    host = HostConfig(network=Network.BRIDGE, network_of="default")
+    config = ContainerConfig(hostname="build")
+    return Container(id, f"build-{id[:12]}", "", timestamp(), config, host)
