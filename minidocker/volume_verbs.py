@@ -63,6 +63,7 @@ def create(given: Given) -> int:
     return 0
 
 
+# %% Make and look
 LS_FILTERS = ("dangling", "driver", "label", "name")
 LS_HEADS = {
     "Driver": "DRIVER", "Name": "VOLUME NAME", "Labels": "LABELS", "Scope": "SCOPE",

@@ -69,6 +69,7 @@ class MountPoint(Record):
         return {**first, **{k: v for k, v in found.items() if k not in order}}
 
 
+# %% The nouns
 class Volume(Record):
     """A volume: its name, when it was made (RFC 3339), its labels, its directory."""
 
@@ -122,6 +123,7 @@ def check_volume_name(name: str) -> str:
     return name
 
 
+# %% The store
 class VolumeStore:
     """The volumes of the store ``root``."""
 
@@ -217,6 +219,7 @@ def bind_point(text: str) -> MountPoint:
     return point.replace(name=source, mode=mode or "z")
 
 
+# %% From words to mounts
 def mount_point(spec: Mapping[str, Any]) -> MountPoint:
     """Return the mount of a ``--mount``, as HostConfig.Mounts has it."""
     kind, options = spec["Type"], spec.get("VolumeOptions") or {}
@@ -268,6 +271,7 @@ def make_points(
     return tuple(with_volume(store, point, specs) for point in in_order(found.values()))
 
 
+# %% From words to mounts
 def with_volume(
     store: VolumeStore, point: MountPoint, specs: Iterable[Mapping[str, Any]]
 ) -> MountPoint:
