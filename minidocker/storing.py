@@ -68,6 +68,7 @@ def mounts_of_others(store: ContainerStore, host: HostConfig) -> Iterator[MountP
         yield from inherited(points_of(store.resolve(name)), mode)
 
 
+# %% Make
 def create_with_volumes(
     store: ContainerStore,
     image: str,
