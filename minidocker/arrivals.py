@@ -10,10 +10,17 @@ import posixpath
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 
 from minidocker.archive import (
     SECOND,
+    Aside,
     Entry,
     Kind,
     Tally,
@@ -261,6 +268,7 @@ def finish_directories(arrival: Arrival, target: Target, made: list[Item]) -> No
 
 
 # %% Two processes
+LARGE = 32 << 20  # bytes of a file that is worth a thread
 PART = 4 << 20  # bytes, and some for the header of each file
 FEW = 400  # items that one process carries alone
 Part = list[Item]
@@ -381,8 +389,12 @@ def arrive(
     Returns what the layer's tar is; None where the tree must be asked. Raises
     BuildError for a file that changes meanwhile, or an owner that cannot be given.
     """
-    tally, arrival = Tally(whole=True), Arrival(tree, source, landing, manner)
-    with TreeWriter(root, tally) as writer, Target(root, 0, (0, 0)) as target:
+    arrival = Arrival(tree, source, landing, manner)
+    with (
+        tally_for(source) as tally,
+        TreeWriter(root, tally) as writer,
+        Target(root, 0, (0, 0)) as target,
+    ):
         for above in paths_to(landing.place):
             writer.add(os.fsencode(above))
         made = make_directories(arrival, target)
@@ -391,6 +403,12 @@ def arrive(
         writer.tar.finish()
     sizes = (i.info.st_size for i in source.items if stat.S_ISREG(i.info.st_mode))
     return Packed(tally.digest, sum(sizes)) if arrival.exact else None
+
+
+def tally_for(source: Source) -> AbstractContextManager[Tally]:
+    """Return what digests the tar: in a thread, where a large file is copied too."""
+    large = any(item.info.st_size > LARGE for item in source.items)
+    return Aside() if large else nullcontext(Tally(whole=True))
 
 
 def paths_to(place: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 
-from minidocker.arrivals import Landing, arrive, find_landing, in_background
+from minidocker.arrivals import LARGE, Landing, arrive, find_landing, in_background
 from minidocker.cache import (
     Held,
     Miss,
@@ -474,9 +474,6 @@ def copy_found(
 
 
 # %% Two kinds of steps
-LARGE = 32 << 20  # bytes of a file that is worth a thread
-
-
 def is_large(found: list[Found]) -> bool:
     """Say whether a large file is among the sources."""
     items = (item for _, source in found for item in source.items)

@@ -165,3 +165,27 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
         )
         assert done.returncode == 125
         assert said in done.stderr
+
+
+def test_copies_and_commits_are_the_same_layers_on_every_driver(tmp_path: Path) -> None:
+    """No epoch: the tar is made while the files arrive; `save` checks its digest."""
+    context = tmp_path / "context"
+    (context / "tree/below").mkdir(parents=True)
+    (context / "Dockerfile").write_text("FROM minidocker/base\nCOPY tree /d/e\n")
+    for number in range(50):
+        (context / f"tree/below/{number}").write_text(f"{number}\n" * number)
+    layers = {}
+    for driver in ("overlay2", "devicemapper"):
+        store = Store(tmp_path / driver, driver)
+        store.do("build", "-q", "-t", "copied", str(context))
+        make = "mkdir /n; echo 3 > /n/new; touch -d @9 /n/new /n; echo 4 > /d/f"
+        box = ("run", "--network", "none", "--name", "box", "copied", "sh", "-c")
+        store.do(*box, f"{make}; touch -d @9 /d/f /d")
+        store.do("commit", "box", "committed")
+        store.do("rm", "box")
+        store.do("save", "-o", str(tmp_path / "saved.tar"), "committed")
+        [image] = json.loads(store.do("inspect", "committed"))
+        layers[driver] = image["RootFS"]["Layers"]
+    assert layers["overlay2"] == layers["devicemapper"]
+    assert len(layers["overlay2"]) == 3
+    until(no_devices)
