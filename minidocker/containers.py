@@ -266,7 +266,7 @@ class ContainerStore:
         """Return the ids of the containers that are there whole."""
         with suppress(FileNotFoundError), os.scandir(self.root) as entries:
             names = [e.name for e in entries]
-            return [n for n in names if os.path.exists(self.path(n, "config.v2.json"))]
+            return [n for n in names if is_written(self.path(n, "config.v2.json"))]
         return []
 
     def list(self) -> list[tuple[Container, State]]:
@@ -317,13 +317,21 @@ class ContainerStore:
             handle = lock_exclusive(path, container.name, make=False)
         except FileNotFoundError as why:
             raise no_such(container.name) from why
-        if not os.path.exists(self.path(container.id, "config.v2.json")):
+        if not is_written(self.path(container.id, "config.v2.json")):
             os.close(handle)
             raise no_such(container.name)
         return handle
 
 
 # %% The store
+def is_written(path: str) -> bool:
+    """Whether a file is there, and not empty, as a power cut may leave a new one."""
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def no_such(text: str) -> NotFoundError:
     """Phrase that there is no container of a name or id."""
     hint = "`minidocker ps -a` lists them"

@@ -24,8 +24,10 @@ from minidocker.flags import Command, Flag, Given, default_root
 from minidocker.images import whole_name
 from minidocker.layers import Layer, read_text
 from minidocker.mounts import UmountFlags, mountinfo, umount2
+from minidocker.networks import NetworkStore
 from minidocker.oci import ImageConfig, chain_ids, hex_of, is_digest, short_id
 from minidocker.records import Record
+from minidocker.trees import remove_path
 
 
 # %% The nouns
@@ -353,6 +355,22 @@ def which_file(survey: Survey, layer: Layer) -> str:
     return ""
 
 
+def check_networks(survey: Survey) -> Iterator[Fault]:
+    """Each network has a record that can be read."""
+    store = NetworkStore(survey.root, str)
+    home = f"{store.place}/each"
+    for name in sorted(os.listdir(home)) if os.path.isdir(home) else ():
+        try:
+            store.get(name)
+        except (MinidockerError, KeyError, TypeError):
+
+            def drop(name: str = name) -> None:
+                remove_path(store.path(name))
+
+            what = "its record cannot be read"
+            yield mended(f"network {name}", what, "removes it", drop)
+
+
 STRUCTURE: tuple[Check, ...] = (
     check_images,
     check_names,
@@ -362,6 +380,7 @@ STRUCTURE: tuple[Check, ...] = (
     check_containers,
     check_scratch,
     check_distribution,
+    check_networks,
 )
 CONTENTS: tuple[Check, ...] = (check_contents,)
 

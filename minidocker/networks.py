@@ -312,8 +312,8 @@ class NetworkStore:
         """Return a network by its name. Raises NotFoundError."""
         try:
             return network_from(read_json(self.path(name, "network.json")))
-        except (FileNotFoundError, NotADirectoryError) as why:
-            raise no_network(name) from why
+        except (FileNotFoundError, NotADirectoryError, ValueError) as why:
+            raise no_network(name) from why  # ValueError: a power cut tore it
 
     def all(self) -> list[BridgeNetwork]:
         """Return every network, by name; the default one once it was used."""

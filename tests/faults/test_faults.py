@@ -47,7 +47,7 @@ MODES: dict[str, Callable[[int], Decide]] = {
     "EIO": lambda number: fail_at(number, errno.EIO),
     "ENOSPC": full_from,
 }
-MADE = ("import", "build", "commit", "tag", "load")
+MADE = ("import", "build", "commit", "tag", "load", "run", "rm")
 
 
 @pytest.fixture(scope="module", params=["overlay2"] + ["vfs"] * ALL)

@@ -111,7 +111,13 @@ def lose_a_name(engine: Engine) -> None:
 
 def tear_a_container(engine: Engine) -> None:
     path = engine.containers.path(engine.containers.ids()[0], "config.v2.json")
-    Path(path).write_text("")
+    Path(path).write_text('{"ID"')
+
+
+def tear_a_network(engine: Engine) -> None:
+    place = Path(engine.root, "networks", "each", "bridge")
+    place.mkdir(parents=True)
+    (place / "network.json").write_text("")
 
 
 DAMAGE: dict[Callable[[Engine], None], str] = {
@@ -127,7 +133,8 @@ DAMAGE: dict[Callable[[Engine], None], str] = {
     tear_the_names: "not a list of names",
     lose_a_layer_of_a_container: "it has no read-write layer",
     lose_a_name: "its name is not its own",
-    tear_a_container: "no JSON value",
+    tear_a_container: "the record of this container is damaged",
+    tear_a_network: "its record cannot be read",
 }
 
 
