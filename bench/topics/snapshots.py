@@ -24,7 +24,10 @@ SPARE = 9_000  # ids that no layer has
 
 
 def inside() -> None:
-    """Make a chain of a hundred layers, each written to; time a snapshot at some."""
+    """Make a chain of a hundred layers, each written to; time snapshots of some.
+
+    In turns, so that whatever else the machine does is shared by all depths.
+    """
     sizes = {"data_size": 256 << 20, "metadata_size": 8 << 20}
     options = PoolOptions(base_size=64 << 20, **sizes)
     driver = Devicemapper(tempfile.mkdtemp(), options=options)
@@ -36,29 +39,24 @@ def inside() -> None:
             with driver.mounted(layer, writable=True) as tree:
                 Path(tree, f"file{depth}").write_bytes(os.urandom(65_536))
             parent = layer
-            if depth == 1:
-                times(driver, layer)  # the first ones pay for what all others find
-            if depth in DEPTHS:
-                print(
-                    depth, *(f"{one:.6f}" for one in times(driver, layer)), flush=True
-                )
+        turns = [[times(driver, depth) for depth in DEPTHS] for _ in range(ROUNDS)]
+    for depth, found in zip(DEPTHS, zip(*turns[1:], strict=True), strict=True):
+        print(depth, *(f"{median(one):.6f}" for one in zip(*found, strict=True)))
 
 
-def times(driver: Devicemapper, layer: str) -> tuple[float, float]:
+def times(driver: Devicemapper, depth: int) -> tuple[float, float]:
     """Return the seconds that a snapshot takes the kernel, and a layer takes us."""
-    kernel, whole = [], []
-    origin = driver.records.layer(layer).device_id
-    for number in range(ROUNDS):
-        with open_session(driver.disks) as session:
-            began = time.perf_counter()
-            create_snap(session.dm, session.pool, SPARE, origin)
-            kernel.append(time.perf_counter() - began)
-            delete(session.dm, session.pool, SPARE)
+    origin = driver.records.layer(f"layer{depth}").device_id
+    with open_session(driver.disks) as session:
         began = time.perf_counter()
-        driver.create(f"spare{number}", layer)
-        whole.append(time.perf_counter() - began)
-        driver.remove(f"spare{number}")
-    return median(kernel), median(whole)
+        create_snap(session.dm, session.pool, SPARE, origin)
+        kernel = time.perf_counter() - began
+        delete(session.dm, session.pool, SPARE)
+    began = time.perf_counter()
+    driver.create("spare", f"layer{depth}")
+    whole = time.perf_counter() - began
+    driver.remove("spare")
+    return kernel, whole
 
 
 def measure(bench: Bench) -> None:
