@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -339,9 +340,23 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = 130
     except OSError as why:
-        print(f"minidocker: {why}", file=sys.stderr)
+        print(f"minidocker: {os_words(why)}", file=sys.stderr)
         status = 1
     return status
+
+
+def os_words(why: OSError) -> str:
+    """Phrase what the kernel refused as our own errors are phrased.
+
+    >>> os_words(OSError(28, "No space left on device", "/store/tmp/f"))
+    '/store/tmp/f: no space left on device\\nhint: `minidocker system prune` frees some'
+    """
+    if type(why).__str__ is not OSError.__str__ or not why.strerror:
+        return str(why)  # strace's line
+    where = f"{os.fsdecode(why.filename)}: " if why.filename else ""
+    full = why.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "\nhint: `minidocker system prune` frees some" if full else ""
+    return f"{where}{why.strerror.lower()}{hint}"
 
 
 def end(status: int) -> None:
