@@ -16,6 +16,7 @@ from enum import Enum
 from minidocker.cgroups import remove_group
 from minidocker.durable import (
     append_line,
+    is_written,
     looking,
     marked,
     read_json,
@@ -324,14 +325,6 @@ class ContainerStore:
 
 
 # %% The store
-def is_written(path: str) -> bool:
-    """Whether a file is there, and not empty, as a power cut may leave a new one."""
-    try:
-        return os.stat(path).st_size > 0
-    except FileNotFoundError:
-        return False
-
-
 def no_such(text: str) -> NotFoundError:
     """Phrase that there is no container of a name or id."""
     hint = "`minidocker ps -a` lists them"

@@ -43,6 +43,14 @@ def sync_path(path: str) -> None:
         os.close(fd)
 
 
+def is_written(path: str) -> bool:
+    """Whether a file is there, and not empty, as a power cut may leave a new one."""
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def replace_file(path: str, data: bytes) -> None:
     """Write ``path`` anew: readers see the old text or the new; synced on return.
 

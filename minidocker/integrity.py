@@ -21,13 +21,13 @@ from minidocker.durable import MARKS, looking, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.flags import Command, Flag, Given, default_root
-from minidocker.images import whole_name
 from minidocker.layers import Layer, read_text
 from minidocker.mounts import UmountFlags, mountinfo, umount2
 from minidocker.networks import NetworkStore
 from minidocker.oci import ImageConfig, chain_ids, hex_of, is_digest, short_id
 from minidocker.records import Record
 from minidocker.trees import remove_path
+from minidocker.volumes import VolumeStore
 
 
 # %% The nouns
@@ -194,7 +194,6 @@ def dropper(engine: Engine, name: str) -> Callable[[], object]:
             for tags in names.values():
                 tags.pop(name, None)
 
-    whole_name(name)
     return drop
 
 
@@ -371,6 +370,23 @@ def check_networks(survey: Survey) -> Iterator[Fault]:
             yield mended(f"network {name}", what, "removes it", drop)
 
 
+def check_volumes(survey: Survey) -> Iterator[Fault]:
+    """Each volume has a record, and each that a container mounts is here."""
+    store = VolumeStore(survey.root)
+    for name in sorted(os.listdir(store.root)) if os.path.isdir(store.root) else ():
+        try:
+            store.get(name)
+        except (MinidockerError, ValueError, KeyError):
+            does = "makes one; its files are there"
+            remedy = f"`minidocker volume create {name}` {does}"
+            yield Fault(f"volume {name}", "it has no record", remedy)
+    for id in survey.boxes - survey.bad.keys():
+        for point in survey.engine.containers.get(id).mounts:
+            if point.kind == "volume" and not os.path.isdir(point.source):
+                what = f"its volume {point.source} is not here"
+                yield Fault(f"container {id[:12]}", what, f"`minidocker rm {id[:12]}`")
+
+
 STRUCTURE: tuple[Check, ...] = (
     check_images,
     check_names,
@@ -381,6 +397,7 @@ STRUCTURE: tuple[Check, ...] = (
     check_scratch,
     check_distribution,
     check_networks,
+    check_volumes,
 )
 CONTENTS: tuple[Check, ...] = (check_contents,)
 

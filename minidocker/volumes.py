@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 
-from minidocker.durable import read_json, turn, write_whole
+from minidocker.durable import is_written, read_json, turn, write_whole
 from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import (
@@ -137,7 +137,7 @@ class VolumeStore:
     def create(self, name: str = "", labels: Mapping[str, str] | None = None) -> Volume:
         """Make a volume, unless there is one of that name; return it."""
         name = check_volume_name(name) if name else os.urandom(32).hex()
-        if not os.path.exists(self.path(name, "opts.json")):
+        if not is_written(self.path(name, "opts.json")):
             os.makedirs(self.path(name), 0o755, exist_ok=True)
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record = {"Name": name, "CreatedAt": created, "Labels": labels}
@@ -147,9 +147,10 @@ class VolumeStore:
     def get(self, name: str) -> Volume:
         """Return a volume. Raises NotFoundError."""
         try:
-            if not matches(VOLUME_NAME, name):
+            record = self.path(name, "opts.json")
+            if not matches(VOLUME_NAME, name) or not is_written(record):
                 raise FileNotFoundError(name)
-            found = read_json(self.path(name, "opts.json"))
+            found = read_json(record)
         except FileNotFoundError as why:
             hint = "`minidocker volume ls` lists them"
             raise NotFoundError(f"no such volume: {name}", hint=hint) from why
@@ -158,7 +159,7 @@ class VolumeStore:
     def list(self) -> list[Volume]:
         """Return all volumes, by name."""
         names = os.listdir(self.root) if os.path.isdir(self.root) else ()
-        whole = (n for n in names if os.path.exists(self.path(n, "opts.json")))
+        whole = (n for n in names if is_written(self.path(n, "opts.json")))
         return [self.get(name) for name in sorted(whole)]
 
     def remove(self, name: str, users: Iterable[str] = ()) -> None:

@@ -15,6 +15,7 @@ from minidocker.engine import Engine
 from minidocker.integrity import check_store, repair
 from minidocker.oci import ContainerConfig, HistoryEntry, parse_reference
 from minidocker.removal import Remover, prune_containers, prune_images
+from minidocker.volumes import VolumeStore
 
 
 @pytest.fixture
@@ -114,6 +115,12 @@ def tear_a_container(engine: Engine) -> None:
     Path(path).write_text('{"ID"')
 
 
+def lose_a_record_of_a_volume(engine: Engine) -> None:
+    store = VolumeStore(engine.root)
+    store.create("kept")
+    os.truncate(store.path("kept", "opts.json"), 0)
+
+
 def tear_a_network(engine: Engine) -> None:
     place = Path(engine.root, "networks", "each", "bridge")
     place.mkdir(parents=True)
@@ -134,6 +141,7 @@ DAMAGE: dict[Callable[[Engine], None], str] = {
     lose_a_layer_of_a_container: "it has no read-write layer",
     lose_a_name: "its name is not its own",
     tear_a_container: "the record of this container is damaged",
+    lose_a_record_of_a_volume: "it has no record",
     tear_a_network: "its record cannot be read",
 }
 
@@ -166,7 +174,9 @@ def obey(engine: Engine, remedies: list[str]) -> None:
     """Do what the faults say; what is gone by an earlier one may be gone."""
     for line in remedies:
         words = line.replace("`", "").replace(",", "").split()
-        if "remove" in words:
+        if "create" in words:
+            VolumeStore(engine.root).create(words[words.index("create") + 1])
+        elif "remove" in words:
             path = Path(words[words.index("remove") + 1])
             if str(path) == "it":
                 path = home(engine) / "repositories.json"
