@@ -81,6 +81,20 @@ def volume_verbs() -> tuple[Command, ...]:
     return COMMANDS
 
 
+def event_verbs() -> tuple[Command, ...]:
+    """Return `events`."""
+    from minidocker.events import COMMANDS
+
+    return COMMANDS
+
+
+def copy_verb() -> tuple[Command, ...]:
+    """Return `cp`."""
+    from minidocker.copy_verb import COMMANDS
+
+    return COMMANDS
+
+
 def limit_verbs() -> tuple[Command, ...]:
     """Return the commands on limits."""
     from minidocker.limit_verbs import COMMANDS
@@ -164,6 +178,8 @@ CHAPTERS: dict[Table, tuple[str, ...]] = {
     container_verbs: ("stop", "restart", "rename", "kill", "rm", "wait"),
     watch_verbs: ("ps", "logs", "top"),
     attach_verbs: ("exec", "attach", "start"),
+    event_verbs: ("events",),
+    copy_verb: ("cp",),
     volume_verbs: (
         "volume create", "volume ls", "volume inspect", "volume rm", "volume prune",
     ),
@@ -207,6 +223,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "image rm": ("rmi",),
     "image inspect": ("inspect", "--type", "image"),
     "system info": ("info",),
+    "system events": ("events",),
+    "container cp": ("cp",),
     **{
         f"container {name}": (name,)
         for table in (run_verb, container_verbs, watch_verbs, attach_verbs, limit_verbs)

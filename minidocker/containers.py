@@ -389,6 +389,7 @@ def new_container(
             raise
         finally:
             os.close(lock)
+    tell(store, container, "create")
     return container
 
 

@@ -18,7 +18,7 @@ from minidocker.cgroups import (
     read,
     write,
 )
-from minidocker.containers import Container, ContainerStore, Status
+from minidocker.containers import Container, ContainerStore, Status, tell
 from minidocker.errors import ConflictError, RuntimeFault
 
 
@@ -115,6 +115,7 @@ def pause(store: ContainerStore, container: Container) -> None:
     except BaseException:
         os.unlink(store.path(container.id, "paused"))
         raise
+    tell(store, container, "pause")
 
 
 def unpause(store: ContainerStore, container: Container) -> None:
@@ -125,3 +126,4 @@ def unpause(store: ContainerStore, container: Container) -> None:
     freeze(container.id, state.pid, frozen=False)
     with suppress(FileNotFoundError):
         os.unlink(store.path(container.id, "paused"))
+    tell(store, container, "unpause")

@@ -91,8 +91,21 @@ def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerCo
         volumes=either(image.volumes, own.volumes),
         labels=either(image.labels, own.labels),
         stop_signal=own.stop_signal or image.stop_signal,
-        healthcheck=own.healthcheck or image.healthcheck,
+        healthcheck=merged_check(image.healthcheck, own.healthcheck),
     )
+
+
+def merged_check(
+    image: Mapping[str, Any] | None, own: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return the image's health check with the command line's fields over it.
+
+    >>> merged_check({"Test": ["CMD", "a"], "Retries": 2}, {"Retries": 5})
+    {'Test': ['CMD', 'a'], 'Retries': 5}
+    """
+    if not own:
+        return image
+    return {**(image or {}), **{key: value for key, value in own.items() if value}}
 
 
 def check_config(own: ContainerConfig) -> None:

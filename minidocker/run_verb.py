@@ -28,6 +28,8 @@ from minidocker.security import SHM_SIZE, check_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from minidocker.containers import Container
     from minidocker.pump import Client
 
@@ -108,8 +110,18 @@ def config_of(given: Given) -> ContainerConfig:
         labels=label_map([*lines_of(given, "label-file"), *given.list("label")]),
         stop_signal=given.text("stop-signal"),
         stop_timeout=given.number("stop-timeout"),
+        healthcheck=health_of(given),
         volumes={text: {} for text in given.list("volume") if ":" not in text} or None,
     )
+
+
+def health_of(given: Given) -> dict[str, Any] | None:
+    """Return the health check that the flags ask for, or None for the image's own."""
+    if not any(given.flags.get(flag.name) for flag in HEALTH_FLAGS):
+        return None
+    from minidocker.health import health_flags
+
+    return health_flags(given.flags)
 
 
 def attached_streams(given: Given) -> set[str]:
@@ -377,7 +389,16 @@ NETWORK_FLAGS = (
     Flag("publish", "Publish a container's port(s) to the host", "p", LIST),
     Flag("publish-all", "Publish all exposed ports to random ports", "P"),
 )
+HEALTH_FLAGS = (
+    Flag("health-cmd", "Command to run to check health", takes=TEXT),
+    Flag("health-interval", "Time between running the check (ms|s|m|h)", takes=TEXT),
+    Flag("health-retries", "Consecutive failures for unhealthy", takes=NUMBER),
+    Flag("health-start-period", "Time in which failures do not count", takes=TEXT),
+    Flag("health-timeout", "Maximum time to allow one check to run", takes=TEXT),
+    Flag("no-healthcheck", "Disable any container-specified HEALTHCHECK"),
+)
 CREATE_FLAGS = (
+    *HEALTH_FLAGS,
     *PROCESS,
     *LIMIT_FLAGS,
     *NETWORK_FLAGS,

@@ -204,6 +204,34 @@ class Supervisor:
         for guest in self.guests:
             guest.sit(pump)
         tell(self.store, self.container, "start")
+        if self.container.config.healthcheck:
+            self.nurse(pump, process.pid)
+
+    def nurse(self, pump: Pump, pid: int) -> None:
+        """Ask the container how it is, for as long as it runs."""
+        from minidocker.health import Health, Nurse, check_of, write_health
+
+        store, container = self.store, self.container
+        check = check_of(container)
+        if check is None:
+            return
+        group = find_group(container.id) if has_group(store, container) else None
+
+        def note(health: Health) -> None:
+            write_health(store.path(container.id, "health.json"), health)
+            before, self.state = self.state, self.state.replace(health=health.status)
+            if before.health != health.status:
+                self.write()
+                if before.health:
+                    tell(store, container, f"health_status: {health.status}")
+
+        Nurse(
+            pump,
+            container,
+            check,
+            (pid, group, store.path(container.id, "paused")),
+            note,
+        )
 
     def admit(self, pump: Pump, terminal: int) -> None:
         """Let in whoever knocks."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from minidocker.containers import Container, State, Status
 from minidocker.drivers import Directory
+from minidocker.durable import read_json
 from minidocker.engine import Engine
 from minidocker.images import HistoryRow, size_of
 from minidocker.network_views import network_settings, ports_words
@@ -241,6 +242,18 @@ def state_fields(state: State) -> dict[str, Any]:
     }
 
 
+def health_fields(place: str, state: State) -> dict[str, Any]:
+    """Return how a container is, if anybody asks it; who has ended is not well."""
+    if not state.health:
+        return {}
+    try:
+        found = read_json(f"{place}/health.json")
+    except (FileNotFoundError, ValueError):
+        return {}
+    ended = state.status is not Status.RUNNING
+    return {"Health": found | ({"Status": "unhealthy"} if ended else {})}
+
+
 def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
     """Return what `inspect` tells of a container."""
     state = engine.containers.state(container.id)
@@ -250,7 +263,7 @@ def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
         "Created": container.created,
         "Path": container.argv[0],
         "Args": list(container.argv[1:]),
-        "State": state_fields(state),
+        "State": state_fields(state) | health_fields(place, state),
         "Image": container.image,
         "ResolvConfPath": f"{place}/resolv.conf",
         "HostnamePath": f"{place}/hostname",

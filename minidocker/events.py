@@ -1,0 +1,145 @@
+# From book/643-events.md. Edit there and tangle, or here and tangle --back.
+
+# %% Events: what has happened, and what happens now
+"""``events``: tell what happened, as it is written down or later."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from minidocker.catalog import Filters, has_label, moment_of, parse_filters
+from minidocker.container_verbs import open_engine
+from minidocker.errors import UsageError
+from minidocker.flags import FILTER, FORMAT, TEXT, Command, Flag, Given
+from minidocker.logs import moved_on, open_files
+from minidocker.values import fill
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Event = Mapping[str, Any]
+
+
+# %% Reading
+PAUSE = 0.1  # seconds
+
+
+def events_of(path: str, since: int, until: int | None) -> Iterator[Event]:
+    """Yield the events of a store between two moments (nanoseconds since 1970).
+
+    ``until`` may be to come: then those of the meantime are yielded as they happen;
+    with None there is no end.
+    """
+    with ExitStack() as stack:
+        files = open_files(path, stack)
+        if not files:
+            files = [stack.enter_context(open(path, "ab+"))]
+        while True:
+            now = time.time_ns()
+            for file in tuple(files):
+                for line in file:
+                    event = json.loads(line)
+                    if since <= event["timeNano"] <= (until or event["timeNano"]):
+                        yield event
+            del files[:-1]
+            if until is not None and now >= until:
+                return
+            if moved_on(path, files[-1]):
+                files.append(stack.enter_context(open(path, "rb")))
+            else:
+                time.sleep(PAUSE)
+
+
+# %% Filters
+EVENT_FILTERS = ("container", "event", "image", "label", "network", "type", "volume")
+
+
+def matches(event: Event, filters: Filters) -> bool:
+    """Whether an event is of every kind that the filters name."""
+    attributes = event["Actor"]["Attributes"]
+    action = event["Action"].partition(":")[0]
+    tests: dict[str, Callable[[str], bool]] = {
+        "type": lambda value: event["Type"] == value,
+        "event": lambda value: value in (event["Action"], action),
+        "label": lambda value: has_label(attributes, value),
+        "image": lambda value: value in (attributes.get("image"), event["Actor"]["ID"]),
+    }
+    for kind in ("container", "volume", "network"):
+        tests[kind] = partial(is_actor, event, kind)
+    together = all(tests["label"](value) for value in filters.get("label", ()))
+    others = (name for name in filters if name != "label")
+    return together and all(any(map(tests[n], filters[n])) for n in others)
+
+
+def is_actor(event: Event, kind: str, text: str) -> bool:
+    """Whether it happened to what a name, an id or its beginning means."""
+    actor = event["Actor"]
+    name = actor["Attributes"].get("name")
+    same = text == name or (bool(text) and actor["ID"].startswith(text))
+    return event["Type"] == kind and same
+
+
+# %% The verb
+def event_line(event: Event) -> str:
+    """Return an event as Docker prints it."""
+    whole, rest = divmod(event["timeNano"], 10**9)
+    moment = time.localtime(whole)
+    zone = time.strftime("%z", moment)
+    zone = "Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}"
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", moment) + f".{rest:09}{zone}"
+    actor = event["Actor"]
+    pairs = sorted(actor["Attributes"].items())
+    about = ", ".join(f"{key}={value}" for key, value in pairs)
+    text = f"{stamp} {event['Type']} {event['Action']} {actor['ID']}"
+    return f"{text} ({about})" if about else text
+
+
+def moment(given: Given, flag: str) -> int | None:
+    """Return the moment of a flag in nanoseconds, or None."""
+    text = given.text(flag)
+    try:
+        return moment_of(text, time.time_ns()) if text else None
+    except UsageError as why:
+        raise UsageError(f'invalid value for "{flag}": {why.what}') from why
+
+
+def events(given: Given) -> int:
+    """``events [OPTIONS]``"""
+    filters = parse_filters(given.list("filter"), EVENT_FILTERS)
+    since, until, form = (
+        moment(given, "since"),
+        moment(given, "until"),
+        given.text("format"),
+    )
+    path = f"{open_engine(given).root}/events.json"
+    begin = time.time_ns() if since is None else since
+    for event in events_of(path, begin, until):
+        if not matches(event, filters):
+            continue
+        if form in ("json", "{{json .}}"):
+            print(json.dumps(event, separators=(",", ":"), ensure_ascii=False))
+        else:
+            print(fill(form, dict(event)) if form else event_line(event))
+        sys.stdout.flush()
+    return 0
+
+
+# %% The table
+COMMANDS = (
+    Command(
+        "events", "[OPTIONS]", "Get events from the store as they happen", events,
+        (
+            FILTER, FORMAT,
+            Flag("since", "Show all events created since a time", takes=TEXT),
+            Flag("until", "Stream events until this time", takes=TEXT),
+        ),
+        most=0, example="minidocker events --since 10m --filter event=die",
+    ),
+)  # fmt: skip
