@@ -12,9 +12,9 @@ from minidocker.cgroups import Group
 from minidocker.documents import Part
 from minidocker.drivers import Mountable
 from minidocker.errors import RuntimeFault
+from minidocker.hooks import HOOKS, annotations_of, hooks_of
 from minidocker.identity import Identity, Rights
 from minidocker.idmaps import IdRange
-from minidocker.lifecycle import ULIMITS
 from minidocker.linux import Capability
 from minidocker.mounts import MountFlags, mount
 from minidocker.namespaces import Mask, MountStep, ReadOnly, Sysctl
@@ -28,21 +28,12 @@ from minidocker.oci_mounts import (
     Node,
     read_words,
 )
-from minidocker.program import ProcessSpec
+from minidocker.program import ULIMITS, ProcessSpec
 from minidocker.records import Record, json_text, parse_json
 from minidocker.security import UNCONFINED, Security, mask_of
 
 
 # %% The nouns
-class Hook(Record):
-    """A program that is run at some moment; ``timeout`` in seconds, 0 for none."""
-
-    path: str
-    args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    timeout: int = 0
-
-
 class Bundle(Record):
     """A container as its config.json says.
 
@@ -73,27 +64,6 @@ class Bundle(Record):
     def resources(self) -> Part:
         """The limits."""
         return self.config.get("linux").get("resources")
-
-
-def hooks_of(config: Part, moment: str) -> tuple[Hook, ...]:
-    """Return a document's hooks of a moment: ``prestart``, ``poststop``, ..."""
-    return tuple(map(hook_of, config.get("hooks").get(moment).each()))
-
-
-def annotations_of(config: Part) -> dict[str, str]:
-    """Return a document's annotations."""
-    return dict(config.get("annotations").pairs())
-
-
-def hook_of(found: Part) -> Hook:
-    """Return a hook; its path must be absolute, and its time more than none."""
-    path, limit = found.get("path").text(), found.get("timeout")
-    if not path.startswith("/"):
-        raise found.get("path").wrong("is no absolute path")
-    if limit.value is not None and limit.number() <= 0:
-        raise limit.wrong("is not more than 0")
-    args, env = found.get("args").texts(), found.get("env").texts()
-    return Hook(path, args or (path,), env, limit.number())
 
 
 # %% The process
@@ -409,12 +379,6 @@ def bundle_of(config: Part, path: str, id: str, group: Group) -> Bundle:
     for moment in HOOKS:
         hooks_of(config, moment)
     return bundle
-
-
-HOOKS = (
-    "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
-    "poststop",
-)  # fmt: skip
 
 
 # %% The whole

@@ -33,11 +33,10 @@ from minidocker.errors import (
 from minidocker.etc_files import network_files, write_network_files
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.linux import SysError, pidfd_open, pidfd_send_signal
+from minidocker.linux import SysError, pidfd_open, pidfd_send_signal, start_time
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
 from minidocker.program import PLAIN_HOST, HostConfig, host_config
 from minidocker.records import Record, json_text
-from minidocker.runtime import start_time
 from minidocker.trees import remove_path
 
 

@@ -10,9 +10,9 @@ import stat
 
 from minidocker.errors import UsageError, did_you_mean
 from minidocker.flags import Given
-from minidocker.lifecycle import ULIMITS, tmpfs_step
+from minidocker.lifecycle import tmpfs_step
 from minidocker.logs import log_limits
-from minidocker.program import HostConfig, Network
+from minidocker.program import ULIMITS, HostConfig, Network
 from minidocker.restarts import parse_policy
 from minidocker.seccomp import this_machine
 from minidocker.security import UNCONFINED, read_profile

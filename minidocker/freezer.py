@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 
 from minidocker.cgroups import (
@@ -16,10 +15,10 @@ from minidocker.cgroups import (
     make_group,
     move_into,
     read,
-    write,
 )
 from minidocker.containers import Container, ContainerStore, Status, tell
 from minidocker.errors import ConflictError, RuntimeFault
+from minidocker.standstill import set_frozen
 
 
 # %% Who is inside
@@ -78,25 +77,7 @@ def freeze(id: str, pid: int, *, frozen: bool) -> None:
 
     ``pid`` is the first process. Raises RuntimeFault without a freezer.
     """
-    group = freezer_group(id, pid)
-    if group.version == 2:
-        place, name, text = group.place(""), "cgroup.freeze", "1" if frozen else "0"
-    else:
-        place, name = group.place("freezer"), "freezer.state"
-        text = "FROZEN" if frozen else "THAWED"
-    write(f"{place}/{name}", text)
-    for _ in range(500):
-        if is_frozen(place) == frozen:
-            return
-        time.sleep(0.002)
-    raise RuntimeFault("the processes do not stop", where=place)
-
-
-def is_frozen(place: str) -> bool:
-    """Say whether every process of a group has stopped."""
-    if state := read(f"{place}/freezer.state"):
-        return state.strip() == "FROZEN"
-    return "frozen 1" in read(f"{place}/cgroup.events").splitlines()
+    set_frozen(freezer_group(id, pid), frozen=frozen)
 
 
 # %% The verbs

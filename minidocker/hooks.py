@@ -1,4 +1,4 @@
-# From book/463-hooks.md. Edit there and tangle, or here and tangle --back.
+# From book/454-hooks.md. Edit there and tangle, or here and tangle --back.
 
 # %% Hooks: others have something to do meanwhile
 """Run the hooks of a bundle, each with the container's state."""
@@ -10,16 +10,52 @@ import select
 import signal
 from collections.abc import Mapping
 
-from minidocker.bundle import Hook, annotations_of, hooks_of
 from minidocker.documents import Part
 from minidocker.errors import RuntimeFault
 from minidocker.linux import pidfd_open
-from minidocker.records import json_text
+from minidocker.records import Record, json_text
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+# %% In the document
+class Hook(Record):
+    """A program that is run at some moment; ``timeout`` in seconds, 0 for none."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int = 0
+
+
+def hooks_of(config: Part, moment: str) -> tuple[Hook, ...]:
+    """Return a document's hooks of a moment: ``prestart``, ``poststop``, ..."""
+    return tuple(map(hook_of, config.get("hooks").get(moment).each()))
+
+
+def annotations_of(config: Part) -> dict[str, str]:
+    """Return a document's annotations."""
+    return dict(config.get("annotations").pairs())
+
+
+def hook_of(found: Part) -> Hook:
+    """Return a hook; its path must be absolute, and its time more than none."""
+    path, limit = found.get("path").text(), found.get("timeout")
+    if not path.startswith("/"):
+        raise found.get("path").wrong("is no absolute path")
+    if limit.value is not None and limit.number() <= 0:
+        raise limit.wrong("is not more than 0")
+    args, env = found.get("args").texts(), found.get("env").texts()
+    return Hook(path, args or (path,), env, limit.number())
+
+
+HOOKS = (
+    "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+    "poststop",
+)  # fmt: skip
 
 
 # %% To run one

@@ -38,13 +38,12 @@ from minidocker.errors import (
     did_you_mean,
 )
 from minidocker.etc_files import network_binds
-from minidocker.linux import pidfd_open
+from minidocker.linux import pidfd_open, start_time
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep, Sysctl
 from minidocker.oci import ContainerConfig
-from minidocker.program import HostConfig, Network, ProcessSpec
+from minidocker.program import ULIMITS, HostConfig, Network, ProcessSpec
 from minidocker.records import json_text
-from minidocker.runtime import start_time
 
 
 TYPE_CHECKING = False
@@ -134,11 +133,6 @@ TMPFS_FLAGS = {
     "dev": (False, MountFlags(0)), "nodev": (True, MountFlags.NODEV),
     "noatime": (True, MountFlags.NOATIME),
 }  # fmt: skip
-# getrlimit(2): a resource's number is its place here
-ULIMITS = """
-cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice
-rtprio rttime
-"""
 
 
 def bind_step(text: str) -> Bind:

@@ -348,6 +348,20 @@ def pidfd_open(pid: int) -> int:
     return syscall("pidfd_open", pid, 0)
 
 
+def start_time(pid: int) -> int:
+    """Return when a process was born, in clock ticks since boot; 0 when it is gone.
+
+    The name in the second field may hold blanks and brackets, so we count from the
+    last bracket. A zombie counts as gone. Source: proc(5), /proc/pid/stat.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
     """Send a signal to the process of a pidfd. Raises ESRCH once it is gone.
 

@@ -20,12 +20,15 @@ from minidocker.cgroups import (
     ordered,
     read,
     switch_on,
-    write,
     write_setting,
 )
-from minidocker.device_rules import DeviceRule, docker_rules, restrict_devices
 from minidocker.documents import Part
 from minidocker.errors import RuntimeFault
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minidocker.device_rules import DeviceRule
 
 
 # %% Where
@@ -208,6 +211,8 @@ def plan_v2(found: Part) -> tuple[Setting, ...]:
 # %% How much
 def device_rule(found: Part) -> DeviceRule:
     """Return an entry of ``resources.devices`` as a rule."""
+    from minidocker.device_rules import DeviceRule
+
     kind, access = found.get("type").text("a"), found.get("access").text() or "rwm"
     if kind not in ("", "a", "b", "c") or not set(access) <= set("rwm"):
         raise found.wrong("is no rule for devices")
@@ -227,9 +232,16 @@ def limit_group(group: Group, found: Part, *, new: bool = True) -> None:
         if not place:
             raise RuntimeFault(f"no control group for {one.controller}: {one.files[0]}")
         write_setting(place, one)
-    given = [device_rule(one) for one in found.get("devices").each()]
+    given = list(found.get("devices").each())
     if new and given and group.places:
-        restrict_devices(group, (*given, *docker_rules()[1:]))
+        limit_devices(group, given)
+
+
+def limit_devices(group: Group, found: Iterable[Part]) -> None:
+    """Bind groups to the rules of ``resources.devices``, and to what all may do."""
+    from minidocker.device_rules import docker_rules, restrict_devices
+
+    restrict_devices(group, (*map(device_rule, found), *docker_rules()[1:]))
 
 
 def tree_with(group: Group, controller: str) -> str:
@@ -253,32 +265,6 @@ def group_place(group: Group) -> list[str]:
     wanted = group.place("devices") or group.place("pids")
     places = [wanted] if wanted else [place for _, place in group.places]
     return [place for place in places[:1] if os.path.isdir(place)]
-
-
-def set_frozen(group: Group, *, frozen: bool) -> None:
-    """Stop the processes of groups, or let them go on; return when it is so."""
-    if group.version == 2:
-        place, name, word = group.place(""), "cgroup.freeze", str(int(frozen))
-    else:
-        place, name = group.place("freezer"), "freezer.state"
-        word = "FROZEN" if frozen else "THAWED"
-    if not os.path.isdir(place):
-        raise RuntimeFault("the container has no group that can be frozen")
-    write(f"{place}/{name}", word)
-    for _ in range(500):
-        if is_stopped(group) == frozen:
-            return
-        time.sleep(0.002)
-    raise RuntimeFault("the processes do not stop", where=place)
-
-
-def is_stopped(group: Group) -> bool:
-    """Say whether every process of the groups is frozen."""
-    if group.version == 2:
-        place = group.place("")
-        return "frozen 1" in read(f"{place}/cgroup.events").splitlines()
-    state = read(f"{group.place('freezer')}/freezer.state")
-    return state.strip() == "FROZEN"
 
 
 # %% Who is inside

@@ -1,7 +1,7 @@
-# From book/469-oci-life.md. Edit there and tangle, or here and tangle --back.
+# From book/468-oci-life.md. Edit there and tangle, or here and tangle --back.
 
-# %% The life of a bundle: kill, exec, delete
-"""Kill, delete, pause and update containers of bundles; run one more process in one."""
+# %% The life of a bundle: kill, pause, delete
+"""Kill, delete, pause, resume and update the containers of bundles."""
 
 from __future__ import annotations
 
@@ -10,59 +10,13 @@ import signal
 import time
 from contextlib import suppress
 
-from minidocker.bundle import hooks_of, identity_of, process_of
-from minidocker.cgroups import move_into
 from minidocker.documents import Part
 from minidocker.errors import ConflictError, RuntimeFault
-from minidocker.first_process import (
-    be_root_here,
-    check_program,
-    keep_open,
-    say,
-    variables,
-    wait_for_go,
-)
-from minidocker.hooks import hook_state, run_hook
-from minidocker.identity import Identity, set_labels, size_console, take_identity
-from minidocker.joining import namespaces_to_join, owner_namespace
-from minidocker.linux import (
-    CloneFlags,
-    Prctl,
-    SysError,
-    clone3,
-    pidfd_open,
-    pidfd_send_signal,
-    prctl,
-    setns,
-)
-from minidocker.namespaces import PLACE
-from minidocker.oci_groups import limit_group, pids_in, remove_at, set_frozen
-from minidocker.oci_runtime import Launch, taken, write_pid
-from minidocker.oci_state import (
-    OciContainer,
-    Phase,
-    load,
-    phase_of,
-    remove_home,
-)
-from minidocker.program import DEFAULT_PATH, ProcessSpec, execute
-from minidocker.records import Record
-from minidocker.runtime import (
-    Process,
-    in_child,
-    new_channel,
-    new_terminal,
-    received_error,
-    settle,
-    start_time,
-)
-from minidocker.security import prepared
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from _socket import socket
-    from typing import NoReturn
+from minidocker.hooks import hook_state, hooks_of, run_hook
+from minidocker.linux import SysError, pidfd_open, pidfd_send_signal, start_time
+from minidocker.oci_groups import limit_group, pids_in, remove_at
+from minidocker.oci_state import OciContainer, Phase, load, phase_of, remove_home
+from minidocker.standstill import set_frozen
 
 
 # %% Signals
@@ -163,99 +117,3 @@ def update(container: OciContainer, resources: Part) -> None:
     if phase_of(container) is Phase.STOPPED:
         raise ConflictError("container not running")
     limit_group(container.group, resources, new=False)
-
-
-# %% exec
-class Entry(Record):
-    """One more process: what it is, beside the container's own ``config``."""
-
-    spec: ProcessSpec
-    identity: Identity
-
-
-def entry_of(container: OciContainer, process: Part) -> Entry:
-    """Return a process document as an entry into a container."""
-    seccomp = container.document.get("linux").get("seccomp")
-    spec = process_of(process, seccomp)
-    return Entry(spec.replace(security=prepared(spec.security)), identity_of(process))
-
-
-def be_entry(
-    entry: Entry, target: int, owner: int, flags: CloneFlags, channel: socket
-) -> NoReturn:
-    """Go into a container's namespaces, and become the program."""
-    wait_for_go(channel)
-    set_labels(entry.identity)
-    prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
-    if flags & CloneFlags.NEWUSER:
-        setns(owner, CloneFlags.NEWUSER)
-        be_root_here()
-        prctl(Prctl.SET_DUMPABLE, 0)
-    setns(target, flags & ~(CloneFlags.NEWUSER | CloneFlags.NEWPID))
-    slave = -1
-    if entry.spec.tty:
-        slave = new_terminal(os.open("/", PLACE), entry.spec, channel)
-        size_console(slave, entry.identity.console)
-    root, user = settle(entry.spec, slave)
-    env = variables(entry.spec.env, user.home)
-    check_program(root, entry.spec.argv[0], env.get("PATH", DEFAULT_PATH))
-    keep_open(entry.identity.preserve)
-    take_identity(user, entry.identity, entry.spec.security)
-    execute(root, entry.spec.argv, env)
-
-
-# %% exec
-def execute_in(container: OciContainer, entry: Entry, launch: Launch) -> Process:
-    """Run one more process in a container; return when its program runs.
-
-    Its terminal goes to the console socket where there is one, otherwise it is in the
-    Process. Raises what the start raised; ConflictError for a stopped container.
-    """
-    phase = phase_of(container)
-    if phase is Phase.STOPPED:
-        raise ConflictError("cannot exec in a stopped container")
-    if phase is Phase.PAUSED:
-        raise ConflictError("cannot exec in a paused container (use --ignore-paused)")
-    target, owner = pidfd_open(container.pid), owner_namespace(container.pid)
-    flags = namespaces_to_join(container.pid)
-    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    ours, theirs = new_channel()
-    setns(target, CloneFlags.NEWPID)
-    pid, pidfd = clone3(CloneFlags(0))
-    if pid == 0:
-        in_child(theirs, lambda: be_entry(entry, target, owner, flags, theirs))
-    setns(home, CloneFlags.NEWPID)
-    theirs.close()
-    for fd in (target, owner, home):
-        os.close(fd)
-    process = Process(pid, pidfd, start_time(pid))
-    move_into(container.group, [pid])
-    terminal = watch_entry(process, ours, launch)
-    write_pid(launch, pid)
-    return process.replace(terminal=terminal)
-
-
-def watch_entry(process: Process, channel: socket, launch: Launch) -> int:
-    """Wait until the program runs; return its terminal's master, or -1.
-
-    Where it cannot, the process is reaped and its error raised.
-    """
-    terminal = -1
-    try:
-        say(channel, b"g")
-        while message := channel.recvmsg(65536, 64):
-            word, rights = message[:2]
-            for _, _, data in rights:
-                terminal = taken(int.from_bytes(data[:4], "little"), launch)
-            if word[:1] == b"E":
-                raise received_error(word)
-            if not word:
-                return terminal
-    except BaseException:
-        with suppress(SysError):
-            pidfd_send_signal(process.pidfd, signal.SIGKILL)
-        os.waitpid(process.pid, 0)
-        raise
-    finally:
-        channel.close()
-    return terminal

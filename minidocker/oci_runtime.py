@@ -1,12 +1,11 @@
 # From book/467-oci-runtime.md. Edit there and tangle, or here and tangle --back.
 
-# %% The OCI runtime: create, and start
-"""Create and start a container from an OCI bundle."""
+# %% The OCI runtime: create
+"""Create a container from an OCI bundle."""
 
 from __future__ import annotations
 
 import os
-import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from minidocker.cgroups import Group, move_into
 from minidocker.containers import timestamp
 from minidocker.documents import Part
 from minidocker.durable import write_whole
-from minidocker.errors import ConflictError, RuntimeFault, UsageError
+from minidocker.errors import RuntimeFault, UsageError
 from minidocker.first_process import be_first, enter_paths, say
 from minidocker.hooks import hook_state, run_hooks
 from minidocker.idmaps import write_map
@@ -26,6 +25,7 @@ from minidocker.linux import (
     clone3,
     new_session_keyring,
     setns,
+    start_time,
     unshare,
 )
 from minidocker.namespaces import MountStep, first_line, flags_of, put
@@ -33,15 +33,13 @@ from minidocker.oci_groups import clean_path, group_at, limit_group, make_at, re
 from minidocker.oci_mounts import Attach
 from minidocker.oci_state import (
     OciContainer,
-    Phase,
     load,
     new_home,
-    phase_of,
     remove_home,
     save,
 )
 from minidocker.records import Record, json_text
-from minidocker.runtime import in_child, new_channel, received_error, start_time
+from minidocker.runtime import in_child, new_channel, received_error
 from minidocker.security import prepared
 
 
@@ -312,27 +310,3 @@ def undo(container: OciContainer) -> None:
             os.waitpid(container.pid, 0)
     remove_at(container.group)
     remove_home(container)
-
-
-# %% start
-def start_created(container: OciContainer) -> None:
-    """Let a created container run its program; return when it does.
-
-    Raises ConflictError for one that waits no more.
-    """
-    phase = phase_of(container)
-    if phase is Phase.STOPPED:
-        raise ConflictError("cannot start a container that has stopped")
-    try:
-        fifo = os.open(container.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.unlink(container.fifo)
-    except OSError as why:
-        raise ConflictError("cannot start an already running container") from why
-    os.write(fifo, b"1")
-    waiting = select.poll()
-    waiting.register(fifo, 0)
-    waiting.poll()
-    os.close(fifo)
-    config = container.document
-    state = hook_state(container.id, container.pid, "running", container.bundle, config)
-    run_hooks(config, "poststart", state)

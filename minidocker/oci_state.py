@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import os
-import shutil
+from contextlib import suppress
 from enum import Enum
 
-from minidocker.bundle import annotations_of
 from minidocker.cgroups import Group
 from minidocker.documents import Part
 from minidocker.durable import write_whole
 from minidocker.errors import ConflictError, NotFoundError, UsageError
-from minidocker.hooks import OCI_VERSION
-from minidocker.oci import matches
-from minidocker.oci_groups import is_stopped
+from minidocker.hooks import OCI_VERSION, annotations_of
+from minidocker.linux import start_time
 from minidocker.records import Record, json_text, parse_json
-from minidocker.runtime import start_time
+from minidocker.standstill import is_frozen
 
 
 TYPE_CHECKING = False
@@ -66,12 +64,13 @@ class OciContainer(Record):
         return Part(parse_json(self.config))
 
 
-ID = r"[\w+.-]+"
+LETTERS = frozenset("_+-.")  # and letters and digits
 
 
 def check_id(id: str) -> str:
     """Return an id that can be the name of a directory, or raise UsageError."""
-    if not matches(ID, id) or id in (".", ".."):
+    known = all(c in LETTERS or (c.isascii() and c.isalnum()) for c in id)
+    if not id or not known or id in (".", ".."):
         raise UsageError("invalid container id format")
     return id
 
@@ -118,7 +117,10 @@ def new_home(root: str, id: str) -> str:
 
 def remove_home(container: OciContainer) -> None:
     """Remove what is kept of a container; idempotent."""
-    shutil.rmtree(container.home, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        for name in os.listdir(container.home):
+            os.unlink(f"{container.home}/{name}")
+        os.rmdir(container.home)
 
 
 def every(root: str) -> list[OciContainer]:
@@ -140,7 +142,7 @@ def phase_of(container: OciContainer) -> Phase:
         return Phase.STOPPED
     if os.path.exists(container.fifo):
         return Phase.CREATED
-    return Phase.PAUSED if is_stopped(container.group) else Phase.RUNNING
+    return Phase.PAUSED if is_frozen(container.group) else Phase.RUNNING
 
 
 def state_of(container: OciContainer) -> dict[str, Any]:

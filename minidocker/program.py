@@ -560,6 +560,11 @@ def refusal(program: str, path: str, number: int, missing: bool) -> RuntimeFault
 
 # %% Where, and with which signals
 ULONG_MAX = (1 << 64) - 1
+# getrlimit(2): a resource's number is its place here
+ULIMITS = """
+cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice
+rtprio rttime
+"""
 
 
 def set_ulimits(limits: Iterable[tuple[int, int, int]]) -> None:

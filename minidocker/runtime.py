@@ -31,6 +31,7 @@ from minidocker.linux import (
     prctl,
     sethostname,
     setns,
+    start_time,
     unshare,
 )
 from minidocker.mounts import (
@@ -99,21 +100,6 @@ class Process(Record):
         """Wait for the end; return the exit status, or 128 + the signal's number."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return code if code >= 0 else 128 - code
-
-
-# %% The noun: what runs
-def start_time(pid: int) -> int:
-    """Return when a process was born, in clock ticks since boot; 0 when it is gone.
-
-    The name in the second field may hold blanks and brackets, so we count from the
-    last bracket. A zombie counts as gone. Source: proc(5), /proc/pid/stat.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 # %% Becoming the program

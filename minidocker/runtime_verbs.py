@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-from minidocker.container_verbs import env_lines
 from minidocker.documents import Part
 from minidocker.errors import (
     ConflictError,
@@ -19,22 +18,8 @@ from minidocker.errors import (
 )
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, parse_command
 from minidocker.hooks import OCI_VERSION
-from minidocker.lifecycle import signal_number
-from minidocker.linux import pidfd_open
-from minidocker.oci_life import (
-    delete,
-    entry_of,
-    execute_in,
-    kill_container,
-    pause,
-    resume,
-    update,
-)
-from minidocker.oci_runtime import Launch, create, start_created
 from minidocker.oci_state import OciContainer, Phase, phase_of
-from minidocker.pump import Client, Ends, pump_process, raw_terminal, signals_forwarded
 from minidocker.records import parse_json
-from minidocker.runtime import Process
 from minidocker.runtime_views import (
     Log,
     container_given,
@@ -53,10 +38,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from minidocker.oci_runtime import Launch
+    from minidocker.runtime import Process
+
 
 # %% How it is launched
 def launch_given(given: Given, *, attended: bool = False) -> Launch:
     """Return how a process is to be launched."""
+    from minidocker.oci_runtime import Launch
+
     if given.on("no-pivot"):
         raise UnsupportedError("--no-pivot: a container without pivot_root is not safe")
     return Launch(
@@ -70,6 +60,14 @@ def launch_given(given: Given, *, attended: bool = False) -> Launch:
 
 def attend_to_end(process: Process) -> int:
     """Wait for a process, with its terminal and our signals; return its status."""
+    from minidocker.pump import (
+        Client,
+        Ends,
+        pump_process,
+        raw_terminal,
+        signals_forwarded,
+    )
+
     client = Client()
     with signals_forwarded(process.pidfd), raw_terminal(client, process.terminal):
         if process.terminal >= 0:
@@ -80,6 +78,8 @@ def attend_to_end(process: Process) -> int:
 # %% create, start, run
 def create_verb(given: Given) -> int:
     """``create [OPTIONS] ID``"""
+    from minidocker.oci_runtime import create
+
     bundle = given.text("bundle") or "."
     create(root_given(given), given.args[0], bundle, launch_given(given))
     return 0
@@ -87,12 +87,20 @@ def create_verb(given: Given) -> int:
 
 def start_verb(given: Given) -> int:
     """``start ID``"""
+    from minidocker.oci_start import start_created
+
     start_created(container_given(given))
     return 0
 
 
 def run_bundle(given: Given) -> int:
     """``run [OPTIONS] ID``"""
+    from minidocker.linux import pidfd_open
+    from minidocker.oci_life import delete
+    from minidocker.oci_runtime import create
+    from minidocker.oci_start import start_created
+    from minidocker.runtime import Process
+
     root, bundle = root_given(given), given.text("bundle") or "."
     launch = launch_given(given, attended=not given.on("detach"))
     container, terminal = create(root, given.args[0], bundle, launch)
@@ -112,6 +120,8 @@ def run_bundle(given: Given) -> int:
 # %% exec
 def process_given(given: Given, container: OciContainer) -> Part:
     """Return the process that ``exec`` is given, by a file or by flags."""
+    from minidocker.container_verbs import env_lines
+
     if path := given.text("process"):
         try:
             with open(path, encoding="utf-8") as file:
@@ -150,6 +160,8 @@ def user_given(given: Given) -> dict[str, Any]:
 
 def exec_verb(given: Given) -> int:
     """``exec [OPTIONS] ID [COMMAND [ARG...]]``"""
+    from minidocker.oci_exec import entry_of, execute_in
+
     container = container_given(given)
     if phase_of(container) is Phase.STOPPED:
         raise ConflictError("cannot exec in a stopped container")
@@ -166,6 +178,9 @@ def exec_verb(given: Given) -> int:
 # %% kill, delete, pause, resume, update
 def kill_verb(given: Given) -> int:
     """``kill [OPTIONS] ID [SIGNAL]``"""
+    from minidocker.lifecycle import signal_number
+    from minidocker.oci_life import kill_container
+
     word = given.args[1] if len(given.args) > 1 else "TERM"
     try:
         number = signal_number(word)
@@ -177,6 +192,8 @@ def kill_verb(given: Given) -> int:
 
 def delete_verb(given: Given) -> int:
     """``delete [OPTIONS] ID``"""
+    from minidocker.oci_life import delete
+
     root, force = root_given(given), given.on("force")
     if force and not os.path.exists(f"{root}/{given.args[0]}/state.json"):
         return 0
@@ -187,12 +204,16 @@ def delete_verb(given: Given) -> int:
 
 def pause_verb(given: Given) -> int:
     """``pause ID``"""
+    from minidocker.oci_life import pause
+
     pause(container_given(given))
     return 0
 
 
 def resume_verb(given: Given) -> int:
     """``resume ID``"""
+    from minidocker.oci_life import resume
+
     resume(container_given(given))
     return 0
 
@@ -229,6 +250,8 @@ def resources_given(given: Given) -> Part:
 
 def update_verb(given: Given) -> int:
     """``update [OPTIONS] ID``"""
+    from minidocker.oci_life import update
+
     update(container_given(given), resources_given(given))
     return 0
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-from minidocker.bundle import HOOKS, KINDS
-from minidocker.cgroups import fields, find_hierarchies, read
 from minidocker.errors import (
     CommandNotFoundError,
     ConflictError,
@@ -18,17 +16,9 @@ from minidocker.errors import (
     UsageError,
 )
 from minidocker.flags import Given
-from minidocker.hooks import OCI_VERSION
-from minidocker.identity import APPARMOR
-from minidocker.idmaps import name_of
-from minidocker.linux import Capability
-from minidocker.namespaces import first_line
-from minidocker.oci_groups import pids_in
-from minidocker.oci_mounts import KNOWN_WORDS
+from minidocker.hooks import HOOKS, OCI_VERSION
 from minidocker.oci_state import OciContainer, Phase, every, load, phase_of, state_of
 from minidocker.records import Record, json_text
-from minidocker.seccomp import MACHINES, Op
-from minidocker.security import ACTIONS
 
 
 TYPE_CHECKING = False
@@ -131,12 +121,16 @@ LISTED = ("id", "pid", "status", "bundle", "created", "owner")
 
 def owner_of(container: OciContainer) -> str:
     """Return the name of the user who created a container, or the number."""
+    from minidocker.idmaps import name_of
+
     uid = os.stat(container.home).st_uid
     return name_of(uid) or str(uid)
 
 
 def ps_verb(given: Given) -> int:
     """``ps [OPTIONS] ID [PS OPTIONS]``"""
+    from minidocker.oci_groups import pids_in
+
     pids = pids_in(container_given(given).group)
     if given.text("format") == "json":
         print(json_text(pids))
@@ -179,6 +173,8 @@ def seconds(text: str) -> float:
 
 def figures(container: OciContainer) -> dict[str, Any]:
     """Return a container's figures, as runc names them."""
+    from minidocker.cgroups import fields, read
+
     group = container.group
     memory, pids, cpu = (group.place(name) for name in ("memory", "pids", "cpuacct"))
     if group.version == 2:
@@ -198,6 +194,15 @@ def figures(container: OciContainer) -> dict[str, Any]:
 def features_verb(_: Given) -> int:
     """``features``"""
     from json import dumps
+
+    from minidocker.bundle import KINDS
+    from minidocker.cgroups import find_hierarchies
+    from minidocker.identity import APPARMOR
+    from minidocker.linux import Capability
+    from minidocker.namespaces import first_line
+    from minidocker.oci_mounts import KNOWN_WORDS
+    from minidocker.seccomp import MACHINES, Op
+    from minidocker.security import ACTIONS
 
     arches = [f"SCMP_ARCH_{name.upper()}" for name in MACHINES]
     actions = [f"SCMP_ACT_{name}" for name in ACTIONS]

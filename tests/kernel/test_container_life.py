@@ -34,11 +34,11 @@ from minidocker.lifecycle import (
     sweep_containers,
     wait,
 )
+from minidocker.linux import start_time
 from minidocker.logs import logs
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import Client
-from minidocker.runtime import start_time
 from minidocker.supervisor import (
     run_detached,
     run_foreground,

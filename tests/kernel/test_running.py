@@ -12,11 +12,11 @@ from test_namespaces import Failed, apart, forked
 
 from minidocker.drivers import Directory, RootView
 from minidocker.joining import exec_in
-from minidocker.linux import capset
+from minidocker.linux import capset, start_time
 from minidocker.namespaces import Bind, enter_user_namespace
 from minidocker.overlayfs import Overlay, is_first_user_namespace
 from minidocker.program import Network, ProcessSpec
-from minidocker.runtime import Process, start, start_time
+from minidocker.runtime import Process, start
 
 
 APPLETS = """
