@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 # %% To be a guest
 def process_of(store: ContainerStore, container: Container) -> int:
     """Open the pidfd of a container's first process; -1 when it has gone already."""
-    from minidocker.linux import pidfd_open
-    from minidocker.runtime import start_time
+    from minidocker.linux import pidfd_open, start_time
 
     state = store.state(container.id)
     with suppress(OSError):

@@ -34,6 +34,7 @@ from minidocker.mounts import (
 from minidocker.namespaces import (
     PLACE,
     apply_mounts,
+    directory_in_root,
     flags_of,
     open_in_root,
     raise_loopback,
@@ -131,6 +132,7 @@ def build_container(bundle: Bundle, channel: socket, state: dict[str, Any]) -> i
     wait_for_go(channel)
     run_hooks(bundle.config, "createContainer", state)
     if spec.readonly:
+        os.close(directory_in_root(root, spec.cwd))  # later it cannot be made
         mount_setattr(root, "", MountAttr.RDONLY, flags=AT_EMPTY_PATH)
     leave_old_root(root)
     name_container(bundle)

@@ -301,6 +301,10 @@ def run(given: Given) -> int:
 
         key_bytes(given.text("detach-keys"))
     engine, container = made(given)
+    if given.on("dry-run") or given.on("explain") or given.text("bundle"):
+        from minidocker.rehearsal import rehearse
+
+        return rehearse(engine, container, given)
     from minidocker.supervisor import run_detached, run_foreground
 
     store, client = engine.containers, client_of(container.config)
@@ -433,6 +437,9 @@ CREATE_FLAGS = (
 )
 RUN_FLAGS = (
     *CREATE_FLAGS,
+    Flag("bundle", "Write the OCI bundle to a directory and run nothing", takes=TEXT),
+    Flag("dry-run", "Print the OCI bundle's config.json and run nothing"),
+    Flag("explain", "Print each system call and why, and run nothing"),
     Flag("detach", "Run container in background and print container ID", "d"),
     Flag("detach-keys", "Override the keys for detaching a container", takes=TEXT),
     Flag("sig-proxy", "Proxy received signals to the process", default="true"),

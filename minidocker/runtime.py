@@ -340,6 +340,7 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     slave = new_console(root, spec, channel) if spec.tty else -1
     attributes = MountAttr(0) if spec.security.privileged else MountAttr.NODEV
     if spec.readonly:
+        os.close(directory_in_root(root, f"/{spec.cwd}"))  # later it cannot be made
         attributes |= MountAttr.RDONLY
     mount_setattr(root, "", attributes, flags=AT_EMPTY_PATH)
     pivot(root)

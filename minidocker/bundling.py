@@ -1,0 +1,299 @@
+# From book/470-bundling.md. Edit there and tangle, or here and tangle --back.
+
+# %% Bundling: our own containers, written down
+"""Write the plan of a container as the config.json of an OCI bundle."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from minidocker.cgroups import Limits, swap_of
+from minidocker.errors import UsageError
+from minidocker.linux import Capability
+from minidocker.mounts import MountFlags
+from minidocker.namespaces import (
+    NAMESPACES,
+    Bind,
+    Device,
+    Filesystem,
+    Link,
+    Mask,
+    MountStep,
+    ReadOnly,
+    Sysctl,
+    container_flags,
+)
+from minidocker.oci_mounts import SETS
+from minidocker.program import ULIMITS, ProcessSpec, User, program_env
+from minidocker.runtime import default_mounts
+from minidocker.seccomp import ERRNO, Profile, this_machine
+from minidocker.security import (
+    ACTIONS,
+    UNCONFINED,
+    Security,
+    docker_profile,
+    read_profile,
+)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# %% Each step has its words
+WORDS = {
+    word: flags
+    for word, flags in SETS.items()
+    if flags and word not in ("rbind", "remount")
+}
+
+
+def options_of(flags: MountFlags, data: str = "") -> list[str]:
+    """Return flags and data as the words of a bundle.
+
+    >>> options_of(MountFlags.RDONLY | MountFlags.NOSUID, "mode=755,size=1k")
+    ['nosuid', 'ro', 'mode=755', 'size=1k']
+    """
+    words = [word for word, bits in WORDS.items() if flags & bits]
+    return words + [word for word in data.split(",") if word]
+
+
+def mount_entry(step: MountStep) -> dict[str, Any] | None:
+    """Return a step as an entry of ``mounts``; None for one that is something else.
+
+    Our binds are private copies, and what they set holds for all that is below.
+    """
+    if isinstance(step, Filesystem):
+        return {
+            "destination": step.target,
+            "type": step.fstype,
+            "source": step.fstype,
+            "options": options_of(step.flags, step.data),
+        }
+    if isinstance(step, Device):
+        path, words = f"/dev/{step.name}", ["bind", "rprivate"]
+        return {"destination": path, "type": "bind", "source": path, "options": words}
+    if isinstance(step, Bind):
+        words = ["rbind", "rprivate"]
+        words += ["rro"] * step.readonly + ["rnodev"] * (not step.devices)
+        return {
+            "destination": step.target,
+            "type": "bind",
+            "source": step.source,
+            "options": words,
+        }
+    return None
+
+
+def device_rule(path: str, access: str = "rwm") -> dict[str, Any] | None:
+    """Return what a group is to allow for a device of the host; None for no device."""
+    found = os.stat(path)
+    if not (stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+        return None
+    return {
+        "allow": True,
+        "type": "b" if stat.S_ISBLK(found.st_mode) else "c",
+        "major": os.major(found.st_rdev),
+        "minor": os.minor(found.st_rdev),
+        "access": access,
+    }
+
+
+# %% Each step has its words
+def parts_of(steps: Iterable[MountStep]) -> tuple[list[Any], dict[str, Any]]:
+    """Return steps as ``mounts``, and as what they are of ``linux``.
+
+    Raises UsageError for one that no bundle can say.
+    """
+    mounts: list[Any] = []
+    linux: dict[str, Any] = {
+        "maskedPaths": [], "readonlyPaths": [], "sysctl": {},
+    }  # fmt: skip
+    for step in steps:
+        if entry := mount_entry(step):
+            mounts.append(entry)
+        elif isinstance(step, Mask):
+            linux["maskedPaths"].append(step.path)
+        elif isinstance(step, ReadOnly):
+            linux["readonlyPaths"].append(step.path)
+        elif isinstance(step, Sysctl):
+            linux["sysctl"][step.name] = step.value
+        elif not isinstance(step, Link):
+            raise UsageError(f"a bundle cannot say: {step.describe()}")
+    return mounts, {key: value for key, value in linux.items() if value}
+
+
+# %% The process
+def names_of(mask: int) -> list[str]:
+    """Return a mask as names of capabilities.
+
+    >>> names_of(0x21)
+    ['CAP_CHOWN', 'CAP_KILL']
+    """
+    return [f"CAP_{one.name}" for one in Capability if mask >> one & 1]
+
+
+def capability_sets(mask: int, uid: int) -> dict[str, list[str]]:
+    """Return the five sets as Docker has them: who is not root may only be given."""
+    own = names_of(mask) if uid == 0 else []
+    return {"bounding": names_of(mask), "effective": own, "permitted": own}
+
+
+def process_part(spec: ProcessSpec, user: User) -> dict[str, Any]:
+    """Return a spec as ``process``; ``user`` is who was found in the image."""
+    names = ULIMITS.split()
+    found: dict[str, Any] = {
+        "terminal": spec.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022},
+        "args": list(spec.argv),
+        "env": [f"{k}={v}" for k, v in program_env(spec, user.home).items()],
+        "cwd": spec.cwd,
+        "capabilities": capability_sets(spec.security.capabilities, user.uid),
+        "noNewPrivileges": spec.security.no_new_privileges,
+    }
+    found["user"]["additionalGids"] = [user.gid, *user.groups]
+    if spec.oom_score_adj:
+        found["oomScoreAdj"] = spec.oom_score_adj
+    if spec.ulimits:
+        found["rlimits"] = [
+            {"type": f"RLIMIT_{names[n].upper()}", "soft": soft, "hard": hard}
+            for n, soft, hard in spec.ulimits
+        ]
+    return found
+
+
+# %% The process
+def action_name(action: int) -> str:
+    """Return an action by its name in a document."""
+    for name, number in ACTIONS.items():
+        if number == action & 0xFFFF0000 and name != "KILL":
+            return f"SCMP_ACT_{name}"
+    return "SCMP_ACT_KILL_THREAD"
+
+
+def profile_part(profile: Profile, arch: str) -> dict[str, Any]:
+    """Return a profile as ``linux.seccomp``."""
+    rules = []
+    for rule in profile.rules:
+        entry: dict[str, Any] = {"names": list(rule.names)}
+        entry["action"] = action_name(rule.action)
+        if rule.action & 0xFFFF0000 == ERRNO:
+            entry["errnoRet"] = rule.action & 0xFFFF
+        if rule.args:
+            entry["args"] = [
+                {
+                    "index": arg.index,
+                    "value": arg.value,
+                    "valueTwo": arg.wanted,
+                    "op": f"SCMP_CMP_{arg.op.value}",
+                }
+                for arg in rule.args
+            ]
+        rules.append(entry)
+    return {
+        "defaultAction": action_name(profile.default),
+        "defaultErrnoRet": profile.default & 0xFFFF,
+        "architectures": [f"SCMP_ARCH_{arch.upper()}"],
+        "syscalls": rules,
+    }
+
+
+def seccomp_part(security: Security) -> dict[str, Any] | None:
+    """Return a container's filter as ``linux.seccomp``; None where it has none."""
+    if security.seccomp == UNCONFINED:
+        return None
+    machine, mask = this_machine(), security.capabilities
+    if security.seccomp:
+        profile = read_profile(security.seccomp, mask, machine)
+    else:
+        profile = docker_profile(mask, machine)
+    return profile_part(profile, os.uname().machine)
+
+
+# %% Limits and namespaces
+def resources_part(limits: Limits) -> dict[str, Any]:
+    """Return limits as ``linux.resources``."""
+    period = 100_000
+    cpu: dict[str, int | str] = {
+        "shares": limits.cpu_shares,
+        "quota": limits.nano_cpus * period // 10**9,
+        "period": period if limits.nano_cpus else 0,
+        "cpus": limits.cpuset_cpus,
+        "mems": limits.cpuset_mems,
+    }
+    memory: dict[str, int | str] = {
+        "limit": limits.memory,
+        "swap": swap_of(limits) if limits.memory else 0,
+        "reservation": limits.memory_reservation,
+    }
+    parts: dict[str, dict[str, int | str]] = {
+        "cpu": cpu,
+        "memory": memory,
+        "pids": {"limit": limits.pids},
+        "blockIO": {"weight": limits.blkio_weight},
+    }
+    found = {k: {n: v for n, v in part.items() if v} for k, part in parts.items()}
+    return {key: part for key, part in found.items() if part}
+
+
+def device_rules(spec: ProcessSpec) -> list[dict[str, Any]]:
+    """Return which devices a group is to allow beside those that every runtime does."""
+    if spec.security.privileged:
+        return [{"allow": True, "access": "rwm"}]
+    given = (one for one in spec.mounts if isinstance(one, Bind) and one.devices)
+    rules = [rule for one in given if (rule := device_rule(one.source))]
+    return [{"allow": False, "access": "rwm"}, *rules]
+
+
+TYPES = {"net": "network", "mnt": "mount"}
+
+
+def namespaces_part(spec: ProcessSpec) -> list[dict[str, str]]:
+    """Return the namespaces: new ones, and those of others by their path."""
+    new = container_flags(shared=spec.shared)
+    found = [{"type": TYPES.get(n.name, n.name)} for n in NAMESPACES if n.flag & new]
+    for kind, pid in spec.shares:
+        if pid:
+            path = f"/proc/{pid}/ns/{kind}"
+            found.append({"type": TYPES.get(kind, kind), "path": path})
+    return found
+
+
+# %% The whole
+def config_json(
+    spec: ProcessSpec, user: User, limits: Limits, group: str, domainname: str = ""
+) -> dict[str, Any]:
+    """Return the plan of a container as a config.json; its root is ``rootfs``.
+
+    ``group`` is the path of its control groups. Raises UsageError for what cannot be
+    said in a bundle: an init that is in memory only.
+    """
+    if spec.init >= 0:
+        raise UsageError("--init cannot be written down: it is no file")
+    mounts, linux = parts_of((*default_mounts(spec), *spec.mounts))
+    resources = resources_part(limits)
+    if resources:
+        words = ["ro", "nosuid", "nodev", "noexec"]
+        top = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
+        mounts.append({**top, "options": words})
+    linux["resources"] = {**resources, "devices": device_rules(spec)}
+    if seccomp := seccomp_part(spec.security):
+        linux["seccomp"] = seccomp
+    found = {
+        "ociVersion": "1.0.2",
+        "process": process_part(spec, user),
+        "root": {"path": "rootfs", "readonly": spec.readonly},
+        "hostname": spec.hostname if "uts" not in spec.shared else "",
+        "domainname": domainname,
+        "mounts": mounts,
+        "linux": {
+            "namespaces": namespaces_part(spec),
+            "cgroupsPath": group,
+            "rootfsPropagation": "private",
+            **linux,
+        },
+    }
+    return {key: value for key, value in found.items() if value}
