@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import termios
 
 from minidocker.errors import RuntimeFault
 from minidocker.linux import (
@@ -22,6 +21,7 @@ from minidocker.linux import (
 from minidocker.namespaces import first_line, put
 from minidocker.program import User
 from minidocker.records import Record
+from minidocker.runtime import TIOCSWINSZ
 from minidocker.security import Security, confine, drop_capabilities
 
 
@@ -139,7 +139,7 @@ APPARMOR = "/sys/module/apparmor/parameters/enabled"
 def size_console(terminal: int, size: tuple[int, ...]) -> None:
     """Give a terminal a size of (rows, columns); nothing for none."""
     if size:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
 
 
 def take_identity(user: User, identity: Identity, security: Security) -> None:

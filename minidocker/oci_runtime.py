@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.bundle import Bundle, bundle_of, read_config
 from minidocker.cgroups import Group, move_into
-from minidocker.containers import timestamp
 from minidocker.documents import Part
 from minidocker.durable import write_whole
 from minidocker.errors import RuntimeFault, UsageError
@@ -250,7 +250,7 @@ def create(root: str, id: str, path: str, launch: Launch) -> tuple[OciContainer,
     bundle = bundle.replace(identity=identity)
     home = new_home(root, id)
     text = json_text(config.value)
-    container = OciContainer(id, home, path, bundle.rootfs, timestamp(), group, text)
+    container = OciContainer(id, home, path, bundle.rootfs, time.time_ns(), group, text)
     try:
         return create_in(container, bundle, launch)
     except BaseException:

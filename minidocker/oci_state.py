@@ -39,15 +39,16 @@ class Phase(Enum):
 class OciContainer(Record):
     """A container of a runtime, as its state.json says.
 
-    ``home`` is its directory, below the runtime's root. ``pid`` is 0 before the clone.
-    ``config`` is the JSON of the bundle as it was at ``create``.
+    ``home`` is its directory, below the runtime's root. ``pid`` is 0 before the clone,
+    ``created`` in nanoseconds since 1970. ``config`` is the JSON of the bundle as it
+    was at ``create``.
     """
 
     id: str
     home: str
     bundle: str
     rootfs: str
-    created: str
+    created: int
     group: Group
     config: str
     pid: int = 0
@@ -147,6 +148,8 @@ def phase_of(container: OciContainer) -> Phase:
 
 def state_of(container: OciContainer) -> dict[str, Any]:
     """Return what ``state`` prints: the specification's fields, and runc's three."""
+    from minidocker.containers import timestamp
+
     phase = phase_of(container)
     alive = phase not in (Phase.STOPPED, Phase.CREATING)
     found: dict[str, Any] = {
@@ -156,7 +159,7 @@ def state_of(container: OciContainer) -> dict[str, Any]:
         "status": phase.value,
         "bundle": container.bundle,
         "rootfs": container.rootfs,
-        "created": container.created,
+        "created": timestamp(container.created),
     }
     if annotations := annotations_of(container.document):
         found["annotations"] = annotations
