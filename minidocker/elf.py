@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from minidocker.errors import NotFoundError
 from minidocker.records import Record
+from minidocker.springboard import MACHINES, elf_file, machine_code, sealed
 
 
 TYPE_CHECKING = False
@@ -143,24 +144,6 @@ def closure(programs: Iterable[str], root: str = "") -> list[str]:
 
 
 # %% The other way: a program written by hand
-BASE, HEADERS = 0x400000, 64 + 56  # bytes of the file header and one program header
-MACHINES = {"x86_64": 62, "aarch64": 183}
-
-
-def elf_file(machine: str, code: bytes) -> bytes:
-    """Return a static program: the machine code, mapped whole, entered at its start."""
-    import struct
-
-    size = HEADERS + len(code)
-    magic = b"\x7fELF" + bytes([2, 1, 1])  # 64 bits, little-endian, version 1
-    number = MACHINES[machine]
-    shape = (BASE + HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)  # entry, where and how many
-    header = struct.pack("=16sHHIQQQIHHHHHH", magic, 2, number, 1, *shape)
-    whole = (1, 5, 0, BASE, BASE, size, size, 0x1000)  # PT_LOAD, read and execute
-    return header + struct.pack("=IIQQQQQQ", *whole) + code
-
-
-# %% The other way: a program written by hand
 INIT_X86_64 = """
 ; rbx = argc; r12 = argv + 1; r13 = envp
 488b1c24 4c8d642410 4c8d6cdc10
@@ -271,17 +254,6 @@ b100081f 52800fe0 54fffc80 52800fc0 17ffffe2
 
 
 # %% The other way: a program written by hand
-def machine_code(text: str, *, words: bool) -> bytes:
-    """Return the bytes of a listing; ``words`` are numbers, lowest byte first.
-
-    >>> machine_code("; two\n0f05", words=False), machine_code("d4000001", words=True)
-    (b'\x0f\x05', b'\x01\x00\x00\xd4')
-    """
-    lines = (line for line in text.splitlines() if not line.startswith(";"))
-    pieces = [bytes.fromhex(word) for line in lines for word in line.split()]
-    return b"".join(piece[::-1] if words else piece for piece in pieces)
-
-
 def init_program(machine: str) -> bytes:
     """Return the first process of a container, for ``x86_64`` or ``aarch64``."""
     arm = machine == "aarch64"
@@ -296,13 +268,7 @@ def init_file() -> int:
     It has no name in any file system, and nobody can write to it, not by
     /proc/1/exe either. The caller closes it. Raises NotFoundError on other machines.
     """
-    import fcntl
-
     machine = os.uname().machine
     if machine not in MACHINES:
         raise NotFoundError(f"no init for {machine}", hint="leave out --init")
-    handle = os.memfd_create("init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(handle, init_program(machine))
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
-    fcntl.fcntl(handle, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
-    return handle
+    return sealed("init", init_program(machine))

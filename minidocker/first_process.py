@@ -12,10 +12,13 @@ from minidocker.bundle import Bundle
 from minidocker.errors import CommandNotFoundError, NotExecutableError, RuntimeFault
 from minidocker.hooks import hook_state, run_hooks
 from minidocker.identity import set_labels, size_console, take_identity
+from minidocker.last_call import candidates, execute, refusal
 from minidocker.linux import (
     CloneFlags,
+    Prctl,
     personality,
     pivot_root,
+    prctl,
     setdomainname,
     sethostname,
     setns,
@@ -39,7 +42,7 @@ from minidocker.namespaces import (
     open_in_root,
     raise_loopback,
 )
-from minidocker.program import DEFAULT_PATH, candidates, execute, refusal
+from minidocker.program import DEFAULT_PATH
 from minidocker.runtime import mount_view, new_console, settle
 
 
@@ -135,6 +138,7 @@ def build_container(bundle: Bundle, channel: socket, state: dict[str, Any]) -> i
         os.close(directory_in_root(root, spec.cwd))  # later it cannot be made
         mount_setattr(root, "", MountAttr.RDONLY, flags=AT_EMPTY_PATH)
     leave_old_root(root)
+    prctl(Prctl.SET_DUMPABLE, 0)  # who shares the pid namespace may not look into us
     name_container(bundle)
     return slave
 
@@ -203,7 +207,7 @@ def wait_and_run(
     try:
         run_hooks(bundle.config, "startContainer", {**state, "status": "created"})
         take_identity(user, bundle.identity, bundle.spec.security)
-        execute(root, bundle.spec.argv, env)
+        execute(root, bundle.spec.argv, env, alone=False)
     except (OSError, RuntimeFault) as why:
         os.write(2, os.fsencode(f"{why}\n"))
     os._exit(1)

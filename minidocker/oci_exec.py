@@ -23,6 +23,7 @@ from minidocker.first_process import (
 )
 from minidocker.identity import Identity, set_labels, size_console, take_identity
 from minidocker.joining import namespaces_to_join, owner_namespace
+from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
     Prctl,
@@ -37,7 +38,7 @@ from minidocker.linux import (
 from minidocker.namespaces import PLACE
 from minidocker.oci_runtime import Launch, taken, write_pid
 from minidocker.oci_state import OciContainer, Phase, phase_of
-from minidocker.program import DEFAULT_PATH, ProcessSpec, execute
+from minidocker.program import DEFAULT_PATH, ProcessSpec
 from minidocker.records import Record
 from minidocker.runtime import (
     Process,
@@ -92,7 +93,7 @@ def be_entry(
     check_program(root, entry.spec.argv[0], env.get("PATH", DEFAULT_PATH))
     keep_open(entry.identity.preserve)
     take_identity(user, entry.identity, entry.spec.security)
-    execute(root, entry.spec.argv, env)
+    execute(root, entry.spec.argv, env, alone=False)
 
 
 # %% No process in the middle

@@ -9,7 +9,6 @@ Everything here happens inside: in a process whose root is the container's.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import stat
@@ -19,8 +18,6 @@ from enum import Enum
 from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.drivers import RootView
 from minidocker.errors import (
-    CommandNotFoundError,
-    NotExecutableError,
     RuntimeFault,
 )
 from minidocker.linux import (
@@ -53,7 +50,7 @@ from minidocker.security import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 
 # %% The nouns: what to run
@@ -503,59 +500,6 @@ def program_env(spec: ProcessSpec, home: str) -> dict[str, str]:
         found[name] = value
     found.setdefault("HOME", home)
     return found
-
-
-# %% The last call
-def candidates(program: str, path: str) -> list[str]:
-    """Return the paths that a program's name may mean.
-
-    >>> candidates("sh", "/bin:/usr/bin"), candidates("./run", "/bin")
-    (['/bin/sh', '/usr/bin/sh'], ['./run'])
-    """
-    if "/" in program:
-        return [program]
-    return [f"{place or '.'}/{program}" for place in path.split(":")]
-
-
-def execute(
-    root: int, argv: tuple[str, ...], env: dict[str, str], init: int = -1
-) -> NoReturn:
-    """Replace this process by the program, or raise what Docker would say.
-
-    With ``init``, the descriptor of one, that is executed, and executes the program.
-    """
-    program = argv[0]
-    for path in candidates(program, env.get("PATH", DEFAULT_PATH)):
-        try:
-            inside = os.path.join(os.getcwd(), path)
-            os.close(open_in_root(root, inside))
-            if init < 0:
-                os.execve(path, argv, env)  # noqa: S606
-            if not os.access(path, os.X_OK) or os.path.isdir(path):
-                raise PermissionError(errno.EACCES, "not executable")
-            os.execve(init, ("init", path, *argv), env)  # noqa: S606
-        except OSError as why:
-            missing = why.errno in (errno.ENOENT, errno.ENOTDIR)
-            if "/" in program or not (missing or why.errno == errno.EACCES):
-                raise refusal(program, inside, why.errno or 0, missing) from why
-    raise CommandNotFoundError(f'exec: "{program}": executable file not found in $PATH')
-
-
-# %% The last call
-def refusal(program: str, path: str, number: int, missing: bool) -> RuntimeFault:
-    """Phrase why a program that was named by a path cannot be executed."""
-    there = os.path.exists(path)
-    if number == errno.EACCES and os.path.isdir(path):
-        number = errno.EISDIR
-    said = os.strerror(number).lower()
-    text = f'exec: "{program}": {said if there else f"stat {program}: {said}"}'
-    if number == errno.EXDEV:
-        hint = "it is a link of /proc that leads out of the container"
-        return NotExecutableError(f'exec: "{program}": permission denied', hint=hint)
-    if not missing:
-        return NotExecutableError(text)
-    hint = "the file is there; the interpreter that it names is not in the image"
-    return CommandNotFoundError(text, hint=hint if there else None)
 
 
 # %% Where, and with which signals

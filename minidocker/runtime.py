@@ -21,6 +21,7 @@ from minidocker.errors import (
     RuntimeFault,
     UnsupportedError,
 )
+from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
     Prctl,
@@ -64,7 +65,6 @@ from minidocker.program import (
     ProcessSpec,
     User,
     become,
-    execute,
     find_user,
     go_to,
     program_env,
@@ -146,11 +146,15 @@ def settle(spec: ProcessSpec, slave: int = -1) -> tuple[int, User]:
     return root, user
 
 
-def run_program(spec: ProcessSpec, slave: int = -1) -> NoReturn:
-    """Turn this process, which is inside the container, into the program."""
+def run_program(spec: ProcessSpec, slave: int = -1, *, alone: bool = False) -> NoReturn:
+    """Turn this process, which is inside the container, into the program.
+
+    ``alone``: no other process can be in there.
+    """
     root, user = settle(spec, slave)
     become(user, spec.security)
-    execute(root, spec.argv, program_env(spec, user.home), spec.init)
+    env = program_env(spec, user.home)
+    execute(root, spec.argv, env, spec.init, alone=alone)
 
 
 # %% A terminal from inside
@@ -423,7 +427,7 @@ def live(
         prctl(Prctl.SET_DUMPABLE, 0)
     shm = join_namespaces(spec, joined)
     slave = enter_container(spec, channel, shm)
-    run_program(spec, slave)
+    run_program(spec, slave, alone="pid" not in spec.shared)
 
 
 def watch_start(pid: int, pidfd: int, ours: socket) -> Process:

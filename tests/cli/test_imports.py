@@ -10,8 +10,8 @@ from cli.store import Store
 OURS = {
     "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
-    "flags", "images", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
-    "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security",
+    "flags", "images", "last_call", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
+    "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security", "springboard",
     "supervisor", "trees",
 }  # fmt: skip
 STANDARD = {

@@ -15,6 +15,7 @@ from test_namespaces import Failed, forked
 from test_running import Box, box, busybox, view  # noqa: F401
 
 from minidocker.elf import init_file
+from minidocker.errors import CommandNotFoundError
 from minidocker.joining import exec_in
 from minidocker.linux import capget
 from minidocker.namespaces import Bind, Sysctl
@@ -387,3 +388,73 @@ def test_namespaces_are_shared_as_asked(box: Box):
     ours = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "ipc", "uts")]
     assert found["host"][:3] == ours
     assert os.uname().nodename in found["host"]
+
+
+SHOW = "import os; print(os.readlink('/proc/self/exe'))"
+SCRIPTS = {
+    "direct": {"script": "#!/proc/self/exe\n"},
+    "by a link": {"script": "#!/bin/link -I\n"},
+    "by a script": {"script": "#!/bin/second\n", "second": "#!/proc/self/exe\n"},
+    "by another name": {"script": "#! /proc/1/exe x\n"},
+    "by a thread": {"script": "#!/proc/thread-self/exe\n"},
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_script_gets_the_host_s_interpreter(
+    box: Box, busybox: Path, tmp_path: Path, name: str
+):
+    """CVE-2019-5736: at the execve the process is still the host's Python."""
+    upper = tmp_path / "upper/bin"
+    upper.mkdir()
+    (upper / "link").symlink_to("/proc/self/exe")
+    for file, text in SCRIPTS[name].items():
+        (upper / file).write_text(f"{text}{SHOW}\n")
+        (upper / file).chmod(0o755)
+    if name == "by a script":  # it goes round and round, as nobody but itself
+        process_shows_itself(box)
+        return
+    with pytest.raises(Failed, match=r"permission denied|no such file") as why:
+        box.run("/bin/script", mounts=HOST)
+    assert why.value.status in (126, 127)
+
+
+def process_shows_itself(box: Box) -> None:
+    def body() -> str:
+        process, ours = box.start("/bin/script", mounts=HOST)
+        time.sleep(0.2)
+        exe = os.readlink(f"/proc/{process.pid}/exe")
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(ours)
+        return exe + " python" * ("python" in maps)
+
+    assert forked(body) == "/memfd:springboard (deleted)"
+
+
+def test_exec_goes_by_the_springboard(box: Box):
+    """Somebody inside could change a program between our look and the kernel's."""
+
+    def body() -> list[str]:
+        process, ours = box.start("sleep", "60")
+        found = []
+        out, theirs = os.pipe()
+        for argv in (("sh", "-c", "echo hello $0", "x"), ("/bin/script",)):
+            spec = ProcessSpec(argv, stdout=theirs, stderr=theirs)
+            try:
+                inner = exec_in(process.pid, spec)
+                found.append(str(inner.wait()))
+                os.close(inner.pidfd)
+            except CommandNotFoundError as why:
+                found.append(why.what)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+        with open(out) as file:
+            return [*found, file.read()]
+
+    first, second, text = forked(body)
+    assert (first, text) == ("0", "hello x\n")
+    assert "no such file" in second
