@@ -239,12 +239,21 @@ def resources_part(limits: Limits) -> dict[str, Any]:
     return {key: part for key, part in found.items() if part}
 
 
-def device_rules(spec: ProcessSpec) -> list[dict[str, Any]]:
-    """Return which devices a group is to allow beside those that every runtime does."""
+def device_rules(
+    spec: ProcessSpec, modes: Iterable[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return which devices a group is to allow beside those that every runtime does.
+
+    ``modes`` pairs a device's path inside with its rights.
+    """
     if spec.security.privileged:
         return [{"allow": True, "access": "rwm"}]
     given = (one for one in spec.mounts if isinstance(one, Bind) and one.devices)
-    rules = [rule for one in given if (rule := device_rule(one.source))]
+    rules = [
+        rule
+        for one in given
+        if (rule := device_rule(one.source, dict(modes).get(one.target, "rwm")))
+    ]
     return [{"allow": False, "access": "rwm"}, *rules]
 
 
@@ -264,12 +273,18 @@ def namespaces_part(spec: ProcessSpec) -> list[dict[str, str]]:
 
 # %% The whole
 def config_json(
-    spec: ProcessSpec, user: User, limits: Limits, group: str, domainname: str = ""
+    spec: ProcessSpec,
+    user: User,
+    limits: Limits,
+    group: str,
+    domainname: str = "",
+    *,
+    modes: tuple[tuple[str, str], ...] = (),
 ) -> dict[str, Any]:
     """Return the plan of a container as a config.json; its root is ``rootfs``.
 
-    ``group`` is the path of its control groups. Raises UsageError for what cannot be
-    said in a bundle: an init that is in memory only.
+    ``group`` is the path of its control groups, ``modes`` the rights to devices. Raises
+    UsageError for what cannot be said in a bundle: an init that is in memory only.
     """
     if spec.init >= 0:
         raise UsageError("--init cannot be written down: it is no file")
@@ -279,7 +294,7 @@ def config_json(
         words = ["ro", "nosuid", "nodev", "noexec"]
         top = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
         mounts.append({**top, "options": words})
-    linux["resources"] = {**resources, "devices": device_rules(spec)}
+    linux["resources"] = {**resources, "devices": device_rules(spec, modes)}
     if seccomp := seccomp_part(spec.security):
         linux["seccomp"] = seccomp
     found = {

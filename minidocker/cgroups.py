@@ -200,7 +200,9 @@ def settings_v2(limits: Limits) -> tuple[Setting, ...]:
 # %% Where the groups are
 PARENT = "minidocker"
 V2 = "/sys/fs/cgroup"
-CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer")
+CONTROLLERS = (
+    "memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer", "devices",
+)  # fmt: skip
 
 
 class Hierarchies(Record):
@@ -407,10 +409,11 @@ def wanted_controllers(found: Hierarchies, names: Iterable[str]) -> list[str]:
     """Return the controllers to make directories for: in version 2 any one.
 
     Raises RuntimeFault for one that is not there. Every group of version 2 can
-    be frozen.
+    be frozen, and be bound to rules for devices.
     """
+    every = ("freezer", "devices") if found.version == 2 else ()
     for name in (wanted := [*dict.fromkeys(names)]):
-        if not found.root(name) and (found.version, name) != (2, "freezer"):
+        if not found.root(name) and name not in every:
             raise missing(name)
     if found.version == 2:
         return [name for name, root in found.roots[:1] if root]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def device_text(text: str) -> str:
     """Return ``HOST:CONTAINER:rwm`` for a ``--device``, whole.
 
-    Raises UsageError for what is no device, and for a mode that we cannot keep.
+    Raises UsageError for what is no device, or no mode.
     """
     host, *rest = text.split(":")
     inside, mode = host, "rwm"
@@ -37,9 +37,6 @@ def device_text(text: str) -> str:
         inside, mode = rest[0], (rest[1:] or ["rwm"])[0]
     if len(rest) > 2 or not set(mode) <= set("rwm") or not inside.startswith("/"):
         raise UsageError(f'invalid device "{text}"', hint="HOST[:CONTAINER[:rwm]]")
-    if not set("rw") <= set(mode):
-        hint = "a device that is given can be read and written"
-        raise UsageError(f'device mode "{mode}" cannot be kept', hint=hint)
     try:
         kind = os.stat(host).st_mode
     except OSError as why:

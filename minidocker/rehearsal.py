@@ -47,7 +47,15 @@ def bundle_json(store: ContainerStore, container: Container) -> dict[str, Any]:
         spec = spec.replace(init=0)
     user, place = user_in(store, container, spec), f"{store.path(container.id)}/"
     limits, group = container.host.limits, f"/minidocker/{container.id}"
-    found = config_json(spec, user, limits, group, container.config.domainname)
+    modes = (text.split(":")[1:] for text in container.host.devices)
+    found = config_json(
+        spec,
+        user,
+        limits,
+        group,
+        container.config.domainname,
+        modes=tuple((inside, access) for inside, access in modes),
+    )
     for entry in found["mounts"]:
         entry["source"] = entry["source"].removeprefix(place)
     return found

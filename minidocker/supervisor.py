@@ -41,7 +41,7 @@ from minidocker.lifecycle import (
     process_spec,
     take_mark,
 )
-from minidocker.program import Network, ProcessSpec
+from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import (
     Client,
     JsonLog,
@@ -346,17 +346,40 @@ def container_group(container: Container) -> Group:
     one ends; its group is how they are found, where we may have one.
     """
     limits = container.host.limits
+    if narrow_devices(container.host):
+        return narrow_group(container)
     if container.host.pid_mode:
         with suppress(RuntimeFault):
             return make_group(container.id, limits, "freezer")
     return make_group(container.id, limits)
 
 
+def narrow_devices(host: HostConfig) -> bool:
+    """Say whether a device is given with fewer rights than all."""
+    return any(not text.endswith(":rwm") for text in host.devices)
+
+
+def narrow_group(container: Container) -> Group:
+    """Make the groups of a container, bound to rules for devices."""
+    from minidocker.device_rules import restrict_devices, rules_for
+
+    host = container.host
+    also = ("devices", "freezer") if host.pid_mode else ("devices",)
+    group = make_group(container.id, host.limits, *also)
+    try:
+        restrict_devices(group, rules_for(host.devices))
+    except BaseException:
+        remove_group(container.id)
+        raise
+    return group
+
+
 def has_group(store: ContainerStore, container: Container) -> bool:
     """Say whether a container can have groups: by its limits, or made later on."""
     host = container.host
     later = os.path.exists(store.path(container.id, "grouped"))
-    return host.limits != NO_LIMITS or bool(host.pid_mode) or later or is_version_2()
+    asked = host.limits != NO_LIMITS or bool(host.pid_mode) or narrow_devices(host)
+    return asked or later or is_version_2()
 
 
 # %% A container's life, in one function
