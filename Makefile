@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
   iproute2 nftables passt slirp4netns \
   user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs fuse3 git \
-  golang-github-opencontainers-image-spec-dev golang-github-opencontainers-specs-dev
+  golang-github-opencontainers-image-spec-dev golang-github-opencontainers-specs-dev uidmap
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check tangle back book serve bench wheel lock clean packages tests user-tests faults stress crashes

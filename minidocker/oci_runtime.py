@@ -30,7 +30,7 @@ from minidocker.linux import (
 )
 from minidocker.namespaces import MountStep, first_line, flags_of, put
 from minidocker.oci_groups import clean_path, group_at, limit_group, make_at, remove_at
-from minidocker.oci_mounts import Attach
+from minidocker.oci_mounts import Attach, GroupView
 from minidocker.oci_state import (
     OciContainer,
     load,
@@ -270,7 +270,7 @@ def create_in(
         with suppress(SysError):  # no keys in this kernel, or too many
             new_session_keyring(f"_ses.{container.id}")
     security = prepared(bundle.spec.security)
-    steps = tuple(map(with_owners, bundle.spec.mounts))
+    steps = tuple(ready(step, container.group) for step in bundle.spec.mounts)
     bundle = bundle.replace(spec=bundle.spec.replace(security=security, mounts=steps))
     ours, theirs = new_channel()
     try:
@@ -293,11 +293,11 @@ def write_pid(launch: Launch, pid: int) -> None:
         write_whole(launch.pid_file, str(pid))
 
 
-def with_owners(step: MountStep) -> MountStep:
-    """Return a step with its copy taken, where it is an id-mapped mount."""
+def ready(step: MountStep, group: Group) -> MountStep:
+    """Return a step with what only we can give it: a copy, or the groups there are."""
     if isinstance(step, Attach) and (step.uids or step.gids):
         return step.taken()
-    return step
+    return step.replace(group=group) if isinstance(step, GroupView) else step
 
 
 def undo(container: OciContainer) -> None:
