@@ -177,6 +177,8 @@ def test_namespaces_that_are_there_are_entered(
         {"type": k, "path": p} for k, p in paths.items()
     ]
     del bundle.config["hostname"]
+    for one in bundle.config["mounts"]:  # group 5 has no number over there
+        one["options"] = [o for o in one.get("options", ()) if o != "gid=5"]
     os.chmod(bundle.path.parent, 0o755)
     script = (
         "hostname; for k in net uts user; do readlink /proc/self/ns/$k; done; id -u"
