@@ -30,13 +30,17 @@ def runc_bundle(where: Path, tree: Path) -> list[str]:
 
 
 @contextmanager
-def docker(where: Path) -> Iterator[list[str]]:
-    """Run a dockerd of our own below ``where``; yield the client's command."""
+def docker(where: Path, *, bridge: bool = False) -> Iterator[list[str]]:
+    """Run a dockerd of our own below ``where``; yield the client's command.
+
+    With ``bridge`` it has one, in the network namespace that we are in.
+    """
     socket = f"unix://{where}/docker.sock"
     command = ["unshare", "--mount", "--propagation", "private", "/usr/sbin/dockerd"]
     command += ["-H", socket, "--data-root", f"{where}/data"]
     command += ["--exec-root", f"{where}/exec", "--pidfile", f"{where}/pid"]
-    command += ["--bridge", "none", "--iptables=false", "--ip6tables=false"]
+    if not bridge:
+        command += ["--bridge", "none", "--iptables=false", "--ip6tables=false"]
     with (where / "log").open("wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
     client = ["/usr/bin/docker", "-H", socket]

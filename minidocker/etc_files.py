@@ -33,8 +33,8 @@ def whole_name(config: ContainerConfig) -> str:
 def own_lines(config: ContainerConfig, addresses: Iterable[str]) -> str:
     """Return the lines of /etc/hosts with a container's own names.
 
-    >>> print(own_lines(ContainerConfig(hostname="a.b"), ["10.1.0.2"]), end="")
-    10.1.0.2	a.b a
+    >>> own_lines(ContainerConfig(hostname="a.b"), ["10.1.0.2"]).split()
+    ['10.1.0.2', 'a.b', 'a']
     """
     name = whole_name(config)
     short = name.partition(".")[0]
@@ -45,9 +45,8 @@ def own_lines(config: ContainerConfig, addresses: Iterable[str]) -> str:
 def added_lines(extra: Iterable[str], gateway: str = "") -> str:
     """Return the lines of ``--add-host NAME:ADDRESS``; ``host-gateway`` is the host.
 
-    >>> print(added_lines(["db:10.0.0.5", "up:host-gateway"], "172.17.0.1"), end="")
-    10.0.0.5	db
-    172.17.0.1	up
+    >>> added_lines(["db:10.0.0.5", "up:host-gateway"], "172.17.0.1").split()
+    ['10.0.0.5', 'db', '172.17.0.1', 'up']
     """
     found = ""
     for text in extra:

@@ -152,7 +152,8 @@ def bring_up(
     with suppress(OSError):
         if used:
             return network, if_nametoindex(network.bridge)
-    take_down(store, network)
+    if os.path.exists(marker(store, network.name)):
+        take_down(store, network)
     network = moved(store, network)
     os.makedirs(marker(store), 0o711, exist_ok=True)
     write_whole(marker(store, network.name), "")
