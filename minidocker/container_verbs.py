@@ -200,6 +200,10 @@ def rename(given: Given) -> int:
     engine = open_engine(given)
     container = engine.containers.resolve(given.args[0])
     lifecycle.rename(engine.containers, container, given.args[1])
+    if os.path.exists(engine.containers.path(container.id, "network.json")):
+        from minidocker.sandbox import rename_endpoints
+
+        rename_endpoints(engine.containers, engine.containers.get(container.id))
     return 0
 
 

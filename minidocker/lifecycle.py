@@ -236,6 +236,16 @@ def mount_steps(container: Container) -> tuple[MountStep, ...]:
     return tuple(map(bind_step, container.host.binds))
 
 
+def files_place(store: ContainerStore, container: Container) -> str:
+    """Return where the files under /etc lie that a container is shown.
+
+    Who shares another's network shares its names too.
+    """
+    host = container.host
+    shares = host.network is Network.CONTAINER
+    return store.path(host.network_of if shares else container.id)
+
+
 def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
     """Return how a container's first process is started; descriptors are 0, 1, 2."""
     config, host, place = container.config, container.host, store.path(container.id)
@@ -249,7 +259,7 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
         view=store.layers.rw_view(container.id, volatile=host.auto_remove),
         rootfs=f"{place}/rootfs",
         mounts=(
-            *network_binds(place),
+            *network_binds(files_place(store, container)),
             *map(tmpfs_step, host.tmpfs),
             *map(device_step, host.devices),
             *mount_steps(container),

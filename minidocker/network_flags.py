@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from minidocker.container_verbs import notice
 from minidocker.containers import Container
 from minidocker.engine import Engine
 from minidocker.errors import NotFoundError, UnsupportedError, UsageError
@@ -184,6 +185,8 @@ def check_conflicts(given: Given, host: HostConfig, opened: Iterable[str]) -> No
     own = host.network in (Network.BRIDGE, Network.NONE)
     if given.text("mac-address") and not own:
         raise UsageError("conflicting options: mac-address and the network mode")
+    if host.network is Network.HOST and host.ports:
+        notice("WARNING: Published ports are discarded when using host network mode")
     if host.network is not Network.CONTAINER:
         return
     for what, said in (

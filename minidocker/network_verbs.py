@@ -13,6 +13,7 @@ from contextlib import suppress
 from minidocker.catalog import Filters, all_labels_match, parse_filters
 from minidocker.container_verbs import label_map, notice, open_engine, print_text
 from minidocker.containers import timestamp
+from minidocker.engine import Engine
 from minidocker.errors import (
     ConflictError,
     MinidockerError,
@@ -49,6 +50,7 @@ from minidocker.networks import (
     width_of,
 )
 from minidocker.oci import go_json, matches
+from minidocker.overlayfs import is_first_user_namespace
 from minidocker.removal import may_prune
 from minidocker.sandbox import network_store
 from minidocker.tables import formatted, local_time, nanoseconds_of, seconds_of, view_of
@@ -350,17 +352,22 @@ def prune(given: Given) -> int:
     filters = parse_filters(given.list("filter"), ("until", "label", "label!"))
     if not agreed(given, PRUNED):
         return 0
-    store = network_store(open_engine(given).containers)
-    gone = []
+    prune_networks(open_engine(given), filters)
+    return 0
+
+
+def prune_networks(engine: Engine, filters: Filters) -> None:
+    """Remove the networks that users made and nobody is on; tell their names."""
+    store, gone = network_store(engine.containers), []
     for network, _ in every_network(store):
         old = may_prune(nanoseconds_of(network.created), filters)
         if old and all_labels_match(network.labels, filters):
             with suppress(ConflictError):
                 gone.append(remove_network(store, network.name))
-    remove_lost_bridges(store)
+    if is_first_user_namespace():
+        remove_lost_bridges(store)
     if gone:
         print("Deleted Networks:", *gone, "", sep="\n")
-    return 0
 
 
 def agreed(given: Given, warning: str) -> bool:

@@ -170,6 +170,20 @@ def has_names(endpoints: list[Endpoint]) -> bool:
     return any(one.network != DEFAULT for one in endpoints)
 
 
+# %% On its networks, and off
+def rename_endpoints(store: ContainerStore, container: Container) -> None:
+    """Make the new name of a container that runs known on its networks."""
+    endpoints, ports = read_settings(store, container.id)
+    if not endpoints:
+        return
+    name, networks = container.name, network_store(store)
+    found = [one.replace(name=name, names=(name, *one.names[1:])) for one in endpoints]
+    for one in found:
+        path = networks.path(one.network, "on", container.id)
+        write_whole(path, json_text(plain(one)))
+    write_settings(store, container, found, ports=ports)
+
+
 # %% Its attendant
 Service = Callable[[], None]
 

@@ -61,6 +61,7 @@ def rmi(given: Given) -> int:
 # %% Pruning
 WARNINGS = {
     "container": "all stopped containers",
+    "network": "all networks not used by at least one container",
     "volume": "all local volumes not used by at least one container",
     "image": "all dangling images",
     "image --all": "all images without at least one container associated to them",
@@ -96,6 +97,10 @@ def prune(given: Given, *kinds: str) -> int:
         gone = prune_containers(engine, filters)
         told("Deleted Containers:", gone, small=False)
         freed += sum(one.size for one in gone)
+    if "network" in kinds:
+        from minidocker.network_verbs import prune_networks
+
+        prune_networks(engine, filters)
     if "volume" in kinds:
         gone = prune_volumes(engine, filters)
         told("Deleted Volumes:", gone, small=False)
@@ -151,9 +156,9 @@ def builder_prune(given: Given) -> int:
 def system_prune(given: Given) -> int:
     """``system prune [OPTIONS]``"""
     how = " --all" if given.on("all") else ""
-    kinds = ["container", f"image{how}", f"builder{how}"]
+    kinds = ["container", "network", f"image{how}", f"builder{how}"]
     if given.on("volumes"):
-        kinds.insert(1, "volume")
+        kinds.insert(2, "volume")
     lines = ["WARNING! This will remove:", *(f"  - {WARNINGS[kind]}" for kind in kinds)]
     if given.list("filter"):
         lines += ["", "  Items to be pruned will be filtered with:"]

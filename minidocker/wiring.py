@@ -9,9 +9,9 @@ import errno
 import fcntl
 import os
 import time
-from _socket import if_nameindex, if_nametoindex
-from collections.abc import Iterable
-from contextlib import suppress
+from _socket import AF_UNIX, SOCK_STREAM, if_nameindex, if_nametoindex, socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from minidocker.durable import write_whole
 from minidocker.errors import (
@@ -141,6 +141,26 @@ def moved(store: NetworkStore, network: BridgeNetwork) -> BridgeNetwork:
 
 
 # %% Up
+@contextmanager
+def host_turn() -> Iterator[None]:
+    """Hold the lock of this host's network for a ``with`` block, whatever the store.
+
+    The name of an abstract socket is one process's at a time in a network namespace,
+    and nobody's when that dies. After two seconds we go on without it.
+    """
+    name = socket(AF_UNIX, SOCK_STREAM)
+    try:
+        for _ in range(1000):
+            try:
+                name.bind("\0minidocker-networks")
+                break
+            except OSError:
+                time.sleep(0.002)
+        yield
+    finally:
+        name.close()
+
+
 def bring_up(
     store: NetworkStore, host: Netlink, network: BridgeNetwork, *, used: bool
 ) -> tuple[BridgeNetwork, int]:
@@ -154,17 +174,18 @@ def bring_up(
             return network, if_nametoindex(network.bridge)
     if os.path.exists(marker(store, network.name)):
         take_down(store, network)
-    network = moved(store, network)
     os.makedirs(marker(store), 0o711, exist_ok=True)
     write_whole(marker(store, network.name), "")
     set_sysctl("ipv4/ip_forward", "1")
     if network.ipv6:
         set_sysctl("ipv6/conf/all/forwarding", "1")
-    make_rules(network)
-    try:
-        return network, make_bridge(host, network)
-    except OSError as why:
-        raise refusal(f"cannot make the bridge {network.bridge}", why) from why
+    with host_turn():
+        network = moved(store, network)
+        make_rules(network)
+        try:
+            return network, make_bridge(host, network)
+        except OSError as why:
+            raise refusal(f"cannot make the bridge {network.bridge}", why) from why
 
 
 # %% Down

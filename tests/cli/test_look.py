@@ -149,6 +149,7 @@ def test_what_is_asked_before_a_prune(built: Store) -> None:
     assert everything.stdout == (
         "WARNING! This will remove:\n"
         "  - all stopped containers\n"
+        "  - all networks not used by at least one container\n"
         "  - all images without at least one container associated to them\n"
         "  - all build cache\n\n"
         "  Items to be pruned will be filtered with:\n  - until=1h\n\n"

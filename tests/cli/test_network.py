@@ -137,9 +137,31 @@ def test_the_first_subnet_that_overlaps_no_route_is_taken(shop: Store) -> None:
     shop.says("run", "-d", "--name", "one", *SLEEP)
     assert address(shop, "one") == "172.18.0.2"
     shop.says("rm", "-f", "one")
+    wait_until(lambda: left() == ([], []))
     run("ip", "route", "add", "172.18.0.0/16", "via", OUTSIDE)
     shop.says("run", "-d", "--name", "one", *SLEEP)
     assert address(shop, "one") == "172.19.0.2"
+
+
+def test_two_stores_at_once_choose_different_subnets(
+    shop: Store, small_tree: Path, tmp_path: Path
+) -> None:
+    stores = [Store(tmp_path / name) for name in ("aa", "bb", "cc")]
+    for store in stores:
+        store.says("import", str(small_tree), "small:v1")
+    running = [
+        subprocess.Popen(s.argv("run", "-d", *SLEEP), stdout=subprocess.DEVNULL)
+        for s in stores
+    ]
+    assert [one.wait(30) for one in running] == [0, 0, 0]
+    form = "{{(index .IPAM.Config 0).Subnet}}"
+    try:
+        chosen = [s.says("network", "inspect", "-f", form, "bridge") for s in stores]
+        assert len(set(chosen)) == 3
+    finally:
+        for store in stores:
+            store.says("rm", "-f", *store.says("ps", "-aq").split())
+        wait_until(lambda: left() == ([], []))
 
 
 def test_a_tcp_port_is_published_everywhere(shop: Store, host: Stage) -> None:

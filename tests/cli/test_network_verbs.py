@@ -305,3 +305,30 @@ def test_docker_says_the_same(
         shown = f"{line}\n{one.stdout}{one.stderr}---\n{two.stdout}{two.stderr}"
         assert one.returncode == two.returncode, shown
         assert settled(one.stdout) == settled(two.stdout), shown
+
+
+def test_a_new_name_is_found_at_once(shop: Store) -> None:
+    shop.says("network", "create", "shop")
+    flags = ("--network", "shop", "--dns", OUTSIDE)
+    for name in ("web", "db"):
+        shop.says("run", "-d", "--name", name, *flags, *SLEEP)
+    (before,) = lookup(shop, "web", "db")
+    shop.says("rename", "db", "base")
+    assert lookup(shop, "web", "base") == [before]
+    assert lookup(shop, "web", "db") == []
+    assert "base" in shop.says("network", "inspect", "shop")
+
+
+def test_who_shares_a_network_shares_its_names(shop: Store) -> None:
+    shop.says("run", "-d", "--name", "web", "--add-host", "db:10.0.0.5", *SLEEP)
+    words = ("run", "--rm", "--network", "container:web", "small:v1", "cat")
+    theirs = shop.says("exec", "web", "cat", "/etc/hosts", "/etc/resolv.conf")
+    assert shop.says(*words, "/etc/hosts", "/etc/resolv.conf") == theirs
+    assert "10.0.0.5\tdb" in theirs
+
+
+def test_system_prune_removes_networks_too(shop: Store) -> None:
+    shop.says("network", "create", "shop")
+    said = shop.says("system", "prune", stdin=b"y\n")
+    assert "  - all networks not used by at least one container\n" in said
+    assert "Deleted Networks:\nshop\n\n" in said
