@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cli.store import Store
 pytestmark = pytest.mark.root
 
 NOBODY = 4242
+HERE = Path(__file__).parents[2]
 SERVER = """
 import socket
 s = socket.create_server(("", 80)); print("ready", flush=True)
@@ -38,24 +40,21 @@ class User(Store):
     def argv(self, *words: str) -> list[str]:
         ids = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         env = ["env", f"PATH={self.path}", f"HOME={self.root}"]
-        return ["/usr/bin/setpriv", *ids, *env, *super().argv(*words)]
+        python, *rest = super().argv(*words)
+        python = python.replace(str(HERE), "/mnt")  # this user cannot reach HERE
+        return ["/usr/bin/setpriv", *ids, *env, python, *rest]
 
 
 @pytest.fixture
-def user(
-    host: Stage, small_tree: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[User]:
+def user(host: Stage, small_tree: Path) -> Iterator[User]:
     """Show the checkout at /mnt, and a tun that everybody may open, in our own mounts."""
-    root = tmp_path_factory.mktemp("user")
-    for place in (root, *root.parents):
-        if place.is_relative_to("/tmp/pytest-of-root"):
-            place.chmod(0o755)
+    root = Path(tempfile.mkdtemp(prefix="minidocker-user-"))
+    root.chmod(0o755)
     tun = root / "tun"
     os.mknod(tun, 0o20666, os.makedev(10, 200))
     tun.chmod(0o666)
     os.chown(root, NOBODY, NOBODY)
-    here = Path(__file__).parents[2]
-    for words in (["--bind", here, "/mnt"], ["--bind", tun, "/dev/net/tun"]):
+    for words in (["--bind", HERE, "/mnt"], ["--bind", tun, "/dev/net/tun"]):
         subprocess.run(["mount", *words], check=True)
     before = os.getcwd()
     os.chdir("/mnt")
@@ -69,6 +68,7 @@ def user(
         os.chdir(before)
         for path in ("/mnt", "/dev/net/tun"):
             subprocess.run(["umount", "-l", path], check=True)
+        shutil.rmtree(root)
 
 
 @pytest.fixture(params=["pasta", "slirp4netns"])
