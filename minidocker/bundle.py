@@ -138,6 +138,7 @@ def identity_of(process: Part) -> Identity:
     )
 
 
+# %% The process
 def process_of(process: Part, seccomp: Part) -> ProcessSpec:
     """Return ``process`` as a spec without a root; descriptors are 0, 1, 2.
 

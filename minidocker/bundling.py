@@ -61,6 +61,7 @@ def options_of(flags: MountFlags, data: str = "") -> list[str]:
     return words + [word for word in data.split(",") if word]
 
 
+# %% Each step has its words
 def mount_entry(step: MountStep) -> dict[str, Any] | None:
     """Return a step as an entry of ``mounts``; None for one that is something else.
 
@@ -88,6 +89,7 @@ def mount_entry(step: MountStep) -> dict[str, Any] | None:
     return None
 
 
+# %% Each step has its words
 def device_rule(path: str, access: str = "rwm") -> dict[str, Any] | None:
     """Return what a group is to allow for a device of the host; None for no device."""
     found = os.stat(path)
@@ -142,6 +144,7 @@ def capability_sets(mask: int, uid: int) -> dict[str, list[str]]:
     return {"bounding": names_of(mask), "effective": own, "permitted": own}
 
 
+# %% The process
 def process_part(spec: ProcessSpec, user: User) -> dict[str, Any]:
     """Return a spec as ``process``; ``user`` is who was found in the image."""
     names = ULIMITS.split()
@@ -174,6 +177,7 @@ def action_name(action: int) -> str:
     return "SCMP_ACT_KILL_THREAD"
 
 
+# %% The process
 def profile_part(profile: Profile, arch: str) -> dict[str, Any]:
     """Return a profile as ``linux.seccomp``."""
     rules = []
@@ -201,6 +205,7 @@ def profile_part(profile: Profile, arch: str) -> dict[str, Any]:
     }
 
 
+# %% The process
 def seccomp_part(security: Security) -> dict[str, Any] | None:
     """Return a container's filter as ``linux.seccomp``; None where it has none."""
     if security.seccomp == UNCONFINED:
@@ -239,6 +244,7 @@ def resources_part(limits: Limits) -> dict[str, Any]:
     return {key: part for key, part in found.items() if part}
 
 
+# %% Limits and namespaces
 def device_rules(
     spec: ProcessSpec, modes: Iterable[tuple[str, str]]
 ) -> list[dict[str, Any]]:
@@ -257,6 +263,7 @@ def device_rules(
     return [{"allow": False, "access": "rwm"}, *rules]
 
 
+# %% Limits and namespaces
 TYPES = {"net": "network", "mnt": "mount"}
 
 

@@ -50,6 +50,7 @@ def check_connectable(container: Container, name: str) -> None:
         raise UnsupportedError("networks of bridges need root")
 
 
+# %% Join and leave
 def connect(given: Given) -> int:
     """``network connect [OPTIONS] NETWORK CONTAINER``"""
     wish = Wish(
@@ -93,6 +94,7 @@ def connect_running(
         os.close(netns)
 
 
+# %% Join and leave
 def disconnect(given: Given) -> int:
     """``network disconnect [OPTIONS] NETWORK CONTAINER``"""
     text, who = given.args

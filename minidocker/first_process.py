@@ -88,6 +88,7 @@ def be_root_here() -> None:
         os.setresuid(0, 0, 0)
 
 
+# %% Inside
 def cut_off(rootfs: str, propagation: MountFlags) -> None:
     """Choose what of the host's mounts travels in; the root's parent keeps apart."""
     mount(None, "/", None, propagation)
@@ -189,6 +190,7 @@ def check_program(root: int, program: str, path: str) -> None:
     raise CommandNotFoundError(f'exec: "{program}": executable file not found in $PATH')
 
 
+# %% Inside
 def wait_and_run(
     bundle: Bundle, slave: int, channel: socket, fifo: int, state: dict[str, Any]
 ) -> NoReturn:

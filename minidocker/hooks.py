@@ -97,6 +97,7 @@ def run_hook(hook: Hook, state: Mapping[str, Any]) -> None:
         raise RuntimeFault(f"error running hook: {said}", where=hook.path)
 
 
+# %% To run one
 def be_hook(hook: Hook, stdin: int, stderr: int) -> None:
     """Become the hook's program; never return."""
     try:

@@ -80,6 +80,7 @@ def set_rights(rights: Rights) -> None:
         raise RuntimeFault(f"cannot set the ambient capabilities: {why}") from why
 
 
+# %% Rights that survive a change of user
 def set_ids(user: User, groups: tuple[int, ...]) -> None:
     """Become a user with exactly these groups; the permitted set is kept.
 
@@ -142,6 +143,7 @@ def size_console(terminal: int, size: tuple[int, ...]) -> None:
         fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
 
 
+# %% All of it
 def take_identity(user: User, identity: Identity, security: Security) -> None:
     """Become who the bundle says, for good. All that may follow is the execve."""
     drop_capabilities(identity.rights.bounding)

@@ -127,6 +127,7 @@ def execute_in(container: OciContainer, entry: Entry, launch: Launch) -> Process
     return process.replace(terminal=terminal)
 
 
+# %% No process in the middle
 def watch_entry(process: Process, channel: socket, launch: Launch) -> int:
     """Wait until the program runs; return its terminal's master, or -1.
 

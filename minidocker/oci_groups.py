@@ -45,6 +45,7 @@ def trees() -> dict[str, str]:
     return found
 
 
+# %% Where
 def group_at(path: str) -> Group:
     """Return the groups at ``path`` (absolute, from the top of each tree).
 
@@ -175,6 +176,7 @@ def throttles(found: Part, controller: str, file: str) -> Iterable[Row]:
             yield controller, file.format(name), f"{major}:{minor} {key_of_2}{rate}"
 
 
+# %% How much
 def plan_v2(found: Part) -> tuple[Setting, ...]:
     """Return what is written in version 2 for ``linux.resources``, in order.
 

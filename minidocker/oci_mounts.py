@@ -154,6 +154,7 @@ def read_words(options: Iterable[str]) -> Words:
     )
 
 
+# %% Words
 def cleared(plus: MountAttr, minus: MountAttr) -> MountAttr:
     """Return what is to be cleared beside ``plus``: the field of times only whole."""
     times = ANY_ATIME if (plus | minus) & ANY_ATIME else MountAttr(0)
@@ -238,6 +239,7 @@ class Attach(MountStep):
         return self.target, "bind", str_of(self.words.flags)
 
 
+# %% The steps
 def finish(mounted: int, words: Words) -> None:
     """Give an attached mount its propagation, and all below it their attributes."""
     if words.below or words.clear_below:

@@ -63,6 +63,7 @@ class Launch(Record):
     attended: bool = False
 
 
+# %% How it is wanted
 def taken(terminal: int, launch: Launch) -> int:
     """Send a terminal's master to the console socket and close it; then return -1.
 
@@ -114,6 +115,7 @@ def going_to(bundle: Bundle) -> Iterator[None]:
             os.close(home)
 
 
+# %% The parent
 def clone_first(bundle: Bundle, container: OciContainer, theirs: socket) -> int:
     """Clone the first process, which goes on in ``be_first``; return its number."""
     fifo = os.open(container.fifo, os.O_RDWR | os.O_CLOEXEC)
@@ -182,6 +184,7 @@ def give_place(container: OciContainer, bundle: Bundle, pid: int) -> None:
     move_into(container.group, [pid])
 
 
+# %% The parent
 def attend_first(
     container: OciContainer, config: Part, launch: Launch, channel: socket
 ) -> int:

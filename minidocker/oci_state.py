@@ -65,6 +65,7 @@ class OciContainer(Record):
         return Part(parse_json(self.config))
 
 
+# %% What is kept
 LETTERS = frozenset("_+-.")  # and letters and digits
 
 

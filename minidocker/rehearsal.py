@@ -61,6 +61,7 @@ def bundle_json(store: ContainerStore, container: Container) -> dict[str, Any]:
     return found
 
 
+# %% The plan
 def write_bundle(store: ContainerStore, container: Container, where: str) -> None:
     """Write a bundle: config.json, the three files, and a copy of the root.
 

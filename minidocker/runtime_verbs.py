@@ -158,6 +158,7 @@ def user_given(given: Given) -> dict[str, Any]:
     return {"uid": int(uid), "gid": int(gid or 0), "additionalGids": groups}
 
 
+# %% exec
 def exec_verb(given: Given) -> int:
     """``exec [OPTIONS] ID [COMMAND [ARG...]]``"""
     from minidocker.oci_exec import entry_of, execute_in

@@ -127,6 +127,7 @@ def owner_of(container: OciContainer) -> str:
     return name_of(uid) or str(uid)
 
 
+# %% state, list, ps, events
 def ps_verb(given: Given) -> int:
     """``ps [OPTIONS] ID [PS OPTIONS]``"""
     from minidocker.oci_groups import pids_in

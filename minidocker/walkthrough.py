@@ -73,6 +73,7 @@ def root_calls(view: RootView | None, rootfs: str) -> Calls:
         yield Call("mount", args, "all layers as one tree", "", "overlayfs")
 
 
+# %% The root
 def overlay_calls(view: Overlay, rootfs: str) -> Calls:
     """Yield how a union is mounted by descriptors."""
     opens = "all layers are to be shown as one tree"
@@ -127,6 +128,7 @@ FILESYSTEMS = {
 }
 
 
+# %% The steps
 def bind_calls(step: MountStep) -> Calls:
     """A copy of a mount of the host, with attributes of its own, put in place."""
     if not isinstance(step, Bind):
@@ -172,6 +174,7 @@ def link_calls(step: MountStep) -> Calls:
         yield Call("symlinkat", args, "programs expect it", shell, "security")
 
 
+# %% The steps
 def readonly_calls(step: MountStep) -> Calls:
     """A read-only copy over a path, where there is such a path."""
     if isinstance(step, ReadOnly) and os.path.exists(step.path):
@@ -241,6 +244,7 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     yield Call("mount", args, why, "mount --make-rprivate /", "namespaces")
 
 
+# %% From the first call to the last
 def step_calls(steps: tuple[MountStep, ...]) -> Calls:
     """Yield what steps of the plan do."""
     for step in steps:
@@ -282,6 +286,7 @@ def settle_calls(spec: ProcessSpec) -> Calls:
     yield Call("umask", "022", "whatever the caller had", "umask 022")
 
 
+# %% From the first call to the last
 def rights_calls(spec: ProcessSpec, user: User, held: int) -> Calls:
     """Yield how rights are given up; ``held`` is the mask of those that we have."""
     rights = spec.security.capabilities & held
@@ -309,6 +314,7 @@ def rights_calls(spec: ProcessSpec, user: User, held: int) -> Calls:
     yield Call("capset", f"{mask:#x}", why, "setpriv --inh-caps", "security")
 
 
+# %% From the first call to the last
 def calls_of(spec: ProcessSpec, user: User, held: int) -> Calls:
     """Yield every system call that starts a container, in order.
 
