@@ -389,7 +389,10 @@ COMMANDS = (
 
 # %% The table
 def script() -> None:
-    """Be the program ``minidocker-runtime``."""
+    """Be the program ``minidocker-runtime``; cycles of so short a life may wait."""
+    import gc
+
+    gc.disable()
     try:
         status = COMMANDS[0].run(parse_command(COMMANDS[0], sys.argv[1:]))
         sys.stdout.flush()

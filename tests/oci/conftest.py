@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Bundle:
         self.config = json.loads((path / "config.json").read_text())
         self.config["process"]["terminal"] = False
         self.config["root"]["readonly"] = False
+        # other workers have containers of the same name: each its own groups
+        self.config["linux"]["cgroupsPath"] = f"/oci-{uuid.uuid4().hex}"
 
     def write(self, *argv: str, **changes: Any) -> "Bundle":
         config = {**self.config, **changes}
