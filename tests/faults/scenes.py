@@ -182,7 +182,8 @@ class Stage:
 
     def leavings(self) -> list[str]:
         """Return the files in the store that should have gone."""
-        kept = {"catalog", "repositories.json", "repositories.json.lock"}
+        kept = {"catalog", "catalog.new"}  # the next page replaces a half one
+        kept |= {"repositories.json", "repositories.json.lock"}
         found = []
         for top in (
             "image",
