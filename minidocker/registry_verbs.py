@@ -122,6 +122,11 @@ def names_to_pull(client: Client, reference: Reference) -> list[Reference]:
 
 
 # %% Pull and push
+INSECURE_FLAG = Flag(
+    "insecure-registry", "HOST[:PORT] or NETWORK to ask without certificate", takes=LIST
+)
+
+
 def whole_name(reference: Reference) -> str:
     """Return a reference with its registry, also where people leave it out.
 
@@ -279,9 +284,6 @@ def logout(given: Given) -> int:
 
 # %% The table
 QUIET = Flag("quiet", "Suppress verbose output", "q")
-INSECURE_FLAG = Flag(
-    "insecure-registry", "HOST[:PORT] or NETWORK to ask without certificate", takes=LIST
-)
 UNTRUSTED = Flag("disable-content-trust", "Skip image verification (always)")
 COMMANDS = (
     Command(
