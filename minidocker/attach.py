@@ -1,4 +1,4 @@
-# From book/447-attach.md. Edit there and tangle, or here and tangle --back.
+# From book/450-attach.md. Edit there and tangle, or here and tangle --back.
 
 # %% Attach: a guest at the window
 """Let guests see what a container writes, type into it, and leave by two keys."""

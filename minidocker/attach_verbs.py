@@ -1,4 +1,4 @@
-# From book/646-attach-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/632-attach-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Attach verbs: a hand on the keyboard
 """``exec``, ``attach``, ``start``: connect a terminal with a program inside."""

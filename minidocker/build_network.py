@@ -1,4 +1,4 @@
-# From book/614-build-network.md. Edit there and tangle, or here and tangle --back.
+# From book/608-build-network.md. Edit there and tangle, or here and tangle --back.
 
 # %% Build network: one for all the steps
 """The network that the commands of a build share, made when the first one runs."""

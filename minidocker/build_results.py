@@ -1,4 +1,4 @@
-# From book/648-build-results.md. Edit there and tangle, or here and tangle --back.
+# From book/636-build-results.md. Edit there and tangle, or here and tangle --back.
 
 # %% Build results: outputs, and twice the same
 """What a build gives out: directories and tars, and whether twice the same."""

@@ -1,4 +1,4 @@
-# From book/652-build-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/638-build-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Build verbs: `build` and its flags
 """The commands `build` and `context ls`: context, Dockerfile, flags."""

@@ -1,4 +1,4 @@
-# From book/666-buildcache.md. Edit there and tangle, or here and tangle --back.
+# From book/646-buildcache.md. Edit there and tangle, or here and tangle --back.
 
 # %% Buildcache: what builds keep beside images
 """What builds keep that is no image: cache mounts, indexes, links; list and prune."""

@@ -1,4 +1,4 @@
-# From book/460-bundle.md. Edit there and tangle, or here and tangle --back.
+# From book/476-bundle.md. Edit there and tangle, or here and tangle --back.
 
 # %% The bundle: a container written down
 """Read an OCI bundle: its config.json as the plan of a container, checked."""

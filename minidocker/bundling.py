@@ -1,4 +1,4 @@
-# From book/470-bundling.md. Edit there and tangle, or here and tangle --back.
+# From book/490-bundling.md. Edit there and tangle, or here and tangle --back.
 
 # %% Bundling: our own containers, written down
 """Write the plan of a container as the config.json of an OCI bundle."""

@@ -1,4 +1,4 @@
-# From book/624-catalog.md. Edit there and tangle, or here and tangle --back.
+# From book/614-catalog.md. Edit there and tangle, or here and tangle --back.
 
 # %% The catalog: a thousand images at a glance
 """The list of all images on one page: a cache that can be lost; filters; the tree.

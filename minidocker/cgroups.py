@@ -1,4 +1,4 @@
-# From book/410-cgroups.md. Edit there and tangle, or here and tangle --back.
+# From book/406-cgroups.md. Edit there and tangle, or here and tangle --back.
 
 # %% Control groups: how much a process may take
 """Limits: control groups of both versions, and what is written where.

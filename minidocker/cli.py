@@ -1,4 +1,4 @@
-# From book/684-cli.md. Edit there and tangle, or here and tangle --back.
+# From book/680-cli.md. Edit there and tangle, or here and tangle --back.
 
 # %% The command line
 """The command line: which chapter has a command, errors on one line, exit status."""

@@ -1,4 +1,4 @@
-# From book/675-connection-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/668-connection-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Connection verbs: join and leave while it runs
 """The commands `network connect`, `network disconnect` and `port`."""

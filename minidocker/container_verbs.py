@@ -1,4 +1,4 @@
-# From book/640-container-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/624-container-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Container verbs: one function for each command
 """The commands on containers: take what was given, ask the engine, print."""

@@ -1,4 +1,4 @@
-# From book/435-containers.md. Edit there and tangle, or here and tangle --back.
+# From book/436-containers.md. Edit there and tangle, or here and tangle --back.
 
 # %% Containers: what remains between two commands
 """Containers on disk: what one command leaves for the next."""

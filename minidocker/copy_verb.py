@@ -1,4 +1,4 @@
-# From book/677-copy-verb.md. Edit there and tangle, or here and tangle --back.
+# From book/672-copy-verb.md. Edit there and tangle, or here and tangle --back.
 
 # %% Copy verb: files in and out
 """``cp``: copy files between a container and the host, by a tar."""

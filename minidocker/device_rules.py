@@ -1,4 +1,4 @@
-# From book/412-device-rules.md. Edit there and tangle, or here and tangle --back.
+# From book/410-device-rules.md. Edit there and tangle, or here and tangle --back.
 
 # %% Device rules: which doors a group may open
 """Which devices the processes of a group may open or make: v1 by files, v2 by BPF."""

@@ -1,4 +1,4 @@
-# From book/452-documents.md. Edit there and tangle, or here and tangle --back.
+# From book/464-documents.md. Edit there and tangle, or here and tangle --back.
 
 # %% Documents: JSON that may have any shape
 """Look into a JSON document that is not to be trusted, step by step."""

@@ -1,4 +1,4 @@
-# From book/628-engine.md. Edit there and tangle, or here and tangle --back.
+# From book/616-engine.md. Edit there and tangle, or here and tangle --back.
 
 # %% Engine: where everything is put together
 """The composition root: driver, stores, builder and runtime wired together.

@@ -1,4 +1,4 @@
-# From book/429-etc-files.md. Edit there and tangle, or here and tangle --back.
+# From book/422-etc-files.md. Edit there and tangle, or here and tangle --back.
 
 # %% Three files: what a program knows about names
 """The texts of /etc/hosts, hostname and resolv.conf, as Docker writes them."""

@@ -1,4 +1,4 @@
-# From book/643-events.md. Edit there and tangle, or here and tangle --back.
+# From book/628-events.md. Edit there and tangle, or here and tangle --back.
 
 # %% Events: what has happened, and what happens now
 """``events``: tell what happened, as it is written down or later."""

@@ -1,4 +1,4 @@
-# From book/452-executing.md. Edit there and tangle, or here and tangle --back.
+# From book/466-executing.md. Edit there and tangle, or here and tangle --back.
 
 # %% Executing: one more process inside
 """Run one more process in a container that runs: attended, in the background."""

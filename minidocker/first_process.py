@@ -1,4 +1,4 @@
-# From book/464-first-process.md. Edit there and tangle, or here and tangle --back.
+# From book/478-first-process.md. Edit there and tangle, or here and tangle --back.
 
 # %% The first process: a container that waits
 """Be the first process of an OCI container: build it from inside, wait, run."""

@@ -1,4 +1,4 @@
-# From book/670-flag-words.md. Edit there and tangle, or here and tangle --back.
+# From book/652-flag-words.md. Edit there and tangle, or here and tangle --back.
 
 # %% Flag words: what a flag may say
 """Check the words of the flags of ``run`` that few people give; make them whole."""

@@ -1,4 +1,4 @@
-# From book/632-flags.md. Edit there and tangle, or here and tangle --back.
+# From book/618-flags.md. Edit there and tangle, or here and tangle --back.
 
 # %% Flags: a command line as a table
 """Commands and flags as tables; parse a command line, write help and completion.

@@ -1,4 +1,4 @@
-# From book/437-freezer.md. Edit there and tangle, or here and tangle --back.
+# From book/438-freezer.md. Edit there and tangle, or here and tangle --back.
 
 # %% Freezer: a container that stands still
 """Who belongs to a container; stop all of it where it stands, and let it go on."""

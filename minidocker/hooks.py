@@ -1,4 +1,4 @@
-# From book/454-hooks.md. Edit there and tangle, or here and tangle --back.
+# From book/468-hooks.md. Edit there and tangle, or here and tangle --back.
 
 # %% Hooks: others have something to do meanwhile
 """Run the hooks of a bundle, each with the container's state."""

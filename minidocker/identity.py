@@ -1,4 +1,4 @@
-# From book/459-identity.md. Edit there and tangle, or here and tangle --back.
+# From book/474-identity.md. Edit there and tangle, or here and tangle --back.
 
 # %% Identity: five sets of rights, and who may keep them
 """Become who a bundle says: ids, the five sets of capabilities, labels, priorities."""

@@ -1,4 +1,4 @@
-# From book/407-idmaps.md. Edit there and tangle, or here and tangle --back.
+# From book/404-idmaps.md. Edit there and tangle, or here and tangle --back.
 
 # %% Id maps: who is root in here
 """Maps of ids: write them, with newuidmap where we may not; ranges of subuid."""

@@ -1,4 +1,4 @@
-# From book/644-image-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/630-image-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Image verbs: one function for each command
 """The commands on images: take what was given, ask the engine, print."""

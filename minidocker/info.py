@@ -1,4 +1,4 @@
-# From book/612-info.md. Edit there and tangle, or here and tangle --back.
+# From book/606-info.md. Edit there and tangle, or here and tangle --back.
 
 # %% Info: what this kernel lets us do
 """Try what containers need from the kernel, and say what follows."""

@@ -1,4 +1,4 @@
-# From book/666-integrity.md. Edit there and tangle, or here and tangle --back.
+# From book/648-integrity.md. Edit there and tangle, or here and tangle --back.
 
 # %% Integrity: does the store keep what it promises?
 """Check a store: digests, links, counts, orphans, mounts; and the command that does.

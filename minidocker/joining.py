@@ -1,4 +1,4 @@
-# From book/432-joining.md. Edit there and tangle, or here and tangle --back.
+# From book/428-joining.md. Edit there and tangle, or here and tangle --back.
 
 # %% Joining: one more process in a container that is there
 """Start one more process in a container that runs."""

@@ -1,4 +1,4 @@
-# From book/427-last-call.md. Edit there and tangle, or here and tangle --back.
+# From book/418-last-call.md. Edit there and tangle, or here and tangle --back.
 
 # %% The last call: execve, and what it may find
 """Become the program: find it, look at it, execute it, or say why not."""

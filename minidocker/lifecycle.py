@@ -1,4 +1,4 @@
-# From book/440-lifecycle.md. Edit there and tangle, or here and tangle --back.
+# From book/442-lifecycle.md. Edit there and tangle, or here and tangle --back.
 
 # %% Lifecycle: from create to remove
 """A container's life: how it is started; signal, wait, stop, remove."""

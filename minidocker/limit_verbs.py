@@ -1,4 +1,4 @@
-# From book/676-limit-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/670-limit-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Limit verbs: look at the meter, turn the tap
 """``stats``, ``update``, ``pause``, ``unpause``: what a running container may take."""

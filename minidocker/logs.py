@@ -1,4 +1,4 @@
-# From book/449-logs.md. Edit there and tangle, or here and tangle --back.
+# From book/458-logs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Logs: what a container said, and when
 """Read a json-file log: its last lines, those of a time, those to come."""

@@ -1,4 +1,4 @@
-# From book/668-look-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/650-look-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Look verbs: the commands that show images
 """The commands that show images: all of them, or one."""

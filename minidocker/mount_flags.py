@@ -1,4 +1,4 @@
-# From book/671-mount-flags.md. Edit there and tangle, or here and tangle --back.
+# From book/656-mount-flags.md. Edit there and tangle, or here and tangle --back.
 
 # %% Mount flags: three ways to say what is mounted
 """``-v``, ``--mount``, ``--volumes-from``: words that become mounts."""

@@ -1,4 +1,4 @@
-# From book/405-namespaces.md. Edit there and tangle, or here and tangle --back.
+# From book/402-namespaces.md. Edit there and tangle, or here and tangle --back.
 
 # %% Namespaces: what a process is allowed to see
 """What a container sees: namespaces, the mounts inside, pivot_root, user namespaces.

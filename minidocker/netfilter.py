@@ -1,4 +1,4 @@
-# From book/432-netfilter.md. Edit there and tangle, or here and tangle --back.
+# From book/430-netfilter.md. Edit there and tangle, or here and tangle --back.
 
 # %% Netfilter: rewriting packets by little programs
 """Tables, chains and rules of nftables, written as raw nfnetlink messages."""

@@ -1,4 +1,4 @@
-# From book/670-network-flags.md. Edit there and tangle, or here and tangle --back.
+# From book/654-network-flags.md. Edit there and tangle, or here and tangle --back.
 
 # %% Network flags: what `-p 127.0.0.1:8000-8010:80/udp` means
 """Read the flags of `run` that are about the network; refuse what cannot be."""

@@ -1,4 +1,4 @@
-# From book/674-network-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/664-network-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Network verbs: make, show, remove
 """The commands that make networks, show them and remove them."""

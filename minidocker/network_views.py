@@ -1,4 +1,4 @@
-# From book/634-network-views.md. Edit there and tangle, or here and tangle --back.
+# From book/620-network-views.md. Edit there and tangle, or here and tangle --back.
 
 # %% Network views: addresses and ports as Docker tells them
 """What `inspect`, `ps` and `port` tell of networks and ports, in Docker's fields."""

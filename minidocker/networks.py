@@ -1,4 +1,4 @@
-# From book/433-networks.md. Edit there and tangle, or here and tangle --back.
+# From book/432-networks.md. Edit there and tangle, or here and tangle --back.
 
 # %% Networks: who has which address
 """Networks on disk: records, subnets that overlap nothing, addresses given once."""

@@ -1,4 +1,4 @@
-# From book/469-oci-exec.md. Edit there and tangle, or here and tangle --back.
+# From book/488-oci-exec.md. Edit there and tangle, or here and tangle --back.
 
 # %% Exec by a runtime: in, and left alone
 """Run one more process in the container of a bundle, and leave it to its caller."""

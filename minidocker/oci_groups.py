@@ -1,4 +1,4 @@
-# From book/457-oci-groups.md. Edit there and tangle, or here and tangle --back.
+# From book/472-oci-groups.md. Edit there and tangle, or here and tangle --back.
 
 # %% Groups in a bundle: somebody else chose the place
 """The control groups of an OCI bundle: where, how much, and who is inside."""

@@ -1,4 +1,4 @@
-# From book/468-oci-life.md. Edit there and tangle, or here and tangle --back.
+# From book/486-oci-life.md. Edit there and tangle, or here and tangle --back.
 
 # %% The life of a bundle: kill, pause, delete
 """Kill, delete, pause, resume and update the containers of bundles."""

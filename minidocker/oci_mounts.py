@@ -1,4 +1,4 @@
-# From book/455-oci-mounts.md. Edit there and tangle, or here and tangle --back.
+# From book/470-oci-mounts.md. Edit there and tangle, or here and tangle --back.
 
 # %% Mounts in a bundle: forty words for a dozen bits
 """The mounts and devices of an OCI bundle as steps of a plan."""

@@ -1,4 +1,4 @@
-# From book/467-oci-runtime.md. Edit there and tangle, or here and tangle --back.
+# From book/484-oci-runtime.md. Edit there and tangle, or here and tangle --back.
 
 # %% The OCI runtime: create
 """Create a container from an OCI bundle."""

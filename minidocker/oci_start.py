@@ -1,4 +1,4 @@
-# From book/466-oci-start.md. Edit there and tangle, or here and tangle --back.
+# From book/482-oci-start.md. Edit there and tangle, or here and tangle --back.
 
 # %% Start: a byte in a pipe
 """Let a created container run its program."""

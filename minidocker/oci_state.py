@@ -1,4 +1,4 @@
-# From book/465-oci-state.md. Edit there and tangle, or here and tangle --back.
+# From book/480-oci-state.md. Edit there and tangle, or here and tangle --back.
 
 # %% State: what is kept between two commands
 """The containers of an OCI runtime: what is kept of each, and in which state it is."""

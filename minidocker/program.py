@@ -1,4 +1,4 @@
-# From book/425-program.md. Edit there and tangle, or here and tangle --back.
+# From book/416-program.md. Edit there and tangle, or here and tangle --back.
 
 # %% Program: who it runs as, with what rights, and where
 """Become the program of a container: its user, rights, variables and directory.

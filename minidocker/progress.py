@@ -1,4 +1,4 @@
-# From book/646-progress.md. Edit there and tangle, or here and tangle --back.
+# From book/634-progress.md. Edit there and tangle, or here and tangle --back.
 
 # %% Progress: what a build shows
 """What a build shows while it runs: lines, objects, or a display that moves."""

@@ -1,4 +1,4 @@
-# From book/447-publishing.md. Edit there and tangle, or here and tangle --back.
+# From book/452-publishing.md. Edit there and tangle, or here and tangle --back.
 
 # %% Publishing: a port of the host that leads inside
 """Published ports: reserved on the host, and passed on where rules do not reach."""

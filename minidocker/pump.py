@@ -1,4 +1,4 @@
-# From book/445-pump.md. Edit there and tangle, or here and tangle --back.
+# From book/444-pump.md. Edit there and tangle, or here and tangle --back.
 
 # %% Pump: bytes, signals and the size of a window
 """Connect a process with its user: pipes, pty, log, signals, window size."""

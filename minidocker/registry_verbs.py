@@ -1,4 +1,4 @@
-# From book/656-registry-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/640-registry-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Registry verbs: pull, push, login, logout
 """The commands that bring images from registries and send them there."""

@@ -1,4 +1,4 @@
-# From book/671-rehearsal.md. Edit there and tangle, or here and tangle --back.
+# From book/658-rehearsal.md. Edit there and tangle, or here and tangle --back.
 
 # %% Rehearsal: what run would do
 """``run --dry-run`` and ``--explain``: print the plan of a container, start none."""

@@ -1,4 +1,4 @@
-# From book/664-removal.md. Edit there and tangle, or here and tangle --back.
+# From book/644-removal.md. Edit there and tangle, or here and tangle --back.
 
 # %% Removal: what may go, and what it frees
 """Remove images by Docker's rules, prune what nothing needs, and say what it costs."""

@@ -1,4 +1,4 @@
-# From book/446-resolver.md. Edit there and tangle, or here and tangle --back.
+# From book/448-resolver.md. Edit there and tangle, or here and tangle --back.
 
 # %% Resolver: the name server at 127.0.0.11
 """A DNS server for one container: its network's names, and the host's for others."""

@@ -1,4 +1,4 @@
-# From book/448-restarts.md. Edit there and tangle, or here and tangle --back.
+# From book/454-restarts.md. Edit there and tangle, or here and tangle --back.
 
 # %% Restarts: another life, if the policy says so
 """Whether, and when, a container that has ended is started again."""

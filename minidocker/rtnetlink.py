@@ -1,4 +1,4 @@
-# From book/431-rtnetlink.md. Edit there and tangle, or here and tangle --back.
+# From book/426-rtnetlink.md. Edit there and tangle, or here and tangle --back.
 
 # %% Rtnetlink: a cable, byte by byte
 """Talk to the kernel about links, addresses and routes: raw rtnetlink."""

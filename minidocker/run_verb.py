@@ -1,4 +1,4 @@
-# From book/672-run-verb.md. Edit there and tangle, or here and tangle --back.
+# From book/660-run-verb.md. Edit there and tangle, or here and tangle --back.
 
 # %% Run: one verb with fifty flags
 """``run`` and ``create``: read what was asked for, refuse nonsense, make it."""

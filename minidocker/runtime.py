@@ -1,4 +1,4 @@
-# From book/430-runtime.md. Edit there and tangle, or here and tangle --back.
+# From book/424-runtime.md. Edit there and tangle, or here and tangle --back.
 
 # %% Runtime: from a root file system to a process
 """Start a process in a new container; say why it failed."""

@@ -1,4 +1,4 @@
-# From book/674-runtime-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/666-runtime-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Runtime: a program for programs
 """``runtime``: the OCI runtime's commands, with runc's command line and messages."""

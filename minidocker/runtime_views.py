@@ -1,4 +1,4 @@
-# From book/673-runtime-views.md. Edit there and tangle, or here and tangle --back.
+# From book/662-runtime-views.md. Edit there and tangle, or here and tangle --back.
 
 # %% Runtime views: what another program reads
 """What ``runtime`` prints: errors as runc has them, states, lists, figures."""

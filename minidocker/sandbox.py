@@ -1,4 +1,4 @@
-# From book/449-sandbox.md. Edit there and tangle, or here and tangle --back.
+# From book/460-sandbox.md. Edit there and tangle, or here and tangle --back.
 
 # %% Sandbox: a network for one run of a container
 """The network of a container for one run: made before it starts, gone after it."""

@@ -1,4 +1,4 @@
-# From book/415-seccomp.md. Edit there and tangle, or here and tangle --back.
+# From book/412-seccomp.md. Edit there and tangle, or here and tangle --back.
 
 # %% Seccomp: a vocabulary that is given once
 """Seccomp: profiles of system calls, compiled to BPF by a small assembler.

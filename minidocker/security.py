@@ -1,4 +1,4 @@
-# From book/420-security.md. Edit there and tangle, or here and tangle --back.
+# From book/414-security.md. Edit there and tangle, or here and tangle --back.
 
 # %% Security: root, but not quite
 """What a container's processes may do and see: capabilities, calls, hidden paths."""

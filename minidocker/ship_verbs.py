@@ -1,4 +1,4 @@
-# From book/660-ship-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/642-ship-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Ship verbs: images leave and arrive
 """The commands that ship images: take what was given, do it, print."""

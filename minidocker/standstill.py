@@ -1,4 +1,4 @@
-# From book/411-standstill.md. Edit there and tangle, or here and tangle --back.
+# From book/408-standstill.md. Edit there and tangle, or here and tangle --back.
 
 # %% Standstill: stop everybody where they are
 """Freeze the processes of a group, and let them go on; both versions."""

@@ -1,4 +1,4 @@
-# From book/616-steps.md. Edit there and tangle, or here and tangle --back.
+# From book/610-steps.md. Edit there and tangle, or here and tangle --back.
 
 # %% Steps: RUN meets the runtime
 """Run the steps of a build in containers; change a config by instructions."""

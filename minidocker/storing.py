@@ -1,4 +1,4 @@
-# From book/438-storing.md. Edit there and tangle, or here and tangle --back.
+# From book/440-storing.md. Edit there and tangle, or here and tangle --back.
 
 # %% Storing: containers that have volumes
 """Make a container with its volumes; fill them; remove what nobody uses."""

@@ -1,4 +1,4 @@
-# From book/450-supervisor.md. Edit there and tangle, or here and tangle --back.
+# From book/462-supervisor.md. Edit there and tangle, or here and tangle --back.
 
 # %% The supervisor: somebody has to wait
 """Attend a container from its start to its end; detach."""

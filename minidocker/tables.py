@@ -1,4 +1,4 @@
-# From book/620-tables.md. Edit there and tangle, or here and tangle --back.
+# From book/612-tables.md. Edit there and tangle, or here and tangle --back.
 
 # %% Tables: sizes, ages, columns
 """Sizes, ages and tables as Docker's command line writes them."""

@@ -1,4 +1,4 @@
-# From book/604-templates.md. Edit there and tangle, or here and tangle --back.
+# From book/602-templates.md. Edit there and tangle, or here and tangle --back.
 
 # %% Templates: asking a document for a leaf
 """Read Go's templates: from a text to a tree of nodes.

@@ -1,4 +1,4 @@
-# From book/680-tidy-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/676-tidy-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Tidy verbs: names, removal, and the bill
 """The commands that name and remove images, prune, and say what everything costs."""

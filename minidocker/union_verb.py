@@ -1,4 +1,4 @@
-# From book/678-union-verb.md. Edit there and tangle, or here and tangle --back.
+# From book/674-union-verb.md. Edit there and tangle, or here and tangle --back.
 
 # %% Union verb: a union for your own directories
 """``union``: mount directories as one, served by the model."""

@@ -1,4 +1,4 @@
-# From book/608-values.md. Edit there and tangle, or here and tangle --back.
+# From book/604-values.md. Edit there and tangle, or here and tangle --back.
 
 # %% Values: what Go prints for a value
 """Fill Go's templates over a JSON document, and print values as Go prints them."""

@@ -1,4 +1,4 @@
-# From book/636-views.md. Edit there and tangle, or here and tangle --back.
+# From book/622-views.md. Edit there and tangle, or here and tangle --back.
 
 # %% Views: what is told of an image and a container
 """Turn images and containers into the rows of Docker's tables and into documents."""

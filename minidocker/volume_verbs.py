@@ -1,4 +1,4 @@
-# From book/682-volume-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/678-volume-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Volume verbs: names for data
 """``volume create ls inspect rm prune``."""

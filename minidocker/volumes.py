@@ -1,4 +1,4 @@
-# From book/428-volumes.md. Edit there and tangle, or here and tangle --back.
+# From book/420-volumes.md. Edit there and tangle, or here and tangle --back.
 
 # %% Volumes: what outlives the container
 """Named directories that outlive containers; what a container mounts, and where."""

@@ -1,4 +1,4 @@
-# From book/472-walkthrough.md. Edit there and tangle, or here and tangle --back.
+# From book/492-walkthrough.md. Edit there and tangle, or here and tangle --back.
 
 # %% A walk through a container's start
 """Tell each system call that starts a container, in order, with the reason."""

@@ -1,4 +1,4 @@
-# From book/642-watch-verbs.md. Edit there and tangle, or here and tangle --back.
+# From book/626-watch-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Watch verbs: what runs, what it says, who is inside
 """``ps``, ``logs``, ``top``: look at containers."""
