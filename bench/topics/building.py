@@ -52,7 +52,9 @@ def builders(bench: Bench, client: list[str], bud: list[str]) -> dict[str, Build
         env = {**os.environ, "DOCKER_BUILDKIT": flag}
         found[name] = partial(build_with, command, env)
     found["buildah"] = partial(build_with, bud, None)
-    found["ours"] = partial(build_with, [*bench.ours, "build", "-q"], None)
+    found["ours"] = partial(
+        build_with, [*bench.ours, "build", "-q", "--network", "none"], None
+    )
     return found
 
 
