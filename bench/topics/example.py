@@ -14,7 +14,7 @@ def measure(bench: Bench) -> None:
     write_context(context)
     daemon.mkdir()
     wall([*bench.ours, "import", str(bench.tar), "kb-centos:v11"])
-    words = ["build", "--no-cache", "-t", "example", str(context)]
+    words = ["build", "--no-cache", "--network", "none", "-t", "example", str(context)]
     classic = {**os.environ, "DOCKER_BUILDKIT": "0"}
     with docker(daemon) as client:
         wall([*client, "import", str(bench.tar), "kb-centos:v11"])
