@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 
 from minidocker.cgroups import join
+from minidocker.errors import ConflictError
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
 from minidocker.namespaces import NAMESPACES, PLACE, put
 from minidocker.program import ProcessSpec
@@ -82,6 +84,20 @@ def join_container(
     run_program(spec, slave)
 
 
+def target_of(pid: int) -> tuple[int, int]:
+    """Open a process and the user namespace that owns its mounts; the caller closes.
+
+    Raises ConflictError for a process that has gone.
+    """
+    try:
+        owner = owner_namespace(pid)
+        return pidfd_open(pid), owner
+    except OSError as why:
+        if why.errno in {errno.ESRCH, errno.ENOENT}:
+            raise ConflictError("the container is not running any more") from why
+        raise
+
+
 def exec_in(pid: int, spec: ProcessSpec) -> Process:
     """Start a process in the container whose first process is ``pid``.
 
@@ -89,7 +105,7 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     from outside the container's user namespace, for its owner. Raises as ``start``.
     """
     spec = spec.replace(security=prepared(spec.security))
-    target, owner = pidfd_open(pid), owner_namespace(pid)
+    target, owner = target_of(pid)
     try:
         flags = namespaces_to_join(pid)
         ours, theirs = new_channel()

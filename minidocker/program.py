@@ -202,6 +202,8 @@ class HostConfig(Record):
             "RestartPolicy": policy,
             "LogConfig": {"Type": self.log_driver, "Config": options},
         }
+        if not self.mounts:
+            del found["Mounts"]
         found["Devices"] = [device_json(text) for text in self.devices]
         found["Ulimits"] = [ulimit_json(text) for text in self.ulimits] or None
         for key, texts, mark in (

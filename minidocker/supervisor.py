@@ -195,6 +195,7 @@ class Supervisor:
         """Write down that the program runs, and let guests sit down with it."""
         self.state = self.state.replace(pid=process.pid, start_time=process.start_time)
         self.write()
+        tell(self.store, self.container, "start")
         self.started(process.terminal)
         self.started = lambda _: None
         if self.door is None:
@@ -203,7 +204,6 @@ class Supervisor:
         pump.watch(self.door.fileno(), select.POLLIN, admit)
         for guest in self.guests:
             guest.sit(pump)
-        tell(self.store, self.container, "start")
         if self.container.config.healthcheck:
             self.nurse(pump, process.pid)
 

@@ -224,8 +224,6 @@ LISTS = [
 WHY_LISTS = {
     ("images", "a", "b"): "bad usage is 125 here, 1 from Docker's commands",
     ("images", "--format", "{{"): "a template that cannot be read is bad usage: 125 for 64",
-    ("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}} {{.Size}} {{.Reclaimable}}"):
-        "Docker has a line for volumes",
 }  # fmt: skip
 
 
