@@ -304,8 +304,8 @@ def kill(store: ContainerStore, container: Container, number: int) -> None:
     if number in (signal.SIGKILL, ending):
         make_mark(store, container, STOPPED)
         thaw(store, container)
-    signal_process(state, number)
     tell(store, container, "kill", signal=str(int(number)))
+    signal_process(state, number)
 
 
 # %% Kill, wait, stop

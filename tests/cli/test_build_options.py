@@ -163,6 +163,7 @@ def test_labels_contexts_and_until(
     assert (found["Labels"], found["User"]) == ({"a": "b=c"}, "1")
 
 
+@pytest.mark.root
 def test_a_network_and_a_platform_are_for_those_that_say_none(
     store: Store, context: Context
 ) -> None:

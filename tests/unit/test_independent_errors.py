@@ -123,6 +123,7 @@ def test_what_cannot_be_is_refused(bench: Workbench, line: str):
     assert bench.said == []
 
 
+@pytest.mark.root
 def test_what_is_right_is_let_through(bench: Workbench):
     text = (
         "FROM scratch AS files\nCOPY *a /x/\nCOPY dir/*.txt /\nCOPY a dir /to/\n"
