@@ -185,6 +185,19 @@ class StoreEngine:
             finally:
                 self.batch.mark = before
 
+    @contextmanager
+    def bringing(self) -> Iterator[None]:
+        """``changing`` for what others made: when it is refused, nothing of it stays.
+
+        Not even the mark, unless somebody else is at work.
+        """
+        try:
+            with self.changing():
+                yield
+        except MinidockerError:
+            self.tidy()
+            raise
+
     def tidy(self) -> None:
         """Remove what a crash left; while others make something, put it off.
 
@@ -283,14 +296,10 @@ class PullingEngine(StoreEngine):
         client.connect()
         if first:
             self.notice(first)
-        try:
-            with self.changing():
-                stores = self.images, self.layers
-                puller = Puller(client, *stores, tell, platform, limit=self.room())
-                return puller.pull(reference.tagged)
-        except MinidockerError:
-            self.tidy()
-            raise
+        with self.bringing():
+            stores = self.images, self.layers
+            puller = Puller(client, *stores, tell, platform, limit=self.room())
+            return puller.pull(reference.tagged)
 
     def push(self, reference: Reference, tell: Tell) -> Pushed:
         """Send an image to its registry."""
@@ -448,7 +457,7 @@ class Engine(ContainerEngine):
 
         config = self.changed(ContainerConfig(env=()), changes)
         runs_on = platform or host_platform()
-        with self.changing():
+        with self.bringing():
             layer = self.layers.add(read, limit=self.room())
             image = ImageConfig(
                 architecture=runs_on.architecture,

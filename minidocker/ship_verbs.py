@@ -141,7 +141,7 @@ def load(given: Given) -> int:
     engine = open_engine(given, Needs.MOUNTS)
     engine.max_size = size(given, MAX_SIZE.name)
     limit = engine.room()
-    with engine.changing(), coming_from(path), opened(engine, path, limit) as source:
+    with engine.bringing(), coming_from(path), opened(engine, path, limit) as source:
         stores = engine.images, engine.layers
         reports = load_images(
             *stores, source, platform=platform, limit=limit, told=bars.tell

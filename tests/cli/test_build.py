@@ -1,5 +1,6 @@
 """`build` and what looks after images, as a user types them."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -178,6 +179,7 @@ def test_a_killed_build_leaves_a_store_that_works(
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
+    wait_until_dead(store)
     assert store.says("run", "--rm", "small:v1", "echo", "fine") == "fine\n"
     context("FROM small:v1\nCMD true\n")
     store.says("build", "-q", path)
@@ -198,6 +200,21 @@ def contents(store: Store) -> set[str]:
     found = (str(path.relative_to(store.root)) for path in store.root.rglob("*"))
     kept = {path for path in found if not path.endswith((".new", "/catalog"))}
     return {path for path in kept if not path.startswith("buildcache")}
+
+
+def wait_until_dead(store: Store) -> None:
+    """Wait for what a killed command had started and dies with it: a process that is
+    waiting for the disk dies after that, and holds the store's lock until then, so
+    that nobody sweeps what it may still write.
+    """
+    until = time.monotonic() + 10
+    with open(store.root / "lock", "rb") as lock:
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < until, "who holds the lock of a dead build?"
+                time.sleep(0.01)
 
 
 def test_a_build_killed_anywhere_is_cleaned_up_by_the_next_command(
@@ -222,6 +239,7 @@ def test_a_build_killed_anywhere_is_cleaned_up_by_the_next_command(
         process.kill()
         if process.wait() == 0:
             store.says("rmi", "killed")
+        wait_until_dead(store)
         assert store("ps", "-a").returncode == 0
         for id in store.says("images", "-aq").split():
             if id not in store.says("images", "-q", "small"):

@@ -58,12 +58,14 @@ def directories(store: Store) -> list[str]:
 @pytest.mark.parametrize("more", [(), ("--memory", "64m"), ("--read-only", "--init")])
 def test_runs_leave_no_trace(store: Store, more: tuple[str, ...]) -> None:
     words = ["run", "--rm", *more, "small:v1", "true"]
+    links = traces()["links"]
     store.says(*words)
 
     def look() -> object:
         return traces(), directories(store), processes(store)
 
     assert rested(lambda: processes(store), []) == []
+    assert rested(lambda: traces()["links"], links) == links
     before = look()
     for _ in range(RUNS):
         store.says(*words)
