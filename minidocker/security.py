@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import lru_cache
 
 from minidocker.cgroups import Group
 from minidocker.errors import RuntimeFault, UsageError, did_you_mean
@@ -457,6 +458,7 @@ def check_ours(add: Iterable[str]) -> None:
 
 
 # %% The promise, and the locks
+@lru_cache(4)  # every RUN of a build has the same
 def filter_program(choice: str, capabilities: int) -> bytes:
     """Return the program for a choice: "" (Docker's), "unconfined", or JSON.
 
