@@ -323,13 +323,23 @@ def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
     return slave
 
 
+def die_with_parent(channel: socket) -> None:
+    """Ask to be killed when the parent ends; end now if it has done so already."""
+    from _socket import MSG_DONTWAIT
+
+    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    with suppress(BlockingIOError):  # nothing was said: it is there
+        if not channel.recv(1, MSG_DONTWAIT):
+            os._exit(125)
+
+
 def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     """Build the container around this process; return the terminal's slave, or -1.
 
     The process was cloned into new namespaces. What it mounts goes with it. ``shm`` is
     a copy of another container's /dev/shm, or -1; it is closed.
     """
-    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(channel)
     shared = spec.shared
     keep_mounts_private()
     if spec.view is None:

@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from minidocker import runtime
 from minidocker.errors import CommandNotFoundError, RuntimeFault
 from minidocker.program import ProcessSpec, find_user, program_env
-from minidocker.runtime import listen, new_channel, send_error
+from minidocker.runtime import die_with_parent, listen, new_channel, send_error
 
 
 def test_doctests_hold():
@@ -31,6 +32,22 @@ def test_the_end_of_the_channel_says_that_the_program_runs():
     ours, theirs = new_channel()
     theirs.close()
     assert listen(ours) == -1
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_child_ends_whose_parent_ended_before_it_asked(*, gone: bool):
+    ours, theirs = new_channel()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        select.select([theirs] if gone else [], [], [], 10 if gone else 0)
+        die_with_parent(theirs)
+        os._exit(7)
+    theirs.close()
+    if gone:
+        ours.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (125 if gone else 7)
+    ours.close()
 
 
 def test_the_spec_s_variables_win_over_the_defaults():
