@@ -192,43 +192,46 @@ def figures(container: OciContainer) -> dict[str, Any]:
 
 
 # %% features
-def features_verb(_: Given) -> int:
-    """``features``"""
-    from json import dumps
-
+def linux_features() -> dict[str, object]:
+    """Return what of Linux a bundle may ask for, as the specification names it."""
     from minidocker.bundle import KINDS
     from minidocker.cgroups import find_hierarchies
     from minidocker.identity import APPARMOR
     from minidocker.linux import Capability
     from minidocker.namespaces import first_line
-    from minidocker.oci_mounts import KNOWN_WORDS
     from minidocker.seccomp import MACHINES, Op
     from minidocker.security import ACTIONS
 
-    arches = [f"SCMP_ARCH_{name.upper()}" for name in MACHINES]
-    actions = [f"SCMP_ACT_{name}" for name in ACTIONS]
     version = find_hierarchies().version
-    linux = {
-        "namespaces": sorted({*KINDS} - {"mount"} | {"mount"}),
+    return {
+        "namespaces": sorted({*KINDS, "mount"}),
         "capabilities": [f"CAP_{one.name}" for one in Capability],
         "cgroup": {"v1": version == 1, "v2": version == 2, "systemd": False},
         "seccomp": {
             "enabled": True,
-            "actions": sorted(actions),
+            "actions": sorted(f"SCMP_ACT_{name}" for name in ACTIONS),
             "operators": [f"SCMP_CMP_{op.value}" for op in Op],
-            "archs": arches,
+            "archs": [f"SCMP_ARCH_{name.upper()}" for name in MACHINES],
         },
         "apparmor": {"enabled": first_line(APPARMOR) == "Y"},
         "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},
         "intelRdt": {"enabled": False},
         "mountExtensions": {"idmap": {"enabled": True}},
     }
+
+
+def features_verb(_: Given) -> int:
+    """``features``"""
+    from json import dumps
+
+    from minidocker.oci_mounts import KNOWN_WORDS
+
     found = {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
         "hooks": list(HOOKS),
         "mountOptions": sorted(KNOWN_WORDS),
-        "linux": linux,
+        "linux": linux_features(),
         "annotations": {"minidocker.version": version_text()},
     }
     print(dumps(found, indent=4))
