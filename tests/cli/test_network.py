@@ -357,6 +357,7 @@ def test_a_container_that_starts_again_gets_its_network_again(shop: Store) -> No
 
     serve(shop, "web", 80, "-p", "8080:80")
     shop.says("kill", "web")
+    shop.says("wait", "web")  # its address is free when it has ended
     shop.says("run", "-d", "--name", "thief", *SLEEP)
     engine = Engine(str(shop.root), "overlay2")
     store: ContainerStore = engine.containers
