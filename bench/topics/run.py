@@ -22,5 +22,5 @@ def measure(bench: Bench) -> None:
             },
             ROUNDS,
         )
-    peers = {"runc": (took["runc"], 1.5), "docker": (took["docker"], 0.25)}
+    peers = {"runc": (took["runc"], 1.0), "docker": (took["docker"], 0.2)}
     bench.row("`run --rm --network none IMAGE true`", took["minidocker"], peers)
