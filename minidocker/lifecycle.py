@@ -390,7 +390,7 @@ def past_pause(store: ContainerStore, container: Container, state: State) -> Sta
 def thaw(store: ContainerStore, container: Container) -> None:
     """Let a paused container go on, so that a signal reaches it; else do nothing."""
     if os.path.exists(store.path(container.id, "paused")):
-        from minidocker.freezer import unpause
+        from minidocker.pausing import unpause
 
         with suppress(ConflictError):
             unpause(store, container)

@@ -31,7 +31,7 @@ from minidocker.durable import write_whole
 from minidocker.engine import Engine
 from minidocker.errors import UsageError
 from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given
-from minidocker.freezer import members_of
+from minidocker.pausing import members_of
 from minidocker.records import Record
 from minidocker.run_verb import LIMIT_FLAGS, limits_of
 from minidocker.tables import View, formatted, human_size
@@ -284,20 +284,20 @@ def update(given: Given) -> int:
 # %% pause
 def pause(given: Given) -> int:
     """``pause CONTAINER [CONTAINER...]``"""
-    from minidocker import freezer
+    from minidocker import pausing
 
     def action(engine: Engine, container: Container) -> None:
-        freezer.pause(engine.containers, container)
+        pausing.pause(engine.containers, container)
 
     return each_container(given, action, Needs.NOTHING)
 
 
 def unpause(given: Given) -> int:
     """``unpause CONTAINER [CONTAINER...]``"""
-    from minidocker import freezer
+    from minidocker import pausing
 
     def action(engine: Engine, container: Container) -> None:
-        freezer.unpause(engine.containers, container)
+        pausing.unpause(engine.containers, container)
 
     return each_container(given, action, Needs.NOTHING)
 

@@ -12,11 +12,11 @@ from contextlib import suppress
 
 from minidocker.documents import Part
 from minidocker.errors import ConflictError, RuntimeFault
+from minidocker.freezer import set_frozen
 from minidocker.hooks import hook_state, hooks_of, run_hook
 from minidocker.linux import SysError, pidfd_open, pidfd_send_signal, start_time
 from minidocker.oci_groups import limit_group, pids_in, remove_at
 from minidocker.oci_state import OciContainer, Phase, load, phase_of, remove_home
-from minidocker.standstill import set_frozen
 
 
 # %% Signals

@@ -13,10 +13,10 @@ from minidocker.cgroups import Group
 from minidocker.documents import Part
 from minidocker.durable import write_whole
 from minidocker.errors import ConflictError, NotFoundError, UsageError
+from minidocker.freezer import is_frozen
 from minidocker.hooks import OCI_VERSION, annotations_of
 from minidocker.linux import start_time
 from minidocker.records import Record, json_text, parse_json
-from minidocker.standstill import is_frozen
 
 
 TYPE_CHECKING = False

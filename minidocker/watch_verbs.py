@@ -29,10 +29,10 @@ from minidocker.flags import (
     Flag,
     Given,
 )
-from minidocker.freezer import members_of
 from minidocker.logs import LogEntry, fixed_time
 from minidocker.logs import logs as log_entries
 from minidocker.network_views import network_settings
+from minidocker.pausing import members_of
 from minidocker.storing import points_of
 from minidocker.tables import formatted
 from minidocker.views import container_row, ps_view, state_word

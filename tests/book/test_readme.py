@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
+import yaml
+
 from minidocker.cli import every_command
-from minidocker.tangle import chapters
 
 
 COMMANDS = every_command()
@@ -12,13 +13,23 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_picture_of_the_floors_has_every_chapter_in_order() -> None:
-    block = next(b for b in README.split("```") if "conventions" in b)
-    floors = [
-        re.sub(r"\(.*?\)", "", line[17:]).split() for line in block.strip().splitlines()
-    ]
-    named = [name for floor in reversed(floors) for name in floor]
-    assert named == [pair.chapter.stem[4:] for pair in chapters(ROOT)]
+def test_each_part_of_the_book_has_a_row_that_names_chapters_of_its_own() -> None:
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    rows = [line.split(" | ") for line in README.splitlines() if "](book/" in line]
+    rows = [row for row in rows if len(row) == 3]
+    assert [row[0][2:] for row in rows] == [part["caption"] for part in parts]
+    for row, part in zip(rows, parts, strict=True):
+        own = [chapter["file"] for chapter in part["chapters"]]
+        named = re.findall(r"\[([a-z-]+)\]\((\S+)\.md\)", row[2])
+        assert 1 <= len(named) <= 8, "a few to begin with; all are on the first page"
+        assert [file for _, file in named] == [f for f in own if f[9:] in dict(named)]
+
+
+def test_links_lead_to_files() -> None:
+    for page in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text()
+        for link in re.findall(r"\]\(([^):#]+)", text):
+            assert (ROOT / link).is_file(), f"{page}: {link}"
 
 
 def test_every_command_that_works_is_named() -> None:

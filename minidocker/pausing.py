@@ -1,18 +1,6 @@
----
-file_format: mystnb
-kernelspec:
-  display_name: Python 3 (ipykernel)
-  language: python
-  name: python3
----
+# From book/438-pausing.md. Edit there and tangle, or here and tangle --back.
 
-# Freezer: a container that stands still
-
-A signal can be caught, and SIGSTOP is seen by the parent. To stop a whole container so that nobody inside
-notices is a task for the kernel: the *freezer*. `pause` freezes, `unpause` thaws, and in between a container
-takes memory and no processor.
-
-```{code-cell} ipython3
+# %% Pausing: all of a container, and nobody else
 """Who belongs to a container; stop all of it where it stands, and let it go on."""
 
 from __future__ import annotations
@@ -30,15 +18,10 @@ from minidocker.cgroups import (
 )
 from minidocker.containers import Container, ContainerStore, Status, tell
 from minidocker.errors import ConflictError, RuntimeFault
-from minidocker.standstill import set_frozen
-```
+from minidocker.freezer import set_frozen
 
-## Who is inside
 
-Who belongs to a container? Those of its pid namespace, which the kernel keeps apart for us. Only where that namespace is shared, the
-group must tell.
-
-```{code-cell} ipython3
+# %% Who is inside
 def has_own_numbers(pid: int) -> bool:
     """Say whether a process is number 1 of its pid namespace."""
     lines = read(f"/proc/{pid}/status").splitlines()
@@ -68,15 +51,9 @@ def processes_of(pid: int) -> list[int]:
                 if os.readlink(f"/proc/{name}/ns/pid") == own:
                     found.append(int(name))
     return found
-```
 
-## Freeze
 
-The *freezer* stops all processes of a group wherever they are, without a signal that they could see: that is
-`pause`. Version 2 has it in every group. In version 1 the group is made when somebody pauses, and the container's
-processes are moved there; a process that forks meanwhile is found by looking again.
-
-```{code-cell} ipython3
+# %% A group that holds them all
 def freezer_group(id: str, pid: int) -> Group:
     """Return a container's groups with a freezer among them that holds everybody."""
     group = find_group(id)
@@ -101,13 +78,9 @@ def freeze(id: str, pid: int, *, frozen: bool) -> None:
     ``pid`` is the first process. Raises RuntimeFault without a freezer.
     """
     set_frozen(freezer_group(id, pid), frozen=frozen)
-```
 
-## The verbs
 
-A file `paused` in the container's directory says so, as long as it is there.
-
-```{code-cell} ipython3
+# %% The verbs
 def pause(store: ContainerStore, container: Container) -> None:
     """Stop all processes of a container where they are."""
     state = store.state(container.id)
@@ -135,49 +108,3 @@ def unpause(store: ContainerStore, container: Container) -> None:
     with suppress(FileNotFoundError):
         os.unlink(store.path(container.id, "paused"))
     tell(store, container, "unpause")
-```
-
-The notebook is a process among the host's, so it is not number 1 of its namespace. A child in a new pid namespace is.
-
-```{code-cell} ipython3
-:tags: [demo]
-
-import signal
-
-from minidocker.linux import CloneFlags, clone3
-
-
-def count_in_new_namespace() -> None:
-    pid, pidfd = clone3(CloneFlags.NEWPID | CloneFlags.NEWNS)
-    if pid == 0:
-        signal.pause()
-    try:
-        print("number 1 of its own:", has_own_numbers(pid))
-        print("it is alone there:  ", processes_of(pid) == [pid])
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(pidfd)
-
-
-print("we are a number 1:  ", has_own_numbers(os.getpid()))
-try:
-    count_in_new_namespace()
-except OSError as why:
-    print("refused here:", why)
-```
-
-## What Docker does differently
-
-Docker makes the freezer's group at every start, since the daemon makes all groups at every start. Here a group of version 1 costs
-its share of a container's life, and most containers are never paused.
-
-## Exercises
-
-1. Run `sleep 5` in a container, pause it after one second, unpause it ten seconds later. When does it end, and why?
-2. `freezer_group` looks again until nobody is left outside. Can a program fork so fast that it never ends?
-
-## Sources
-
-- The kernel's `Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst`, and `cgroup-v2.rst`: `cgroup.freeze`.
-- Docker, `daemon/pause.go`, `daemon/unpause.go`.
