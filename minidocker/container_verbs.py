@@ -63,9 +63,9 @@ def open_engine(
     elif interrupted and needs is Needs.NOTHING:
         needs = Needs.TREES
     if os.geteuid() != 0 and needs is not Needs.NOTHING:
-        from minidocker.namespaces import enter_user_namespace
+        from minidocker.rootless import enter_store
 
-        enter_user_namespace()
+        enter_store(root)
     elif needs is Needs.MOUNTS:
         own_mounts()
     driver = given.text("storage-driver")

@@ -147,7 +147,7 @@ def root_of(engine: Engine, container: Container) -> Iterator[str]:
 
 def engine_for(given: Given, name: str) -> tuple[Engine, Container]:
     """Open the store as a container needs it: to mount, if it is stopped."""
-    engine = open_engine(given)
+    engine = open_engine(given, Needs.TREES)
     container = engine.containers.resolve(name)
     if engine.containers.state(container.id).status is not Status.RUNNING:
         engine = open_engine(given, Needs.MOUNTS)

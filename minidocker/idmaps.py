@@ -46,10 +46,11 @@ def set_aside(text: str, names: Iterable[str]) -> list[tuple[int, int]]:
 
 
 # %% What the administrator set aside
-def own_ranges(path: str, id: int, name: str) -> tuple[IdRange, ...]:
+def own_ranges(path: str, id: int, names: Iterable[str]) -> tuple[IdRange, ...]:
     """Return a map for a user: 0 is ``id``, and from 1 on what is set aside.
 
-    Only the first is there where ``path`` has no line for the name or the number.
+    ``names`` are the user's name and number, in both files. Only the first range is
+    there where ``path`` has no line for them.
     """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -57,7 +58,7 @@ def own_ranges(path: str, id: int, name: str) -> tuple[IdRange, ...]:
     except OSError:
         text = ""
     ranges, inside = [(0, id, 1)], 1
-    for first, count in set_aside(text, [name, str(id)]):
+    for first, count in set_aside(text, names):
         ranges.append((inside, first, count))
         inside += count
     return tuple(ranges)

@@ -13,13 +13,15 @@ from minidocker.cgroups import find_hierarchies
 from minidocker.errors import MinidockerError
 from minidocker.linux import Capability, CloneFlags, capget, unshare
 from minidocker.namespaces import (
-    enter_user_namespace,
+    QUIET,
+    Filesystem,
+    container_flags,
     keep_mounts_private,
-    why_no_user_namespace,
 )
 from minidocker.netfilter import make_table, network_chains
 from minidocker.overlayfs import supported
 from minidocker.records import Record
+from minidocker.rootless import enter_user_namespace, forbidding_setting, own_ids
 from minidocker.rtnetlink import NETFILTER, Netlink, new_bridge
 from minidocker.security import (
     ALL_CAPABILITIES,
@@ -47,7 +49,10 @@ def attempt(action: Callable[[], None]) -> str:
     if child == 0:
         try:
             action()
-        except (OSError, MinidockerError) as why:
+        except MinidockerError as why:
+            line = f"{why.what}; {why.hint}" if why.hint else why.what
+            os.write(write, line.encode()[:1000])
+        except OSError as why:
             os.write(write, str(why).encode()[:1000])
         os._exit(0)
     os.close(write)
@@ -57,18 +62,29 @@ def attempt(action: Callable[[], None]) -> str:
     return said
 
 
-def new_user_namespace() -> None:
-    """Enter a user namespace of our own."""
-    unshare(CloneFlags.NEWUSER)
-
-
 def new_namespaces() -> None:
-    """Enter the namespaces of a container."""
-    kinds = CloneFlags.NEWNS | CloneFlags.NEWPID | CloneFlags.NEWUTS
-    kinds |= CloneFlags.NEWIPC | CloneFlags.NEWNET | CloneFlags.NEWCGROUP
+    """Enter the namespaces of a container, and mount what shows its processes."""
     if os.geteuid() != 0:
-        kinds |= CloneFlags.NEWUSER
-    unshare(kinds)
+        enter_user_namespace()
+    unshare(container_flags())
+    keep_mounts_private()
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    Filesystem("/proc", "proc", QUIET).apply(top)
+
+
+def user_namespaces() -> Finding:
+    """Say who is root in a container of a user without root, or what forbids it."""
+    name, ids = "User namespaces", own_ids()
+    refused = forbidding_setting() or attempt(enter_user_namespace)
+    if os.geteuid() == 0:
+        return judged(name, refused, "users without root can run containers")
+    count = sum(one[2] for one in ids.uids)
+    follows = (
+        f"{count} users in a container" if count > 1 else "one user in a container"
+    )
+    return judged(
+        name, refused, f"{follows}: {ids.why_one}" if ids.why_one else follows
+    )
 
 
 def an_overlay() -> None:
@@ -156,15 +172,13 @@ def network() -> Finding:
 def findings() -> list[Finding]:
     """Try everything; the names are those of `info`."""
     lone = "" if os.geteuid() == 0 else ", without root"
-    user = attempt(new_user_namespace)
     mapper, fuse = usable("/dev/mapper/control"), usable("/dev/fuse")
-    nobody = "users without root can run containers"
     filters = "only --security-opt seccomp=unconfined: "
     thin = "thin snapshots are possible" if mapper else "no driver devicemapper"
     fused = "file systems in user space" if fuse else "not needed by any driver"
     return [
         judged("Namespaces", attempt(new_namespaces), f"containers are isolated{lone}"),
-        judged("User namespaces", user and why_no_user_namespace(), nobody),
+        user_namespaces(),
         judged(
             "Overlayfs",
             attempt(an_overlay),

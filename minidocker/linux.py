@@ -193,6 +193,7 @@ class Prctl(Constants, prefix="PR_"):
     CAPBSET_DROP = 24
     SET_CHILD_SUBREAPER = 36
     SET_NO_NEW_PRIVS = 38
+    GET_NO_NEW_PRIVS = 39
     CAP_AMBIENT = 47
 
 

@@ -94,7 +94,7 @@ def set_owner(fd: int, owner: tuple[int, int], name: str | None = None) -> None:
             raise
         raise BuildError(
             f"this user cannot own files as {owner[0]}:{owner[1]}",
-            hint="without root there is one user in an image, 0:0",
+            hint="without root there are 0:0, and what /etc/subuid sets aside",
         ) from why
 
 

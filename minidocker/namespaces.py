@@ -1,7 +1,7 @@
 # From book/402-namespaces.md. Edit there and tangle, or here and tangle --back.
 
 # %% Namespaces: what a process is allowed to see
-"""What a container sees: namespaces, the mounts inside, pivot_root, user namespaces.
+"""What a container sees: namespaces, the mounts inside, pivot_root.
 
 The mounts are a plan: a tuple of frozen records, each of which can apply itself
 below a root directory that is given as a descriptor, and can describe itself.
@@ -15,14 +15,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from minidocker.errors import RuntimeFault, UnsupportedError
+from minidocker.errors import RuntimeFault
 from minidocker.linux import (
     CloneFlags,
     Resolve,
     SysError,
     openat2,
     pivot_root,
-    unshare,
 )
 from minidocker.mounts import (
     AT_EMPTY_PATH,
@@ -81,7 +80,7 @@ def container_flags(*, shared: Iterable[str] = ()) -> CloneFlags:
     return flags_of(k.name for k in NAMESPACES if k.name not in left_out)
 
 
-# %% Without root: a user namespace
+# %% A word in /proc
 def put(path: str, text: str) -> None:
     """Write ``text`` to a file of /proc in one write, as the id maps demand."""
     handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -91,35 +90,6 @@ def put(path: str, text: str) -> None:
         os.close(handle)
 
 
-def enter_user_namespace() -> None:
-    """Move this process into a user and a mount namespace where it is root.
-
-    One id is mapped: 0 to the caller's. ``setgroups`` is denied first, because the
-    kernel asks that of a map which is not written by root. The process must have
-    one thread. Raises UnsupportedError, naming the setting that forbids it.
-    Source: user_namespaces(7).
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    try:
-        unshare(CloneFlags.NEWUSER | CloneFlags.NEWNS)
-        put("/proc/self/setgroups", "deny")
-        put("/proc/self/uid_map", f"0 {uid} 1")
-        put("/proc/self/gid_map", f"0 {gid} 1")
-    except OSError as why:
-        raise UnsupportedError(
-            f"this user may not make a user namespace: {why}",
-            hint=why_no_user_namespace(),
-        ) from why
-
-
-# %% Without root: a user namespace
-FORBIDDERS = (
-    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "1"),
-    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
-    ("/proc/sys/user/max_user_namespaces", "0", "15000"),
-)
-
-
 def first_line(path: str) -> str:
     """Return the first line of a file, or nothing where it cannot be read."""
     try:
@@ -127,15 +97,6 @@ def first_line(path: str) -> str:
             return file.readline().decode().strip()
     except OSError:
         return ""
-
-
-def why_no_user_namespace() -> str:
-    """Name the setting that most likely forbids user namespaces."""
-    for path, forbids, allows in FORBIDDERS:
-        if first_line(path) == forbids:
-            name = path.removeprefix("/proc/sys/").replace("/", ".")
-            return f"{name} is {forbids}: `sysctl -w {name}={allows}`, or run as root"
-    return "a seccomp filter (are we in a container?) or a chroot forbids it; try root"
 
 
 # %% A destination cannot be trusted
@@ -236,6 +197,26 @@ class MountStep(Record):
         raise NotImplementedError
 
 
+def hidden_below(path: str) -> list[str]:
+    """Return where something is mounted below a path, in our mount namespace."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        places = {os.fsdecode(line.split()[4]) for line in file}
+    return sorted(place for place in places if place.startswith(f"{path}/"))
+
+
+def too_revealing(fstype: str, target: str) -> RuntimeFault:
+    """Phrase that the kernel mounts no new proc or sysfs, and what it protects."""
+    hidden = hidden_below("/proc" if fstype == "proc" else "/sys")
+    what, hint = f"the kernel refuses a new {fstype}", "is this root in a container?"
+    if hidden:
+        more = f" and {len(hidden) - 1} more" if hidden[1:] else ""
+        what += f": what is mounted on {hidden[0]}{more} hides a part of it"
+        hint = (
+            "start the container around us with --security-opt systempaths=unconfined"
+        )
+    return RuntimeFault(what, where=target, hint=hint)
+
+
 class Filesystem(MountStep):
     """Mount a new file system at a directory; a link in its way is refused.
 
@@ -261,6 +242,10 @@ class Filesystem(MountStep):
         try:
             source = self.source or self.fstype
             mount(source, magic(place), self.fstype, self.flags, self.data)
+        except SysError as why:
+            if why.errno != errno.EPERM or self.fstype not in ("proc", "sysfs"):
+                raise
+            raise too_revealing(self.fstype, self.target) from why
         finally:
             os.close(place)
 

@@ -58,7 +58,6 @@ from minidocker.namespaces import (
     pivot,
     put,
     raise_loopback,
-    why_no_user_namespace,
 )
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import (
@@ -421,7 +420,11 @@ def start(spec: ProcessSpec) -> Process:
 # %% A new container
 def no_namespaces(why: SysError) -> UnsupportedError:
     """Phrase that this kernel or this user has no namespaces."""
-    hint = why_no_user_namespace() if os.geteuid() else "is this root in a container?"
+    hint = "is this root in a container?"
+    if os.geteuid():
+        from minidocker.rootless import why_no_user_namespace
+
+        hint = why_no_user_namespace(why.errno or 0)
     return UnsupportedError(f"no new namespaces: {why}", hint=hint)
 
 

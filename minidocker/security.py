@@ -358,6 +358,12 @@ LINKS = (
 
 
 # %% What is hidden
+def has_one_group() -> bool:
+    """Say whether the group of terminals, 5, may not exist in our user namespace."""
+    with open("/proc/self/gid_map", "rb") as file:
+        return sum(int(line.split()[2]) for line in file) == 1
+
+
 SHM_SIZE = 64 << 20  # bytes
 
 
@@ -375,7 +381,7 @@ def docker_mounts(
 
     ``shared`` names the namespaces that are not the container's own.
     """
-    gid = "" if rootless else ",gid=5"
+    gid = "" if rootless and has_one_group() else ",gid=5"
     pts = f"newinstance,ptmxmode=0666,mode=0620{gid}"
     readonly = MountFlags(0) if privileged else MountFlags.RDONLY
     sysfs = Filesystem("/sys", "sysfs", QUIET | readonly)

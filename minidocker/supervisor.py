@@ -469,6 +469,13 @@ def run_detached(
     Returns a copy of its terminal's master for who has ``seat``, else -1. Raises what
     the start raised.
     """
-    return in_background(
-        lambda started: Supervisor(store, container, None, started, seat).run(), seat
-    )
+
+    def work(started: Callable[[int], None]) -> None:
+        root = os.path.dirname(store.root)
+        if os.path.exists(f"{root}/userns"):
+            from minidocker.rootless import note_inside
+
+            note_inside(root)
+        Supervisor(store, container, None, started, seat).run()
+
+    return in_background(work, seat)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.archive import Entry, Kind
-from minidocker.errors import IntegrityError, MinidockerError
+from minidocker.errors import IntegrityError, MinidockerError, UnsupportedError
 from minidocker.linux import Resolve, openat2
 from minidocker.places import Place, Places, marker_of, names_in
 from minidocker.reading import Read, Tape, TarReader
@@ -34,6 +34,12 @@ from minidocker.trees import (
 
 
 # %% What one archive has done so far
+def ids_here() -> int:
+    """Return how many users exist in our user namespace."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return sum(int(line.split()[2]) for line in file)
+
+
 class Unpacker:
     """The state of one unpacking: what this archive brought, and the times to set.
 
@@ -67,6 +73,10 @@ class Unpacker:
         except OSError as why:
             if not (self.ignore_owner and why.errno in (errno.EPERM, errno.EINVAL)):
                 raise
+            if why.errno == errno.EINVAL and (count := ids_here()) > 1:
+                what = f"the owner {uid}:{gid} is beyond the {count} ids of this user"
+                hint = "longer ranges in /etc/subuid and /etc/subgid, or run as root"
+                raise UnsupportedError(what, hint=hint) from why
 
     def own_new(self, fd: int, parent: Place, owner: tuple[int, int]) -> None:
         """Give a new file its owner, unless files are born with it in this place."""

@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from minidocker.linux import CloneFlags, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
-from minidocker.namespaces import enter_user_namespace
 from minidocker.operations import Union
 from minidocker.overlayfs import OPAQUE, Overlay, is_whiteout, mount_overlay
+from minidocker.rootless import enter_user_namespace
 from minidocker.union import (
     WHITEOUT,
     BranchKind,

@@ -1,23 +1,19 @@
 """A user without root: pasta or slirp4netns stands between container and host."""
 
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cli.somebody import User, somebody
 from cli.stage import OUTSIDE, Stage, fetch, stage, wait_until
-from cli.store import Store
 
 
 pytestmark = pytest.mark.root
 
-NOBODY = 4242
-HERE = Path(__file__).parents[2]
 SERVER = """
 import socket
 s = socket.create_server(("", 80)); print("ready", flush=True)
@@ -32,43 +28,10 @@ def host() -> Iterator[Stage]:
         yield found
 
 
-class User(Store):
-    """A store of a user who may open /dev/net/tun, whose programs are on ``path``."""
-
-    path = "/usr/bin:/bin"
-
-    def argv(self, *words: str) -> list[str]:
-        ids = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-        env = ["env", f"PATH={self.path}", f"HOME={self.root}"]
-        python, *rest = super().argv(*words)
-        python = python.replace(str(HERE), "/mnt")  # this user cannot reach HERE
-        return ["/usr/bin/setpriv", *ids, *env, python, *rest]
-
-
 @pytest.fixture
 def user(host: Stage, small_tree: Path) -> Iterator[User]:
-    """Show the checkout at /mnt, and a tun that everybody may open, in our own mounts."""
-    root = Path(tempfile.mkdtemp(prefix="minidocker-user-"))
-    root.chmod(0o755)
-    tun = root / "tun"
-    os.mknod(tun, 0o20666, os.makedev(10, 200))
-    tun.chmod(0o666)
-    os.chown(root, NOBODY, NOBODY)
-    for words in (["--bind", HERE, "/mnt"], ["--bind", tun, "/dev/net/tun"]):
-        subprocess.run(["mount", *words], check=True)
-    before = os.getcwd()
-    os.chdir("/mnt")
-    found = User(root / "store")
-    try:
-        found.says("import", "-", "small:v1", stdin=small_tree.read_bytes())
+    with somebody(small_tree) as found:
         yield found
-    finally:
-        if ids := found.says("ps", "-aq").split():
-            found("rm", "-f", *ids)
-        os.chdir(before)
-        for path in ("/mnt", "/dev/net/tun"):
-            subprocess.run(["umount", "-l", path], check=True)
-        shutil.rmtree(root)
 
 
 @pytest.fixture(params=["pasta", "slirp4netns"])

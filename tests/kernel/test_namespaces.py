@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minidocker import namespaces
+from minidocker import namespaces, rootless
 from minidocker.errors import RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, prctl, unshare
 from minidocker.mounts import mountinfo
@@ -24,12 +24,12 @@ from minidocker.namespaces import (
     ReadOnly,
     apply_mounts,
     directory_in_root,
-    enter_user_namespace,
     file_in_root,
     keep_mounts_private,
     pivot,
 )
 from minidocker.overlayfs import is_first_user_namespace
+from minidocker.rootless import enter_user_namespace
 from minidocker.security import docker_mounts
 
 
@@ -271,7 +271,7 @@ def test_the_error_names_what_forbids_user_namespaces(
 ):
     (tmp_path / "limit").write_text("0\n")
     settings = ((str(tmp_path / "limit"), "0", "15000"),)
-    monkeypatch.setattr(namespaces, "FORBIDDERS", settings)
-    assert "=15000`, or run as root" in namespaces.why_no_user_namespace()
+    monkeypatch.setattr(rootless, "FORBIDDERS", settings)
+    assert "=15000`, or run as root" in rootless.why_no_user_namespace()
     (tmp_path / "limit").write_text("7\n")
-    assert "seccomp" in namespaces.why_no_user_namespace()
+    assert "limit" not in rootless.why_no_user_namespace()

@@ -12,7 +12,6 @@ import pytest
 from minidocker.errors import UnsupportedError
 from minidocker.linux import CloneFlags, unshare
 from minidocker.mounts import MountFlags, mount, mountinfo
-from minidocker.namespaces import enter_user_namespace
 from minidocker.overlayfs import (
     MAX_LOWERS,
     OPAQUE,
@@ -26,6 +25,7 @@ from minidocker.overlayfs import (
     overlay_mounted,
     supported,
 )
+from minidocker.rootless import enter_user_namespace
 
 
 BOTH = pytest.mark.parametrize(
