@@ -226,7 +226,7 @@ def transfer(
     os.close(write)
     try:
         with open(read, "rb") as file:
-            extract(file.read1, target, at=at, ignore_owner=os.geteuid() != 0)
+            extract(file.read1, target, at=at, ignore_owner=own)
     finally:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
@@ -269,6 +269,7 @@ def copy_in(given: Given, source: str, target: Place) -> None:
     engine, container = engine_for(given, target.container)
     if container.host.readonly:
         raise MinidockerError("container rootfs is marked read-only")
+    rootless = engine.layers.driver.rootless
     with root_of(engine, container) as tree:
         root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         there = looked_for(root, target, follow=True, may_be_missing=True)
@@ -279,14 +280,15 @@ def copy_in(given: Given, source: str, target: Place) -> None:
                 raise MinidockerError(what)
             with open(0, "rb", closefd=False) as file:
                 at = os.path.join(there.parent, there.base)
-                extract(file.read1, tree, at=at, ignore_owner=os.geteuid() != 0)
+                extract(file.read1, tree, at=at, ignore_owner=rootless)
             return
         host = os.open("/", PLACE | os.O_DIRECTORY)
         found = find(host, on_host(source), follow=given.on("follow-link"))
         if not found.mode:
             raise NotFoundError("no such file or directory", where=source)
         lands = checked(root, landing(found, there), found)
-        transfer(host, found, lands.name, tree, lands.at, own=False)
+        # without root, other users' files have owners that are nobody in there
+        transfer(host, found, lands.name, tree, lands.at, own=rootless)
 
 
 def on_host(path: str) -> str:

@@ -135,15 +135,17 @@ def note_inside(root: str) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def who_is_inside(place: str) -> Iterator[int]:
-    """Yield the processes that are written down and live; strike off the others."""
+def who_is_inside(place: str) -> list[int]:
+    """Return the processes that are written down and live; strike off the others."""
+    found = []
     for name in os.listdir(place):
         pid, _, born = name.partition("-")
         if pid.isdecimal() and born.isdecimal() and start_time(int(pid)) == int(born):
-            yield int(pid)
+            found.append(int(pid))
         else:
             with suppress(FileNotFoundError):
                 os.unlink(f"{place}/{name}")
+    return found
 
 
 def follow(pid: int) -> bool:

@@ -241,7 +241,7 @@ DF = View(DF_HEADS, ("Type", "TotalCount", "Active", "Size", "Reclaimable"))
 
 def system_df(given: Given) -> int:
     """``system df [OPTIONS]``"""
-    engine = open_engine(given)
+    engine = open_engine(given, Needs.TREES)
     costs, kept = costs_of(engine), list(kept_in(engine))
     if given.on("verbose"):
         print(verbose_costs(engine, costs), verbose_kept(kept), sep="\n\n")

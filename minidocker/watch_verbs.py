@@ -159,12 +159,14 @@ def age_test(created: str, name: str) -> Callable[[Pair], bool]:
 
 
 # %% Which containers
-def known_containers(given: Given) -> tuple[Engine, list[Pair]]:
+def known_containers(
+    given: Given, needs: Needs = Needs.NOTHING
+) -> tuple[Engine, list[Pair]]:
     """Open the store and list its containers, without those that a crash left.
 
     One with ``--rm`` that has ended should be gone: its supervisor was killed.
     """
-    engine = open_engine(given)
+    engine = open_engine(given, needs)
     found = engine.containers.list()
     if any(box.host.auto_remove and state.finished for box, state in found):
         engine = open_engine(given, Needs.TREES)
@@ -178,7 +180,7 @@ def ps(given: Given) -> int:
     filters = parse_filters(given.list("filter"), PS_FILTERS)
     form, whole = given.text("format"), given.on("no-trunc")
     size = given.on("size") or ".Size" in form
-    engine, found = known_containers(given)
+    engine, found = known_containers(given, Needs.TREES if size else Needs.NOTHING)
     last = given.number("last")
     newest = 1 if given.on("latest") else max(last or 0, 0)
     everything = given.on("all") or bool(newest) or "status" in filters

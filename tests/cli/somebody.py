@@ -45,9 +45,10 @@ def shown(sources: dict[Path, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir("/")
         for target in sources.values():
             subprocess.run(["umount", "-l", target], check=True)
+        os.chdir(before)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """All of a container's life for a user without root: with many ids, and with one."""
 
 import io
+import json
 import os
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,20 +88,21 @@ def test_an_image_s_files_have_their_owners(many: User) -> None:
     assert place.stat().st_uid == FIRST + 32
 
 
-def test_a_layer_keeps_what_chown_did(many: User, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    Path(tmp_path, "note").write_text("n")
-    Path(tmp_path, "Dockerfile").write_text(
+def test_a_layer_keeps_what_chown_did(many: User) -> None:
+    context = many.root.parent / "context"
+    context.mkdir()
+    (context / "note").write_text("n")
+    (context / "Dockerfile").write_text(
         "FROM small:v1\nCOPY --chown=5:6 note /note\n"
         "RUN echo r > /run && busybox chown 1000:1001 /run && busybox chmod 4711 /run\n"
     )
-    many.says("build", "-q", "-t", "chowned", str(tmp_path), USER_DIRS="1")
+    many.says("build", "-q", "-t", "chowned", str(context))
     look = ("busybox", "stat", "-c", "%u:%g %a", "/note", "/run")
     assert run(many, "chowned", *look) == "5:6 644\n1000:1001 4711\n"
     with tarfile.open(fileobj=io.BytesIO(saved(many, "chowned"))) as tar:
-        layers = [m for m in tar.getmembers() if m.name.endswith("layer.tar")]
+        (image,) = json.load(tar.extractfile("manifest.json") or io.BytesIO())
         inside = {}
-        for layer in layers:
+        for layer in image["Layers"]:
             with tarfile.open(fileobj=tar.extractfile(layer)) as one:
                 inside |= {m.name: (m.uid, m.gid) for m in one}
     assert inside["run"] == (1000, 1001)
@@ -131,7 +133,7 @@ def test_files_of_others_are_copied_committed_exported_and_removed(many: User) -
     assert (out / "file").read_text() == "x\n"
     assert (out / "file").stat().st_uid == NUMBER
     many.says("cp", str(out / "file"), "maker:/tmp/mine/again")
-    assert many.says("exec", "maker", "cat", "/tmp/mine/again") == "x\n"
+    assert many.says("exec", "-u", "0", "maker", "cat", "/tmp/mine/again") == "x\n"
     assert "A /tmp/mine/file" in many.says("diff", "maker")
     assert many.says(
         "ps", "-s", "--filter", "name=maker", "--format", "{{.Size}}"
@@ -147,9 +149,9 @@ def test_files_of_others_are_copied_committed_exported_and_removed(many: User) -
     assert not many.says("ps", "-aq")
 
 
-def wait(found: object) -> None:
+def wait(found: Callable[[], object]) -> None:
     end = time.monotonic() + 10
-    while not found():  # type: ignore[operator]
+    while not found():
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -164,11 +166,9 @@ def test_everybody_in_a_store_is_in_one_namespace(many: User) -> None:
     }
     assert len(links) == 1
     many.says("rm", "-f", "first", "second")
-    names = os.listdir(many.root / "userns")
     run(many, "small:v1", "true")
-    assert not set(names) & set(os.listdir(many.root / "userns")), (
-        "the dead are struck off"
-    )
+    written = [name.split("-")[0] for name in os.listdir(many.root / "userns")]
+    assert len(written) == 1, "the dead are struck off"
 
 
 def test_an_owner_beyond_the_range_is_refused(many: User, small_tree: Path) -> None:
@@ -272,15 +272,16 @@ def test_copies_go_in_and_out_of_what_runs_and_what_does_not(user: User) -> None
     source = user.root.parent / "source"
     source.write_text("from the host")
     running(user, "box", "small:v1", "sleep", "60")
-    for _ in ("it runs", "it is stopped"):
+    for runs in (True, False):
         user.says("cp", str(source), "box:/tmp/copy")
         back = user.root.parent / "back"
         user.says("cp", "box:/tmp/copy", str(back))
         assert back.read_text() == "from the host"
         assert (back.stat().st_uid, back.stat().st_gid) == (NUMBER, NUMBER)
         back.unlink()
-        user.says("kill", "box") if _ == "it runs" else None
-        user("wait", "box")
+        if runs:
+            user.says("kill", "box")
+            user.says("wait", "box")
     user.says("rm", "box")
 
 
