@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from minidocker.namespaces import Bind
 
 
-# %% The noun and its one verb
+# %% A namespace that is made when it is wanted
 NOT_JOINED: tuple[int, tuple[Bind, ...]] = (-1, ())
 
 

@@ -261,7 +261,7 @@ FORESEEN: dict[Word, Callable[[Instruction, Foreseen, Trial], None]] = {
 }
 
 
-# %% All of it
+# %% All steps
 def foresee_step(it: Instruction, stage: Foreseen, shop: Trial) -> None:
     """Do one instruction on trial. Raises what is wrong with it."""
     if stage.sure or not is_open(it):

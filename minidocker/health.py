@@ -38,7 +38,7 @@ MOST_ANSWERS = 5
 
 
 class Check(Record):
-    """The question, and how patiently it is asked; times in seconds."""
+    """The question, how often it is asked, and with how much patience; in seconds."""
 
     argv: tuple[str, ...]
     interval: float
@@ -104,8 +104,8 @@ class Health(Record):
         }
 
 
-# %% The nurse
-class Nurse:
+# %% The monitor
+class Monitor:
     """Asks a running container, within its supervisor's pump.
 
     ``note`` is called with the new health whenever there is one.
@@ -226,7 +226,7 @@ def write_health(path: str, health: Health) -> None:
     write_whole(path, json_text(health.to_dict()))
 
 
-# %% The command line's part
+# %% The flags of `run`
 def go_duration(seconds: float) -> str:
     """Return seconds as Go prints a duration.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-# %% To find it
+# %% To find it, and not to be found
 def candidates(program: str, path: str) -> list[str]:
     """Return the paths that a program's name may mean.
 

@@ -30,7 +30,7 @@ from minidocker.stage import Stage, Workshop
 from minidocker.trees import remove_path
 
 
-# %% What makes it the same
+# %% The key
 LINKS = "buildcache/links"
 
 

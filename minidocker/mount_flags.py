@@ -34,7 +34,7 @@ def check_target(target: str, text: str) -> None:
 
 
 def check_propagation(word: str) -> None:
-    """Raise UsageError where mounts would have to travel."""
+    """Raise UsageError for a propagation that a container here cannot have."""
     if word not in PROPAGATIONS:
         hint = did_you_mean(word, PROPAGATIONS, other=", ".join(PROPAGATIONS))
         raise UsageError(f"invalid propagation mode: {word}", hint=hint)
@@ -201,7 +201,7 @@ def tmpfs_options(found: dict[str, Any], text: str) -> dict[str, Any]:
 OPTIONS = {"bind": bind_options, "volume": volume_options, "tmpfs": tmpfs_options}
 
 
-# %% Together
+# %% All three flags
 def with_mounts(given: Given, host: HostConfig) -> HostConfig:
     """Return a HostConfig with what these flags ask for. Each place is taken once."""
     specs = tuple(map(mount_spec, given.list("mount")))

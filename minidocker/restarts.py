@@ -40,7 +40,7 @@ if TYPE_CHECKING:
             """Tell the guests how it ended."""
 
 
-# %% The noun
+# %% The noun: a policy
 NAMES = ("no", "always", "on-failure", "unless-stopped")
 
 
@@ -61,7 +61,7 @@ class Policy(Record):
         return self.name in ("always", "unless-stopped")
 
 
-# %% The noun
+# %% The noun: a policy
 def parse_policy(text: str) -> Policy:
     """Return the policy of ``--restart``. Raises UsageError in Docker's words.
 
@@ -96,7 +96,7 @@ def wait_before(restarts: int) -> float:
 
 
 def wait_at_door(door: socket | None, seconds: float) -> None:
-    """Wait; go on at once when somebody rings."""
+    """Wait; return early when somebody connects to the door."""
     if door is None:
         return
     waiting = select.poll()

@@ -37,7 +37,7 @@ def machine_code(text: str, *, words: bool) -> bytes:
     return b"".join(piece[::-1] if words else piece for piece in pieces)
 
 
-# %% Eight instructions, and what if not
+# %% The code
 COMPLAINT = b"exec: it, or the interpreter that it names, cannot be executed\n"
 
 SPRINGBOARD_X86_64 = f"""
@@ -66,7 +66,7 @@ d2800bc8 d4000001
 """
 
 
-# %% Eight instructions, and what if not
+# %% The code
 def springboard(machine: str) -> bytes:
     """Return the program that executes another, for ``x86_64`` or ``aarch64``."""
     arm = machine == "aarch64"

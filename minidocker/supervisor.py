@@ -205,11 +205,11 @@ class Supervisor:
         for guest in self.guests:
             guest.sit(pump)
         if self.container.config.healthcheck:
-            self.nurse(pump, process.pid)
+            self.monitor(pump, process.pid)
 
-    def nurse(self, pump: Pump, pid: int) -> None:
+    def monitor(self, pump: Pump, pid: int) -> None:
         """Ask the container how it is, for as long as it runs."""
-        from minidocker.health import Health, Nurse, check_of, write_health
+        from minidocker.health import Health, Monitor, check_of, write_health
 
         store, container = self.store, self.container
         check = check_of(container)
@@ -225,7 +225,7 @@ class Supervisor:
                 if before.health:
                     tell(store, container, f"health_status: {health.status}")
 
-        Nurse(
+        Monitor(
             pump,
             container,
             check,
