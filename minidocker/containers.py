@@ -393,12 +393,31 @@ def new_container(
 
 
 def write_container(store: ContainerStore, container: Container) -> None:
-    """Write a container's files; config.v2.json, which makes it visible, last."""
+    """Write a container's files; config.v2.json, which makes it visible, last.
+
+    All of it, its layer too, is on the disk then, but for one that removes itself: a
+    power cut is its end, and ``is_torn`` knows what is left.
+    """
     place, host = store.path(container.id), container.host
     write_network_files(place, network_files(container.config, host))
     write_whole(f"{place}/hostconfig.json", json_text(host.to_dict()))
-    found = description(container, place)
-    write_whole(f"{place}/config.v2.json", json_text(found))
+    text = json_text(description(container, place))
+    if host.auto_remove:
+        write_whole(f"{place}/config.v2.json", text)
+        return
+    batch = store.layers.batch
+    batch.stage(f"{place}/config.v2.json", text.encode("utf-8", "surrogateescape"))
+    batch.publish()
+
+
+def is_torn(store: ContainerStore, id: str) -> bool:
+    """Say whether a power cut has left only a part of one that removes itself."""
+    try:
+        lasts = not read_json(store.path(id, "config.v2.json")).get("AutoRemove")
+    except (FileNotFoundError, ValueError):
+        return False
+    whole = lasts or is_written(store.path(id, "hostconfig.json"))
+    return not (whole and (lasts or store.layers.rw_is_whole(id)))
 
 
 def mounts_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:
@@ -418,6 +437,7 @@ def description(container: Container, place: str) -> dict[str, Any]:
         "Config": container.config.to_dict(),
         "Image": container.image,
         "Name": f"/{container.name}",
+        "AutoRemove": container.host.auto_remove,
         "LogPath": f"{place}/{container.id}-json.log",
         "HostnamePath": f"{place}/hostname",
         "HostsPath": f"{place}/hosts",

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.errors import MinidockerError
 from minidocker.linux import syncfs
 from minidocker.records import parse_json
-from minidocker.trees import remove_path
+from minidocker.trees import remove_path, write_all
 
 
 TYPE_CHECKING = False
@@ -23,17 +22,43 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# %% One file
-def write_new(path: str, data: bytes, mode: int = 0o644) -> None:
+# %% One file, in two strengths
+def write_new(path: str, data: bytes | str, mode: int = 0o644) -> None:
     """Write a file that nobody reads yet; not synced."""
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogateescape")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     fd = os.open(path, flags, mode)
     try:
-        os.write(fd, data)
+        write_all(fd, data)
     finally:
         os.close(fd)
 
 
+def write_whole(path: str, data: bytes | str) -> None:
+    """Write a file so that a reader sees the old text or the new one.
+
+    A power cut may leave an empty one. Two writers at once must hold a lock: the new
+    text waits at ``path.new``.
+    """
+    write_new(f"{path}.new", data)
+    os.rename(f"{path}.new", path)
+
+
+def write_lasting(path: str, data: bytes | str) -> None:
+    """Do what ``write_whole`` does, on the disk: after a power cut it is old or new.
+
+    Directories that are missing are made, and are as sure to be there.
+    """
+    home = os.path.dirname(path)
+    make_lasting(home)
+    write_new(f"{path}.new", data)
+    sync_path(f"{path}.new")
+    os.rename(f"{path}.new", path)
+    sync_path(home)
+
+
+# %% One file, in two strengths
 def sync_path(path: str) -> None:
     """Put a file's contents, or a directory's names, on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -43,6 +68,26 @@ def sync_path(path: str) -> None:
         os.close(fd)
 
 
+def make_lasting(path: str, mode: int = 0o711) -> None:
+    """Make a directory and those above it, on the disk; nothing if it is there."""
+    if not os.path.isdir(path):
+        above = os.path.dirname(path)
+        make_lasting(above)
+        with suppress(FileExistsError):
+            os.mkdir(path, mode)
+        sync_path(above)
+
+
+def sync_store(root: str) -> None:
+    """Put all that is in memory of a store's file system on the disk."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+# %% One file, in two strengths
 def is_written(path: str) -> bool:
     """Whether a file is there, and not empty, as a power cut may leave a new one."""
     try:
@@ -51,35 +96,12 @@ def is_written(path: str) -> bool:
         return False
 
 
-def replace_file(path: str, data: bytes) -> None:
-    """Write ``path`` anew: readers see the old text or the new; synced on return.
-
-    Two writers at once must hold a lock: the new text waits at ``path.new``.
-    """
-    new = f"{path}.new"
-    write_new(new, data)
-    sync_path(new)
-    os.rename(new, path)
-    sync_path(os.path.dirname(path))
-
-
-# %% One file
-def write_whole(path: str, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one."""
-    new = os.open(f"{path}.new", os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-    try:
-        os.write(new, text.encode("utf-8", "surrogateescape"))
-    finally:
-        os.close(new)
-    os.rename(f"{path}.new", path)
-
-
 def read_json(path: str) -> dict[str, Any]:
-    """Return the object in a JSON file."""
+    """Return the object in a JSON file. Raises ValueError when there is none in it."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         found = parse_json(file.read())
     if not isinstance(found, dict):
-        raise MinidockerError("not a JSON object", where=path)
+        raise ValueError(f"{path}: not a JSON object")
     return found
 
 
@@ -137,17 +159,13 @@ class Batch:
             self.publish()
 
     def publish(self) -> None:
-        """Sync the store's file system, then rename all that is staged, in order."""
+        """Sync the store's file system, rename all that is staged, in order; sync."""
         if not self.staged:
             return
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syncfs(fd)
-        finally:
-            os.close(fd)
+        sync_store(self.root)
         for final, new in self.staged.items():
             rename_new(new, final)
-        sync_path(os.path.dirname(final))
+        sync_store(self.root)
         self.staged.clear()
 
     def __enter__(self) -> Batch:

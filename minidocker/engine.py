@@ -18,11 +18,11 @@ from minidocker.durable import (
     Batch,
     is_marked,
     marked,
-    replace_file,
     store_lock,
     sweep_later,
     turn,
     unmark,
+    write_lasting,
 )
 from minidocker.errors import (
     ConflictError,
@@ -120,7 +120,7 @@ def first_driver(root: str, name: str) -> str:
 
             if why := supported():
                 raise UnsupportedError(why, hint="--storage-driver overlay2, or vfs")
-        replace_file(f"{root}/driver", f"{driver}\n".encode())
+        write_lasting(f"{root}/driver", f"{driver}\n")
         return driver
 
 
@@ -220,12 +220,24 @@ class StoreEngine:
         from minidocker.lifecycle import sweep_containers
 
         sweep_containers(self.containers)
+        self.sweep_records()
         chains = chains_in_use(self.images, self.layers)
         self.images.sweep()
         sweep(self.layers, containers=self.containers.ids(), chains=chains)
         for name in os.listdir(self.root):
             if name.startswith("overlay-check-"):
                 remove_path(f"{self.root}/{name}")
+
+    def sweep_records(self) -> None:
+        """Remove what was half made of networks and volumes."""
+        if os.path.isdir(f"{self.root}/networks"):
+            from minidocker.sandbox import network_store
+
+            network_store(self.containers).sweep()
+        if os.path.isdir(f"{self.root}/volumes"):
+            from minidocker.storing import sweep_volumes
+
+            sweep_volumes(self.containers)
 
     def finish(
         self,

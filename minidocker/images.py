@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
-from minidocker.durable import Batch, claimed, replace_file, turn
+from minidocker.durable import Batch, claimed, turn, write_lasting
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
@@ -114,8 +114,7 @@ class Names:
             names = self.read()
             yield names
             kept = {name: tags for name, tags in sorted(names.items()) if tags}
-            text = json_text({"Repositories": kept})
-            replace_file(self.path, text.encode())
+            write_lasting(self.path, json_text({"Repositories": kept}))
 
     def find(self, reference: Reference) -> str | None:
         """Return the id that a reference stands for, or None."""

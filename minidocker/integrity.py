@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from minidocker.container_verbs import Needs, notice, open_engine
+from minidocker.containers import is_torn
 from minidocker.durable import MARKS, looking, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
@@ -26,7 +27,6 @@ from minidocker.mounts import UmountFlags, mountinfo, umount2
 from minidocker.networks import NetworkStore
 from minidocker.oci import ImageConfig, chain_ids, hex_of, is_digest, short_id
 from minidocker.records import Record
-from minidocker.trees import remove_path
 from minidocker.volumes import VolumeStore
 
 
@@ -79,6 +79,7 @@ class Survey:
             with self.told(chain):
                 self.layers[chain] = engine.layers.get(chain)
         self.boxes = set(engine.containers.ids())
+        self.torn = {id for id in self.boxes if is_torn(engine.containers, id)}
         self.mounts = engine.layers.batch.names(engine.layers.mounts)
         self.trees = set(engine.driver.ids())
         self.needed = self.stacks()
@@ -246,7 +247,7 @@ def check_trees(survey: Survey) -> Iterator[Fault]:
             yield Fault(where, what, "see chapter `thinpool`")
         elif owner.get(tree) in survey.needed:
             yield Fault(where, what, survey.again(owner[tree]))
-        elif used.get(tree) in survey.boxes:
+        elif used.get(tree) in survey.boxes - survey.torn:
             yield Fault(where, what, f"`minidocker rm {used[tree][:12]}`")
     for tree in sorted(survey.trees - owner.keys() - used.keys()):
         yield orphan(f"tree {tree[:12]}", "it is no layer's and no container's")
@@ -259,6 +260,8 @@ def check_mounts(survey: Survey) -> Iterator[Fault]:
     for name in survey.mounts:
         where = f"read-write layer {name[:12]}"
         tree = read_text(f"{layers.mounts}/{name}/mount-id")
+        if name in survey.torn:
+            continue
         if name not in survey.boxes:
             yield orphan(where, "there is no such container")
         elif not tree or tree not in survey.trees:
@@ -279,6 +282,9 @@ def check_containers(survey: Survey) -> Iterator[Fault]:
             with looking(store.path(id, "lock")) as taken:
                 if not taken:
                     yield orphan(where, "it was only half made, or half removed")
+            continue
+        if id in survey.torn:
+            yield orphan(where, "a power cut has torn it, which had --rm")
             continue
         with survey.told(id):
             if owners.get(store.get(id).name) != id:
@@ -357,14 +363,18 @@ def which_file(survey: Survey, layer: Layer) -> str:
 def check_networks(survey: Survey) -> Iterator[Fault]:
     """Each network has a record that can be read."""
     store = NetworkStore(survey.root, str)
-    home = f"{store.place}/each"
+    home, halves = f"{store.place}/each", store.leftovers()
     for name in sorted(os.listdir(home)) if os.path.isdir(home) else ():
+        if name in halves:
+            yield orphan(f"network {name}", "it was only half made, or half removed")
+            continue
         try:
             store.get(name)
-        except (MinidockerError, KeyError, TypeError):
+        except MinidockerError:
 
             def drop(name: str = name) -> None:
-                remove_path(store.path(name))
+                with store.turn():
+                    store.remove(name)
 
             what = "its record cannot be read"
             yield mended(f"network {name}", what, "removes it", drop)
@@ -373,14 +383,19 @@ def check_networks(survey: Survey) -> Iterator[Fault]:
 def check_volumes(survey: Survey) -> Iterator[Fault]:
     """Each volume has a record, and each that a container mounts is here."""
     store = VolumeStore(survey.root)
-    for name in sorted(os.listdir(store.root)) if os.path.isdir(store.root) else ():
+    for name in store.leftovers():
+        yield orphan(f"volume {name}", "it was only half made, or half removed")
+    for volume in store.list():
         try:
-            store.get(name)
-        except (MinidockerError, ValueError, KeyError):
-            does = "makes one; its files are there"
-            remedy = f"`minidocker volume create {name}` {does}"
-            yield Fault(f"volume {name}", "it has no record", remedy)
-    for id in survey.boxes - survey.bad.keys():
+            store.recorded(volume.name)
+        except (ValueError, FileNotFoundError):
+
+            def again(name: str = volume.name) -> None:
+                store.create(name)
+
+            what = "its record cannot be read; its files are there"
+            yield mended(f"volume {volume.name}", what, "writes it anew", again)
+    for id in survey.boxes - survey.torn - survey.bad.keys():
         for point in survey.engine.containers.get(id).mounts:
             if point.kind == "volume" and not os.path.isdir(point.source):
                 what = f"its volume {point.source} is not here"

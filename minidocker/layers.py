@@ -439,6 +439,19 @@ class LayerStore(ReadOnlyLayers):
             size = self.driver.pack(mount_id, tally, without=ours)
             return Packed(tally.digest, size)
 
+    def rw_is_whole(self, name: str) -> bool:
+        """Say whether a container's layer lies on those of its chain, as it was made.
+
+        One that was never synced may not after a power cut.
+        """
+        try:
+            below = self.driver.lowers(self.mount_id(name))
+            parent = self.rw_parent(name)
+            top = self.get(parent).cache_id if parent else None
+            return below == ([top, *self.driver.lowers(top)] if top else [])
+        except (NotFoundError, IntegrityError):
+            return False
+
     def remove_rw(self, name: str) -> None:
         """Throw a container's layer away; nothing if there is none."""
         mount_id = read_text(f"{self.mounts}/{name}/mount-id")
@@ -465,7 +478,7 @@ def sweep(
         elif parent := store.rw_parent(name):
             wanted.add(parent)
     kept = keep_layers(store, wanted)
-    kept |= {store.mount_id(name) for name in store.batch.names(store.mounts)}
+    kept |= {known_mount(store, name) for name in store.batch.names(store.mounts)}
     kept |= {below for one in kept for below in store.driver.lowers(one)}
     rubbish = [one for one in store.driver.ids() if one not in kept]
     for one in rubbish:
@@ -474,6 +487,14 @@ def sweep(
 
 
 # %% What a crash leaves, and who removes it
+def known_mount(store: LayerStore, name: str) -> str:
+    """Return the driver's id of a container's layer. Raises IntegrityError."""
+    try:
+        return store.mount_id(name)
+    except NotFoundError as why:
+        raise IntegrityError(why.what, where=f"{store.mounts}/{name}") from why
+
+
 def keep_layers(store: LayerStore, chains: set[str]) -> set[str]:
     """Forget the layers below none of ``chains``; return the others' cache ids."""
     kept: dict[str, str] = {}

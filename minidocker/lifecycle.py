@@ -22,15 +22,23 @@ from minidocker.containers import (
     claim_name,
     description,
     discard,
+    is_torn,
     names_of,
     no_such,
     signal_process,
     tell,
     throw_away,
 )
-from minidocker.durable import looking, write_whole
+from minidocker.durable import (
+    looking,
+    marked,
+    store_lock,
+    sync_path,
+    write_lasting,
+)
 from minidocker.errors import (
     ConflictError,
+    IntegrityError,
     MinidockerError,
     NotFoundError,
     RuntimeFault,
@@ -460,13 +468,16 @@ def rename(store: ContainerStore, container: Container, name: str) -> None:
         what = "renaming a container with the same name as its current name"
         raise ConflictError(what)
     new = container.replace(name=check_name(name.removeprefix("/")))
-    claim_name(store.names, new.name, container.id)
-    place = store.path(container.id)
-    write_whole(f"{place}/config.v2.json", json_text(description(new, place)))
-    make_mark(store, container, CHANGED)
-    for link in names_of(store, container.id):
-        if link != new.name:
-            os.unlink(f"{store.names}/{link}")
+    root, place = store.layers.root, store.path(container.id)
+    with store_lock(root), marked(root):
+        claim_name(store.names, new.name, container.id)
+        sync_path(store.names)
+        text = json_text(description(new, place))
+        write_lasting(f"{place}/config.v2.json", text)
+        make_mark(store, container, CHANGED)
+        for link in names_of(store, container.id):
+            if link != new.name:
+                os.unlink(f"{store.names}/{link}")
     tell(store, new, "rename", oldName=f"/{container.name}")
 
 
@@ -516,15 +527,25 @@ def sweep_containers(store: ContainerStore) -> None:
         with looking(store.path(id, "lock")) as taken:
             if taken:
                 continue
-        if id not in store.ids():
+        if id not in store.ids() or is_torn(store, id):
             discard(store, id)
         elif is_to_go(store, id):
             gone = store.get(id)
             discard(store, id)
             tell(store, gone, "destroy")
     for name in os.listdir(store.names) if os.path.isdir(store.names) else ():
-        if not os.path.isdir(store.path(os.readlink(f"{store.names}/{name}"))):
+        if not is_called(store, os.readlink(f"{store.names}/{name}"), name):
             os.unlink(f"{store.names}/{name}")
+
+
+def is_called(store: ContainerStore, id: str, name: str) -> bool:
+    """Say whether there is a container of an id, and it has that name or tells none."""
+    try:
+        return store.get(id).name == name
+    except IntegrityError:
+        return True
+    except NotFoundError:
+        return os.path.isdir(store.path(id))  # it was only half made
 
 
 def is_to_go(store: ContainerStore, id: str) -> bool:

@@ -27,7 +27,7 @@ from minidocker.container_verbs import (
     print_text,
 )
 from minidocker.containers import Container, ContainerStore, State, Status
-from minidocker.durable import write_whole
+from minidocker.durable import write_lasting
 from minidocker.engine import Engine
 from minidocker.errors import UsageError
 from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given
@@ -267,7 +267,7 @@ def update_one(store: ContainerStore, container: Container, given: Given) -> Non
     if state.status is Status.RUNNING:
         give_group(changed, state, store)
     path = store.path(container.id, "hostconfig.json")
-    write_whole(path, json.dumps(host.to_dict()))
+    write_lasting(path, json.dumps(host.to_dict()))
 
 
 def update(given: Given) -> int:

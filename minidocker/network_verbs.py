@@ -13,6 +13,7 @@ from contextlib import suppress
 from minidocker.catalog import Filters, all_labels_match, parse_filters
 from minidocker.container_verbs import label_map, notice, open_engine, print_text
 from minidocker.containers import timestamp
+from minidocker.durable import store_lock
 from minidocker.engine import Engine
 from minidocker.errors import (
     ConflictError,
@@ -54,7 +55,6 @@ from minidocker.overlayfs import is_first_user_namespace
 from minidocker.removal import may_prune
 from minidocker.sandbox import network_store
 from minidocker.tables import formatted, local_time, nanoseconds_of, seconds_of, view_of
-from minidocker.trees import remove_path
 from minidocker.wiring import remove_lost_bridges, sweep_network
 
 
@@ -180,7 +180,7 @@ def create(given: Given) -> int:
         raise UsageError(f'invalid network name "{name}": only {NAME} are allowed')
     store = network_store(open_engine(given).containers)
     options = label_map(given.list("opt"))
-    with store.turn():
+    with store_lock(store.root), store.turn():
         with suppress(NotFoundError):
             store.get(name)
             raise ConflictError(f"network with name {name} already exists")
@@ -320,12 +320,12 @@ def remove_network(store: NetworkStore, text: str) -> str:
     if network.name in PREDEFINED:
         what = f"{network.name} is a pre-defined network and cannot be removed"
         raise ConflictError(what)
-    with store.turn():
+    with store_lock(store.root), store.turn():
         if any(True for _ in live_endpoints(store, network.name)):
             what = f"network {network.name} id {network.id} has active endpoints"
             raise ConflictError(f"error while removing network: {what}")
         sweep_network(store, network.name)
-        remove_path(store.path(network.name))
+        store.remove(network.name)
     return network.name
 
 

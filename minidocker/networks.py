@@ -10,10 +10,19 @@ from _socket import AF_INET, AF_INET6
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 
-from minidocker.durable import looking, read_json, turn, write_whole
+from minidocker.durable import (
+    is_written,
+    looking,
+    make_lasting,
+    marked,
+    read_json,
+    turn,
+    write_lasting,
+)
 from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.records import Record, json_text
 from minidocker.rtnetlink import Netlink, address_of, family_of, number_of, routes
+from minidocker.trees import remove_path
 
 
 TYPE_CHECKING = False
@@ -281,6 +290,7 @@ def network_from(found: dict[str, Any]) -> BridgeNetwork:
 # %% On disk
 DEFAULT = "bridge"
 PREDEFINED = (DEFAULT, "host", "none")
+TORN = (ValueError, KeyError, TypeError)  # raised for what is no record of ours
 
 
 def no_network(text: str) -> NotFoundError:
@@ -312,8 +322,8 @@ class NetworkStore:
         """Return a network by its name. Raises NotFoundError."""
         try:
             return network_from(read_json(self.path(name, "network.json")))
-        except (FileNotFoundError, NotADirectoryError, ValueError) as why:
-            raise no_network(name) from why  # ValueError: a power cut tore it
+        except (FileNotFoundError, NotADirectoryError, *TORN) as why:
+            raise no_network(name) from why
 
     def all(self) -> list[BridgeNetwork]:
         """Return every network, by name; the default one once it was used."""
@@ -336,9 +346,31 @@ class NetworkStore:
         return begins[0]
 
     def write(self, network: BridgeNetwork) -> None:
-        """Write a network's record. The caller holds the lock."""
-        os.makedirs(self.path(network.name, "on"), 0o711, exist_ok=True)
-        write_whole(self.path(network.name, "network.json"), json_text(plain(network)))
+        """Write a network's record, to last. The caller holds the lock."""
+        path = self.path(network.name, "network.json")
+        with marked(self.root):
+            make_lasting(self.path(network.name, "on"))
+            write_lasting(path, json_text(plain(network)))
+
+    def remove(self, name: str) -> None:
+        """Remove a network's record, then its directory. The caller holds the lock."""
+        with marked(self.root):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path(name, "network.json"))
+            remove_path(self.path(name))
+
+    def leftovers(self) -> list[str]:
+        """Return the names of what was half made or half removed."""
+        home = f"{self.place}/each"
+        names = sorted(os.listdir(home)) if os.path.isdir(home) else []
+        return [n for n in names if not is_written(self.path(n, "network.json"))]
+
+    def sweep(self) -> None:
+        """Remove what crashes left. The caller holds the store's lock alone."""
+        if self.leftovers():
+            with self.turn():
+                for name in self.leftovers():
+                    self.remove(name)
 
     def subnets(self) -> list[tuple[str, int]]:
         """Return the subnets that were given to networks."""

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from minidocker.durable import replace_file, sync_path
+from minidocker.durable import sync_path, write_lasting
 from minidocker.errors import NotFoundError, UsageError, did_you_mean
 from minidocker.records import Record
 
@@ -169,7 +169,7 @@ class Records:
     def write(self, name: str, text: bytes) -> None:
         """Write a file whole, and synced."""
         os.makedirs(self.home, 0o700, exist_ok=True)
-        replace_file(f"{self.home}/{name}", text)
+        write_lasting(f"{self.home}/{name}", text)
 
     def drop(self, name: str) -> None:
         """Remove a file; nothing if there is none."""

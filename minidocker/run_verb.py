@@ -18,6 +18,7 @@ from minidocker.container_verbs import (
     need_terminal,
     open_engine,
 )
+from minidocker.durable import sync_store
 from minidocker.engine import Engine, Pull
 from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you_mean
 from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, size
@@ -288,7 +289,9 @@ def refuse_old_cidfile(path: str) -> None:
 
 def create(given: Given) -> int:
     """``create [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
-    _, container = made(given)
+    engine, container = made(given)
+    if container.host.auto_remove:
+        sync_store(engine.root)
     print(container.id)
     return 0
 

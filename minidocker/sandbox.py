@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from minidocker.containers import Container, ContainerStore, timestamp
-from minidocker.durable import read_json, write_whole
+from minidocker.durable import read_json, write_lasting, write_whole
 from minidocker.errors import MinidockerError, RuntimeFault, UnsupportedError
 from minidocker.etc_files import name_servers, network_files, write_network_files
 from minidocker.linux import CloneFlags, Prctl, prctl, setns
@@ -65,9 +65,10 @@ def wishes_of(store: ContainerStore, container: Container) -> dict[str, Wish]:
 def write_wishes(
     store: ContainerStore, container: Container, wishes: Mapping[str, Wish]
 ) -> None:
-    """Write down which networks a container belongs to."""
+    """Write down which networks a container belongs to, for as long as it is there."""
     found = {name: plain(wish) for name, wish in wishes.items()}
-    write_whole(store.path(container.id, "networks.json"), json_text(found))
+    write = write_whole if container.host.auto_remove else write_lasting
+    write(store.path(container.id, "networks.json"), json_text(found))
 
 
 # %% What it got

@@ -15,6 +15,7 @@ from minidocker.containers import (
     event_fields,
     happened,
 )
+from minidocker.durable import store_lock
 from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.linux import CloneFlags, unshare
 from minidocker.namespaces import keep_mounts_private
@@ -121,7 +122,7 @@ def remove_anonymous(store: ContainerStore, container: Container) -> None:
     """Remove the volumes that were made for a container that has gone."""
     volumes = volume_store(store)
     names = [point.name for point in container.mounts if point.anonymous]
-    with volumes_turn(volumes):
+    with store_lock(volumes.store), volumes_turn(volumes):
         for name in names:
             with suppress(ConflictError, NotFoundError):
                 volumes.remove(name, users_of(store, name))
@@ -131,9 +132,20 @@ def remove_anonymous(store: ContainerStore, container: Container) -> None:
 def remove_volume(store: ContainerStore, name: str) -> None:
     """Remove a volume that no container mounts. Raises ConflictError, NotFoundError."""
     volumes = volume_store(store)
-    with volumes_turn(volumes):
+    with store_lock(volumes.store), volumes_turn(volumes):
         volumes.remove(name, users_of(store, name))
     tell_of_volume(volumes, "destroy", name)
+
+
+def sweep_volumes(store: ContainerStore) -> None:
+    """Remove what crashes left of volumes, and has no files that could be missed.
+
+    The caller holds the store's lock alone.
+    """
+    volumes = volume_store(store)
+    with volumes_turn(volumes):
+        for name in sorted(set(volumes.leftovers()) - used_volumes(store)):
+            volumes.drop(name)
 
 
 def used_volumes(store: ContainerStore) -> set[str]:

@@ -21,6 +21,7 @@ from minidocker.container_verbs import (
     print_lines,
     print_text,
 )
+from minidocker.durable import store_lock
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, NotFoundError, UsageError
 from minidocker.flags import FILTER, FORMAT, LIST, QUIET, TEXT, Command, Flag, Given
@@ -51,7 +52,7 @@ def create(given: Given) -> int:
         raise UsageError(what)
     volumes = volume_store(open_engine(given).containers)
     name = flag or (args[0] if args else "")
-    with volumes_turn(volumes):
+    with store_lock(volumes.store), volumes_turn(volumes):
         new = not name or all(volume.name != name for volume in volumes.list())
         try:
             volume = volumes.create(name, label_map(given.list("label")))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
-from minidocker.durable import is_written, read_json, turn, write_whole
+from minidocker.durable import make_lasting, marked, read_json, turn, write_lasting
 from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import (
@@ -112,6 +113,7 @@ def points_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:
 
 # %% The store
 VOLUME_NAME = "[a-zA-Z0-9][a-zA-Z0-9_.-]+"
+GONE = ".gone-"  # the beginning of the name of a volume that is being removed
 
 
 def check_volume_name(name: str) -> str:
@@ -123,12 +125,26 @@ def check_volume_name(name: str) -> str:
     return name
 
 
+def moment(seconds: float) -> str:
+    """Return a time as a record has it.
+
+    >>> moment(0)
+    '1970-01-01T00:00:00Z'
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
 # %% The store
 class VolumeStore:
-    """The volumes of the store ``root``."""
+    """The volumes of the store ``root``, each in a directory ``volumes/NAME``.
+
+    It holds ``opts.json``, the record, and ``_data``. One that has files is a volume
+    without its record too: nothing that could be somebody's data is hidden.
+    """
 
     def __init__(self, root: str) -> None:
-        self.root, self.lock = f"{root}/volumes", f"{root}/volumes.lock"
+        self.store, self.root = root, f"{root}/volumes"
+        self.lock = f"{root}/volumes.lock"
 
     def path(self, name: str, inside: str = "_data") -> str:
         """Return the path of a volume's directory, or of its record."""
@@ -137,30 +153,37 @@ class VolumeStore:
     def create(self, name: str = "", labels: Mapping[str, str] | None = None) -> Volume:
         """Make a volume, unless there is one of that name; return it."""
         name = check_volume_name(name) if name else os.urandom(32).hex()
-        if not is_written(self.path(name, "opts.json")):
-            os.makedirs(self.path(name), 0o755, exist_ok=True)
-            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            record = {"Name": name, "CreatedAt": created, "Labels": labels}
-            write_whole(self.path(name, "opts.json"), json_text(record))
-        return self.get(name)
+        with suppress(ValueError, FileNotFoundError):
+            return self.recorded(name)
+        with marked(self.store):
+            make_lasting(self.path(name), 0o755)
+            record = {"Name": name, "CreatedAt": moment(time.time()), "Labels": labels}
+            write_lasting(self.path(name, "opts.json"), json_text(record))
+        return self.recorded(name)
+
+    def recorded(self, name: str) -> Volume:
+        """Return a volume by its record. Raises FileNotFoundError, ValueError."""
+        found = read_json(self.path(name, "opts.json"))
+        made, labels = found.get("CreatedAt"), found.get("Labels")
+        if not isinstance(made, str) or not isinstance(labels, (dict, type(None))):
+            raise ValueError("not the record of a volume")
+        return Volume(name, made, self.path(name), labels)
 
     def get(self, name: str) -> Volume:
         """Return a volume. Raises NotFoundError."""
-        try:
-            record = self.path(name, "opts.json")
-            if not matches(VOLUME_NAME, name) or not is_written(record):
-                raise FileNotFoundError(name)
-            found = read_json(record)
-        except FileNotFoundError as why:
-            hint = "`minidocker volume ls` lists them"
-            raise NotFoundError(f"no such volume: {name}", hint=hint) from why
-        return Volume(name, found["CreatedAt"], self.path(name), found["Labels"])
+        with suppress(FileNotFoundError):
+            if matches(VOLUME_NAME, name):
+                with suppress(ValueError, FileNotFoundError):
+                    return self.recorded(name)
+                if os.listdir(self.path(name)):
+                    made = moment(os.stat(self.path(name, "")).st_mtime)
+                    return Volume(name, made, self.path(name))
+        hint = "`minidocker volume ls` lists them"
+        raise NotFoundError(f"no such volume: {name}", hint=hint)
 
-    def list(self) -> list[Volume]:
-        """Return all volumes, by name."""
-        names = os.listdir(self.root) if os.path.isdir(self.root) else ()
-        whole = (n for n in names if is_written(self.path(n, "opts.json")))
-        return [self.get(name) for name in sorted(whole)]
+    def names(self) -> list[str]:
+        """Return all names in the directory of volumes, sorted."""
+        return sorted(os.listdir(self.root)) if os.path.isdir(self.root) else []
 
     def remove(self, name: str, users: Iterable[str] = ()) -> None:
         """Remove a volume that no container (``users``, their ids) mounts."""
@@ -168,8 +191,33 @@ class VolumeStore:
         if ids:
             what = f"remove {name}: volume is in use - [{', '.join(ids)}]"
             raise ConflictError(what, hint="remove the containers first")
-        os.unlink(self.path(volume.name, "opts.json"))
-        remove_path(f"{self.root}/{volume.name}")
+        with marked(self.store):
+            gone = f"{self.root}/{GONE}{os.urandom(8).hex()}"
+            os.rename(f"{self.root}/{volume.name}", gone)
+            remove_path(gone)
+
+    def leftovers(self) -> list[str]:
+        """Return the names of what was half made or half removed, and has no files."""
+        known = {volume.name for volume in self.list()}
+        return [name for name in self.names() if name not in known]
+
+    def drop(self, name: str) -> None:
+        """Remove one of ``leftovers``; if it has got files meanwhile, it stays."""
+        if name.startswith(GONE):
+            remove_path(f"{self.root}/{name}")
+            return
+        with suppress(OSError):
+            if os.path.isdir(self.path(name)):
+                os.rmdir(self.path(name))
+            remove_path(f"{self.root}/{name}")
+
+    def list(self) -> list[Volume]:
+        """Return all volumes, by name."""
+        found = []
+        for name in self.names():
+            with suppress(NotFoundError):
+                found.append(self.get(name))
+        return found
 
 
 # %% First contents

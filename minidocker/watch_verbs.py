@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,14 @@ from itertools import islice
 
 from minidocker.catalog import Filters, all_labels_match, moment_of, parse_filters
 from minidocker.container_verbs import Needs, open_engine, print_lines, print_text
-from minidocker.containers import Container, State, Status, timestamp
+from minidocker.containers import (
+    Container,
+    ContainerStore,
+    State,
+    Status,
+    is_torn,
+    timestamp,
+)
 from minidocker.engine import Engine
 from minidocker.errors import ConflictError, MinidockerError, NotFoundError, UsageError
 from minidocker.flags import (
@@ -162,17 +170,26 @@ def age_test(created: str, name: str) -> Callable[[Pair], bool]:
 def known_containers(
     given: Given, needs: Needs = Needs.NOTHING
 ) -> tuple[Engine, list[Pair]]:
-    """Open the store and list its containers, without those that a crash left.
-
-    One with ``--rm`` that has ended should be gone: its supervisor was killed.
-    """
+    """Open the store and list its containers, without those that a crash left."""
     engine = open_engine(given, needs)
     found = engine.containers.list()
-    if any(box.host.auto_remove and state.finished for box, state in found):
+    if has_leftovers(engine.containers, found):
         engine = open_engine(given, Needs.TREES)
         engine.tidy()
         found = engine.containers.list()
     return engine, found
+
+
+def has_leftovers(store: ContainerStore, found: list[Pair]) -> bool:
+    """Say whether there is more than was found, or one with ``--rm`` that has ended.
+
+    The supervisor of such a one was killed, or the power was cut.
+    """
+    there = os.listdir(store.root) if os.path.isdir(store.root) else []
+    return len(there) > len(found) or any(
+        box.host.auto_remove and (state.finished or is_torn(store, box.id))
+        for box, state in found
+    )
 
 
 def ps(given: Given) -> int:

@@ -30,6 +30,8 @@ LABEL a=b
 class Scene:
     """A command, what it leaves if it succeeds, and what may go by it.
 
+    ``shows`` is a command line and what it says once the scene has succeeded.
+
     ``again`` are statuses that the same command may end with when it is given again:
     what it removes may be gone, the name it gives may be taken.
     """
@@ -38,10 +40,12 @@ class Scene:
     makes: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     again: tuple[int, ...] = (0,)
+    shows: tuple[tuple[str, ...], str] | None = None
 
     def keeps(self) -> set[str]:
         """Return the names that must be there whatever happens."""
         kept = {"base:latest", "other:latest", "top:latest", "box"}
+        kept |= {"network:net", "volume:vol"}
         return set() if "prune" in self.words else kept - set(self.takes)
 
 
@@ -52,6 +56,20 @@ SCENES = {
     "run": Scene(("run", "--name", "rr", "base", "sh", "-c", "echo x > /x"), again=(0, 125)),
     "run --rm": Scene(("run", "--rm", "base", "sh", "-c", "echo x > /x")),
     "run -d": Scene(("run", "-d", "--name", "rr", "base", "true"), again=(0, 125)),
+    "create": Scene(
+        ("create", "--name", "rr", "--network", "net", "-v", "/made", "base", "true"),
+        makes=("rr",),
+        again=(0, 125),
+    ),
+    "rename": Scene(("rename", "box", "bix"), makes=("bix",), takes=("box",), again=(0, 1)),
+    "update": Scene(
+        ("update", "--cpu-shares", "77", "box"),
+        shows=(("inspect", "-f", "{{{{.HostConfig.CpuShares}}}}", "box"), "77\n"),
+    ),
+    "network create": Scene(("network", "create", "new"), makes=("network:new",), again=(0, 1)),
+    "network rm": Scene(("network", "rm", "net"), takes=("network:net",), again=(0, 1)),
+    "volume create": Scene(("volume", "create", "new"), makes=("volume:new",)),
+    "volume rm": Scene(("volume", "rm", "vol"), takes=("volume:vol",), again=(0, 1)),
     "rm": Scene(("rm", "box"), takes=("box",), again=(0, 1)),
     "rmi": Scene(("rmi", "top"), takes=("top:latest",), again=(0, 1)),
     "tag": Scene(("tag", "base", "new"), makes=("new:latest",)),
@@ -94,12 +112,15 @@ class Stage:
             ("import", self.files["other"], "other"),
             ("build", "-t", "top", "-f", self.top(), self.files["context"]),
             ("run", "--name", "box", "base", "sh", "-c", "echo y > /y"),
+            ("network", "create", "net"),
+            ("volume", "create", "vol"),
             ("images", "-a"),
             ("system", "check"),
         ):
             [(status, said)] = self.do(words)
             if status:
                 raise RuntimeError(f"{words}: {status}\n{said}")
+        (self.store / "volumes/vol/_data/file").write_text("precious\n")
 
     def top(self) -> str:
         """Write a Dockerfile that needs no container, and return its path."""
@@ -158,8 +179,14 @@ class Stage:
         wrong = [f"a traceback:\n{said}"] if "Traceback" in said else []
         [(_, damage)] = self.do(CHECK)
         wrong += [f"damaged: {line}" for line in damage.splitlines() if is_damage(line)]
+        shown = self.do(scene.shows[0]) if scene.shows and status == 0 else []
+        wrong += [
+            f"not {scene.shows}: {one}" for one in shown if one[1] != scene.shows[1]
+        ]
+        count = len(LOOKS)
         found = self.do(*LOOKS, scene.words, *LOOKS, CHECK, ("ps", "-aq"))
-        there, again, later = names_in(found[:2]), found[2], names_in(found[3:5])
+        there, again = names_in(found[:count]), found[count]
+        later, (check, boxes) = names_in(found[count + 1 : -2]), found[-2:]
         if status == 0:
             wrong += lacking(scene, there)
         wrong += [f"{name} is lost: {there}" for name in scene.keeps() - there]
@@ -168,14 +195,19 @@ class Stage:
         if again[0] == 0:
             wrong += [f"again, {one}" for one in lacking(scene, later)]
         wrong += [f"{name} is lost later" for name in scene.keeps() - later]
-        if found[5] != (0, ""):
-            wrong.append(f"check: {found[5]}")
-        return wrong + self.not_given_back(found[6][1].split())
+        if check != (0, ""):
+            wrong.append(f"check: {check}")
+        if (
+            "volume:vol" in later
+            and not (self.store / "volumes/vol/_data/file").exists()
+        ):
+            wrong.append("the file in the volume is lost")
+        return wrong + self.not_given_back(boxes[1].split())
 
     def not_given_back(self, boxes: list[str]) -> list[str]:
         """Return what is left in the store when all has been removed."""
         removing = [("rm", "-f", *boxes)] if boxes else []
-        done = self.do(*removing, ("system", "prune", "-af"), CHECK)
+        done = self.do(*removing, ("system", "prune", "-af", "--volumes"), CHECK)
         wrong = [f"removing: {one}" for one in done if one[0]]
         wrong += [f"left mounted: {one}" for one in left_mounted(str(self.store))]
         return wrong + [f"left: {one}" for one in self.leavings()]
@@ -198,9 +230,13 @@ class Stage:
                 found += [f"{head}/{name}" for name in files if name not in kept]
         homes = ["tmp", "changing", "containers", "names", "image/*/layerdb/*"]
         homes += ["image/*/imagedb/*/sha256", "overlay2", "vfs/dir", "vfs/parent"]
+        homes += ["volumes", "networks/each"]
         for home in homes:
             for place in self.store.glob(home):
-                found += [str(one) for one in place.iterdir() if one.name != "sha256"]
+                names = [one for one in place.iterdir() if one.name not in kept]
+                found += [
+                    str(one) for one in names if one.name not in ("sha256", "bridge")
+                ]
         return found
 
 
@@ -208,6 +244,8 @@ CHECK = ("system", "check")
 LOOKS = (
     ("images", "--format", "{{{{.Repository}}}}:{{{{.Tag}}}}"),
     ("ps", "-a", "--format", "{{{{.Names}}}}"),
+    ("network", "ls", "--format", "network:{{{{.Name}}}}"),
+    ("volume", "ls", "--format", "volume:{{{{.Name}}}}"),
 )
 
 

@@ -1,10 +1,11 @@
-"""Inside a guest: look whether a store has survived, then build until the kernel dies.
+"""Inside a guest: look whether a store has survived, then make things until the kernel dies.
 
     python crashing.py DISK PLACE ROUND
 
-The store is on an ext4 in the disk. What was reported as built is written to the file
-``committed`` there, and synced; it must be whole after the next boot. Prints ``verified``
-when all that was committed is whole, and ``built`` after each build.
+The store is on an ext4 in the disk. What was reported as made, be it an image, a network,
+a volume or a container, is written to the file ``committed`` there, and synced; it must be
+whole after the next boot. Prints ``verified`` when all that was committed is whole, and
+``built`` after each build.
 """
 
 import io
@@ -18,6 +19,18 @@ from pathlib import Path
 MINIDOCKER = [sys.executable, "-m", "minidocker"]
 SMALL = ("dm.basesize=64M", "dm.loopdatasize=64M", "dm.loopmetadatasize=4M")
 KEPT = 3
+LISTS = {
+    "image": ("images", "--format", "image {{.Repository}}"),
+    "network": ("network", "ls", "--format", "network {{.Name}} {{.Labels}}"),
+    "volume": ("volume", "ls", "--format", "volume {{.Name}} {{.Labels}}"),
+    "box": ("ps", "-a", "--format", "box {{.Names}}"),  # sweeps, if nobody has
+}
+REMOVE = {
+    "box": ("rm",),
+    "image": ("rmi",),
+    "network": ("network", "rm"),
+    "volume": ("volume", "rm"),
+}
 DOCKERFILE = """\
 FROM base
 COPY f /f
@@ -67,7 +80,7 @@ class Store:
                 member.type, member.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(member)
         self.do("import", str(path), "base")
-        self.note(["base"])
+        self.note(["image base"])
 
     def note(self, names: list[str]) -> None:
         """Write down, for sure, what was reported as made."""
@@ -93,36 +106,78 @@ class Store:
             )
             if done.returncode:
                 fail(f"thin_check: {done.stdout}{done.stderr}")
-        there = self.do("images", "--format", "{{.Repository}}").split()
-        self.do("ps", "-a")  # whatever command comes next sweeps
+        there = {line for kind in LISTS for line in self.do(*LISTS[kind]).splitlines()}
         self.do("system", "check")
-        names = self.committed.read_text().split()
-        if missing := set(names) - set(there):
+        lines = self.committed.read_text().splitlines()
+        if missing := set(lines) - there:
             fail(f"lost: {missing}")
-        for name in names[1:]:
-            said = self.do(
-                "run", "--rm", "--network", "none", name, "cat", "/one", "/n", "/f"
-            )
-            if said.split() != ["one", name.removeprefix("built"), "file"]:
-                fail(f"{name}: {said}")
-        self.forget(names)
+        for line in lines[1:]:
+            kind, name = line.split()[:2]
+            if kind == "image":
+                self.look_at(name)
+            if kind == "box":
+                self.do("start", "-a", name)
+        self.forget(lines)
 
-    def forget(self, names: list[str]) -> None:
-        """Remove all but the newest images, so that the disk does not fill."""
-        old = names[1:-KEPT]
-        self.note([one for one in names if one not in old])
-        if old:
-            self.do("rmi", *old)
-            self.do("system", "check")
+    def look_at(self, name: str) -> None:
+        """Run an image, and see that its files are whole."""
+        words = ("run", "--rm", "--network", "none", name, "cat", "/one", "/n", "/f")
+        said = self.do(*words)
+        if said.split() != ["one", name.removeprefix("built"), "file"]:
+            fail(f"{name}: {said}")
+
+    def forget(self, lines: list[str]) -> None:
+        """Remove all but the newest things, so that the disk does not fill."""
+        kept = lines[:1]
+        old = {kind: [] for kind in LISTS}
+        for kind in LISTS:
+            own = [line for line in lines[1:] if line.split()[0] == kind]
+            kept += own[-KEPT:]
+            old[kind] = [line.split()[1] for line in own[:-KEPT]]
+        self.note(kept)
+        for kind, verb in REMOVE.items():
+            if old[kind]:
+                self.do(*verb, *old[kind])
+        self.do("system", "check")
 
     def build(self, number: int) -> None:
-        """Build an image anew, and write it down."""
+        """Build an image anew."""
         context = self.place / "context"
         context.mkdir(exist_ok=True)
         (context / "f").write_text("file\n")
         (context / "Dockerfile").write_text(DOCKERFILE.format(n=number))
         self.do("build", "-q", "--no-cache", "-t", f"built{number}", str(context))
-        self.note([*self.committed.read_text().split(), f"built{number}"])
+        self.add(f"image built{number}")
+
+    def make(self, number: int) -> None:
+        """Make one of everything else, and write each down as soon as it was said."""
+        n = str(number)
+        self.do("network", "create", f"net{n}", "--label", f"n={n}")
+        self.add(f"network net{n} n={n}")
+        self.do("volume", "create", f"vol{n}", "--label", f"n={n}")
+        self.add(f"volume vol{n} n={n}")
+        command = ("base", "cat", "/etc/motd")
+        self.do(
+            "create",
+            "--name",
+            f"first{n}",
+            "-v",
+            f"vol{n}:/v",
+            "--network",
+            "none",
+            *command,
+        )
+        self.do("rename", f"first{n}", f"box{n}")
+        self.add(f"box box{n}")
+        self.do("update", "--cpu-shares", str(number + 2), f"box{n}")
+        shares = self.do("inspect", "-f", "{{.HostConfig.CpuShares}}", f"box{n}")
+        if shares != str(number + 2):
+            fail(f"box{n}: {shares}")
+        self.do("run", "--rm", "--network", "none", "-v", "/anonymous", *command)
+
+    def add(self, line: str) -> None:
+        """Write down one more thing that was made."""
+        self.note([*self.committed.read_text().splitlines(), line])
 
 
 def main(disk: str, place: Path, turn: int) -> None:
@@ -136,6 +191,7 @@ def main(disk: str, place: Path, turn: int) -> None:
     store.verify()
     print("verified", flush=True)
     for number in range(turn * 1000, turn * 1000 + 1000):
+        store.make(number)
         store.build(number)
         print("built", flush=True)
 

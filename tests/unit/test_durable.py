@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,10 @@ from minidocker.durable import (
     is_marked,
     marked,
     rename_new,
-    replace_file,
     store_lock,
     unmark,
+    write_lasting,
+    write_whole,
 )
 
 
@@ -64,10 +66,47 @@ def test_the_second_of_two_equal_directories_is_dropped(tmp_path: Path) -> None:
 
 def test_a_replaced_file_is_old_or_new(tmp_path: Path) -> None:
     path = tmp_path / "names"
-    replace_file(str(path), b"old")
-    replace_file(str(path), b"new")
+    write_lasting(str(path), b"old")
+    write_lasting(str(path), b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["names"]
+
+
+def test_what_is_to_last_is_synced_with_the_names_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("fsync", "rename"):
+        real = getattr(os, name)
+
+        def call(*args: Any, name: str = name, real: Any = real) -> None:
+            path = (
+                os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else args[1]
+            )
+            done.append(f"{name} {os.path.relpath(path, tmp_path)}")
+            real(*args)
+
+        monkeypatch.setattr(os, name, call)
+    write_lasting(str(tmp_path / "a/b/file"), "text")
+    assert done == [
+        "fsync .",
+        "fsync a",
+        "fsync a/b/file.new",
+        "rename a/b/file",
+        "fsync a/b",
+    ]
+    done.clear()
+    write_whole(str(tmp_path / "a/b/file"), "text")
+    assert done == ["rename a/b/file"]
+
+
+def test_a_file_is_written_to_its_end_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
+    write_whole(str(tmp_path / "file"), "more than three")
+    assert (tmp_path / "file").read_text() == "more than three"
 
 
 def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:

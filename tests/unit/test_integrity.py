@@ -117,14 +117,36 @@ def tear_a_container(engine: Engine) -> None:
 
 def lose_a_record_of_a_volume(engine: Engine) -> None:
     store = VolumeStore(engine.root)
-    store.create("kept")
+    Path(store.create("kept").path, "file").write_text("precious")
     os.truncate(store.path("kept", "opts.json"), 0)
 
 
-def tear_a_network(engine: Engine) -> None:
+def make_half_a_volume(engine: Engine) -> None:
+    os.makedirs(VolumeStore(engine.root).path("half"))
+
+
+def remove_half_a_volume(engine: Engine) -> None:
+    place = Path(engine.root, "volumes", ".gone-1")
+    place.mkdir(parents=True)
+    (place / "file").write_text("nobody misses it")
+
+
+def make_half_a_network(engine: Engine) -> None:
     place = Path(engine.root, "networks", "each", "bridge")
     place.mkdir(parents=True)
     (place / "network.json").write_text("")
+
+
+def tear_a_network(engine: Engine) -> None:
+    make_half_a_network(engine)
+    Path(engine.root, "networks", "each", "bridge", "network.json").write_text('{"na')
+
+
+def tear_one_that_removes_itself(engine: Engine) -> None:
+    id = engine.containers.ids()[0]
+    path = Path(engine.containers.path(id, "config.v2.json"))
+    path.write_text(path.read_text().replace('"AutoRemove":false', '"AutoRemove":true'))
+    os.truncate(engine.containers.path(id, "hostconfig.json"), 0)
 
 
 DAMAGE: dict[Callable[[Engine], None], str] = {
@@ -141,7 +163,11 @@ DAMAGE: dict[Callable[[Engine], None], str] = {
     lose_a_layer_of_a_container: "it has no read-write layer",
     lose_a_name: "its name is not its own",
     tear_a_container: "the record of this container is damaged",
-    lose_a_record_of_a_volume: "it has no record",
+    lose_a_record_of_a_volume: "its files are there",
+    make_half_a_volume: "half made",
+    remove_half_a_volume: "half removed",
+    make_half_a_network: "half made",
+    tear_one_that_removes_itself: "a power cut has torn it",
     tear_a_network: "its record cannot be read",
 }
 
