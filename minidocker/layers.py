@@ -166,7 +166,7 @@ class KnownLayers:
     """The read-only layers below ``root`` that ``driver`` keeps, to be read.
 
     New layers are staged in ``batch`` and published with it. Read-write layers are
-    there at once, and never synced: a power cut ends the container anyway. ``epoch``
+    there at once; whoever makes a container that is to last syncs them. ``epoch``
     (seconds) is the newest time that files of a commit may have: SOURCE_DATE_EPOCH.
     """
 

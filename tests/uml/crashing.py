@@ -117,6 +117,8 @@ class Store:
                 self.look_at(name)
             if kind == "box":
                 self.do("start", "-a", name)
+        if untold := [one[4:] for one in there - set(lines) if one.startswith("box ")]:
+            self.do("rm", *untold)
         self.forget(lines)
 
     def look_at(self, name: str) -> None:
