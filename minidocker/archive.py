@@ -15,12 +15,11 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from enum import Enum
 from functools import lru_cache
 from zlib import adler32
 
 from minidocker.errors import ConflictError
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.trees import DIRECTORY, Xattrs, printable, xattrs_of
 
 

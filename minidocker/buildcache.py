@@ -9,14 +9,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from enum import Enum
 
 from minidocker.catalog import Filters
 from minidocker.durable import store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, NotFoundError
 from minidocker.oci import hex_of, sha256_text
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.removal import may_prune
 from minidocker.trees import remove_path
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from enum import Enum
 
 from minidocker.archive import Entry, Kind, Put, TreeWriter
 from minidocker.errors import IntegrityError
 from minidocker.overlayfs import is_whiteout
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.trees import xattrs_of
 
 

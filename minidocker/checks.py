@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import enum
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +14,11 @@ from minidocker.errors import DockerfileError, MinidockerError, nearest
 from minidocker.expansion import check_words, documents_of, expand, texts_of, unset_in
 from minidocker.lines import SEPARATOR, directive_error, excerpt, point
 from minidocker.oci import parse_reference
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 # %% The nouns
-class Rule(enum.Enum):
+class Rule(Enum):
     """BuildKit's build checks: their public names, and what they say."""
 
     StageNameCasing = "Stage name '{}' should be lowercase"

@@ -13,13 +13,13 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 
 from minidocker.archive import Put, Tally
 from minidocker.errors import IntegrityError, UsageError
 from minidocker.layers import LayerStore
 from minidocker.manifests import Descriptor, Media
 from minidocker.reading import CHUNK, Read, Stream
+from minidocker.records import Enum
 
 
 TYPE_CHECKING = False

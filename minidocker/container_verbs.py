@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from enum import Enum
 
 from minidocker.durable import is_marked
 from minidocker.engine import Engine
@@ -27,6 +26,7 @@ from minidocker.flags import (
     Given,
     default_root,
 )
+from minidocker.records import Enum
 
 
 TYPE_CHECKING = False

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from enum import Enum
 
 from minidocker.cgroups import remove_group
 from minidocker.durable import (
@@ -36,7 +35,7 @@ from minidocker.layers import LayerStore
 from minidocker.linux import SysError, pidfd_open, pidfd_send_signal, start_time
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
 from minidocker.program import PLAIN_HOST, HostConfig, host_config
-from minidocker.records import Record, json_text
+from minidocker.records import Enum, Record, json_text
 from minidocker.trees import remove_path
 
 

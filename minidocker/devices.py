@@ -17,12 +17,11 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterable
-from enum import IntEnum, IntFlag
 
 from minidocker.errors import UnsupportedError
 from minidocker.linux import SysError
 from minidocker.loops import sectors_of
-from minidocker.records import Record
+from minidocker.records import IntEnum, IntFlag, Record
 
 
 # %% The nouns of device-mapper

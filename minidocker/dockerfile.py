@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Callable, Iterator
 
@@ -28,11 +27,11 @@ from minidocker.lines import (
     strip,
     take_flags,
 )
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 # %% The nouns
-class Word(enum.Enum):
+class Word(Enum):
     """The words that may begin an instruction."""
 
     FROM = "FROM"
@@ -184,7 +183,7 @@ def health(rest: str, escape: str) -> Args:
 
 
 # %% Flags
-class Kind(enum.Enum):
+class Kind(Enum):
     """What a flag takes."""
 
     TEXT = "a text"

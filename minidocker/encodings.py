@@ -13,10 +13,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
 
 from minidocker.errors import UnsupportedError
 from minidocker.overlayfs import is_whiteout
+from minidocker.records import Enum
 from minidocker.trees import copy_attributes, copy_node, kept, remove_path
 from minidocker.union import (
     WHITEOUT,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 
 from minidocker.drivers import DRIVERS, StorageDriver, best_driver
 from minidocker.durable import (
@@ -43,6 +42,7 @@ from minidocker.oci import (
     Reference,
     parse_reference,
 )
+from minidocker.records import Enum
 from minidocker.trees import remove_path
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import Enum
 from types import MappingProxyType
 
 from minidocker.errors import UsageError, did_you_mean
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 TYPE_CHECKING = False

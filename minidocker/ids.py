@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from enum import Enum
 
 from minidocker.archive import Put, Tally
 from minidocker.compression import compress_layer
@@ -16,7 +15,7 @@ from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.oci import chain_ids, hex_of, sha256_text
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 # %% The nouns

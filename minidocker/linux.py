@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from enum import IntEnum, IntFlag
+
+from minidocker.records import IntEnum, IntFlag
 
 
 # %% A failure reads like strace
@@ -71,7 +72,7 @@ class Flags(IntFlag):
 
     def strace(self) -> str:
         """Return the flags as strace prints them: ``MS_RDONLY|MS_NOSUID``."""
-        names = [self.prefix + str(m.name) for m in type(self) if m and m in self]
+        names = [f"{self.prefix}{member.name}" for member in self]
         rest = int(self) & ~sum(member.value for member in type(self))
         return "|".join(names + [hex(rest)] * bool(rest)) or "0"
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from enum import Enum
 
 from minidocker.errors import IntegrityError, NotFoundError, UsageError
 from minidocker.oci import hex_of, parse_image, sha256_text
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 TYPE_CHECKING = False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from enum import Enum
 
 from minidocker.cgroups import Group
 from minidocker.documents import Part
@@ -16,7 +15,7 @@ from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.freezer import is_frozen
 from minidocker.hooks import OCI_VERSION, annotations_of
 from minidocker.linux import start_time
-from minidocker.records import Record, json_text, parse_json
+from minidocker.records import Enum, Record, json_text, parse_json
 
 
 TYPE_CHECKING = False

@@ -13,7 +13,6 @@ import os
 import signal
 import stat
 from collections.abc import Iterable, Mapping
-from enum import Enum
 
 from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.drivers import RootView
@@ -37,7 +36,7 @@ from minidocker.namespaces import (
     open_in_root,
     put,
 )
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.security import (
     DOCKER_SECURITY,
     SHM_SIZE,

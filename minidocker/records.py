@@ -1,7 +1,7 @@
 # From book/020-records.md. Edit there and tangle, or here and tangle --back.
 
 # %% Records: values that cost nothing to declare
-"""Frozen, slotted records: dataclasses that start quickly.
+"""Frozen, slotted records: dataclasses that start quickly; and enums that do.
 
 ``from minidocker.records import Record`` and subclass it as one would decorate with
 ``@dataclass(frozen=True, slots=True)``. A type checker sees exactly that.
@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
+__all__ = ["Enum", "IntEnum", "IntFlag", "Record", "json_text", "parse_json"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from enum import Enum, IntEnum, IntFlag
     from typing import Any, ClassVar, Self, dataclass_transform
 else:
 
@@ -121,6 +124,92 @@ class Record(metaclass=RecordType):
         if len(values) == len(self.__match_args__):
             return type(self)(*values.values())
         return type(self)(**values)  # which says what is wrong
+
+
+# %% Closed sets
+class EnumType(type):
+    """Make the plain values of a class body members of the class."""
+
+    __members__: dict[str, Any]
+    _by_value: dict[Any, Any]
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **options: Any
+    ) -> EnumType:
+        """Make the class, then its members; of equal values the first is the member."""
+        own = [n for n in space if n[0] != "_" and not hasattr(space[n], "__get__")]
+        values = {n: space.pop(n) for n in own}
+        made: Any = super().__new__(cls, name, bases, space, **options)
+        made.__members__, made._by_value = {}, {}
+        for key, value in values.items():
+            member = made._by_value.get(value)
+            if member is None:
+                number = issubclass(made, int)
+                member = int.__new__(made, value) if number else object.__new__(made)
+                member.name, member.value = key, value
+                made._by_value[value] = member
+            made.__members__[key] = member
+            setattr(made, key, member)
+        return made  # type: ignore[no-any-return]
+
+    def __iter__(cls) -> Iterator[Any]:
+        return iter(cls._by_value.values())
+
+    def __getitem__(cls, name: str) -> Any:
+        return cls.__members__[name]
+
+
+# %% Closed sets
+if not TYPE_CHECKING:
+
+    class Enum(metaclass=EnumType):
+        """A member of a closed set; ``Enum(value)`` finds it, or raises ValueError."""
+
+        def __new__(cls, value):
+            if value not in cls._by_value:
+                raise ValueError(f"{value!r} is not a valid {cls.__name__}")
+            return cls._by_value[value]
+
+        def __reduce__(self):
+            return type(self), (self.value,)
+
+        def __repr__(self):
+            return f"<{self}: {self.value!r}>"
+
+        def __str__(self):
+            return f"{type(self).__name__}.{self.name}"
+
+
+# %% Closed sets
+if not TYPE_CHECKING:
+
+    class IntEnum(Enum, int):
+        """A member that is a number."""
+
+        def __repr__(self):
+            return f"<{type(self).__name__}.{self.name}: {int(self)}>"
+
+        __str__ = int.__repr__
+
+    class IntFlag(int, metaclass=EnumType):
+        """A set of bits; those that are members have a name."""
+
+        def __or__(self, other):
+            return type(self)(int.__or__(self, other))
+
+        def __and__(self, other):
+            return type(self)(int.__and__(self, other))
+
+        def __invert__(self):
+            return type(self)(int.__invert__(self))
+
+        __ror__, __rand__ = __or__, __and__
+
+        def __contains__(self, other):
+            return int.__and__(self, other) == other
+
+        def __iter__(self):
+            return (bit for bit in type(self) if bit and bit in self)
 
 
 # %% JSON without the module

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import enum
 import fcntl
 import os
 import posixpath
@@ -36,7 +35,7 @@ from minidocker.moves import (
 )
 from minidocker.oci import ContainerConfig, chain_id, sha256_text
 from minidocker.outside import context_of, emptied, replaced_image, tree_from
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.stage import (
     UNDECLARED,
     Around,
@@ -50,7 +49,7 @@ from minidocker.stage import (
 
 
 # %% The nouns
-class MountKind(enum.Enum):
+class MountKind(Enum):
     """What a ``--mount`` shows."""
 
     BIND = "bind"
@@ -59,7 +58,7 @@ class MountKind(enum.Enum):
     SECRET = "secret"  # noqa: S105
 
 
-class Sharing(enum.Enum):
+class Sharing(Enum):
     """What two builds do that want the same cache at once."""
 
     SHARED = "shared"  # both write

@@ -13,11 +13,10 @@ import ctypes
 import errno
 import os
 import struct
-from enum import Enum
 
 from minidocker.errors import UnsupportedError
 from minidocker.linux import Prctl, SysError, prctl
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 TYPE_CHECKING = False

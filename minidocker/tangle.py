@@ -17,7 +17,6 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from enum import Enum
 from pathlib import Path
 
 from minidocker.errors import (
@@ -27,7 +26,7 @@ from minidocker.errors import (
     UsageError,
     did_you_mean,
 )
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 # %% The nouns: a cell, a pair

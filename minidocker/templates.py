@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Iterator
-from enum import Enum
 
 from minidocker.errors import UsageError
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 TYPE_CHECKING = False

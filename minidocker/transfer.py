@@ -15,7 +15,6 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 
 from minidocker.archive import BLOCK, Entry, Kind, Put, sealed, ustar
 from minidocker.compression import Codec, compress_layer
@@ -31,7 +30,7 @@ from minidocker.manifests import (
     described,
 )
 from minidocker.oci import Reference, chain_ids, hex_of, parse_reference
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.trees import remove_path, write_all
 
 

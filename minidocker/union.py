@@ -15,9 +15,8 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 
 
 TYPE_CHECKING = False

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from enum import Enum
 
 from minidocker.errors import MinidockerError
 from minidocker.oci import CONFIG_FIELDS, ContainerConfig
-from minidocker.records import Record
+from minidocker.records import Enum, Record
 from minidocker.templates import (
     Control,
     Node,

@@ -82,7 +82,7 @@ def test_the_tables_have_the_kernel_s_numbers():
 
 
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("op", Op)
+@pytest.mark.parametrize("op", list(Op))
 def test_an_argument_is_compared_as_its_kind(op: Op, whole: bool):
     name = "write" if whole else "socket"
     assert (0 in INTS.get(name, ())) is not whole
