@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 
 from minidocker.errors import RuntimeFault, UsageError
+from minidocker.linux import signal
 from minidocker.records import Record
 
 

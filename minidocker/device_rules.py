@@ -10,9 +10,9 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 
+from minidocker.calls import syscall
 from minidocker.cgroups import Group, write
 from minidocker.errors import RuntimeFault
-from minidocker.linux import syscall
 from minidocker.records import Record
 
 

@@ -18,8 +18,8 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 
+from minidocker.calls import Raw, SysError
 from minidocker.errors import UnsupportedError
-from minidocker.linux import SysError
 from minidocker.loops import sectors_of
 from minidocker.records import IntEnum, IntFlag, Record
 
@@ -127,7 +127,7 @@ class DeviceMapper:
                 fcntl.ioctl(self.fd, number, buffer)
             except OSError as why:
                 text = f'{self.fd}, DM_{call.name}, name="{name}"'
-                raise SysError(why.errno or 0, "ioctl", text) from why
+                raise SysError(why.errno or 0, "ioctl", Raw(text)) from why
             reply, full = read_reply(buffer)
             if not full:
                 return reply

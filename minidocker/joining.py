@@ -8,11 +8,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 
 from minidocker.cgroups import join
 from minidocker.errors import ConflictError
-from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
+from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns, signal
 from minidocker.namespaces import NAMESPACES, PLACE, put
 from minidocker.program import ProcessSpec
 from minidocker.runtime import (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -46,7 +45,7 @@ from minidocker.errors import (
     did_you_mean,
 )
 from minidocker.etc_files import network_binds
-from minidocker.linux import pidfd_open, start_time
+from minidocker.linux import pidfd_open, signal, start_time
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep, Sysctl
 from minidocker.oci import ContainerConfig
@@ -294,7 +293,9 @@ def signal_number(text: str) -> int:
     if text.isdigit() and 0 < int(text) < signal.NSIG:
         return int(text)
     name = f"SIG{text.upper().removeprefix('SIG')}"
-    known = signal.Signals.__members__
+    from signal import Signals
+
+    known = Signals.__members__
     if name not in known:
         raise UsageError(f'invalid signal: "{text}"', hint=did_you_mean(name, known))
     return known[name]

@@ -1,7 +1,7 @@
 # From book/105-linux.md. Edit there and tangle, or here and tangle --back.
 
 # %% Linux: system calls from Python
-"""System calls that Python does not wrap, by ctypes; one thin function each.
+"""System calls that Python does not wrap; one thin function each.
 
 Every function raises SysError, an OSError whose text reads like a line of strace.
 Flags are IntFlags that print by name.
@@ -9,86 +9,35 @@ Flags are IntFlags that print by name.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
+from _ctypes import addressof, byref
+from _struct import pack, unpack
 
-from minidocker.records import IntEnum, IntFlag
-
-
-# %% A failure reads like strace
-class SysError(OSError):
-    """A system call failed; ``errno`` as usual, and the text is strace's line."""
-
-    def __init__(self, code: int, call: str, args_text: str) -> None:
-        super().__init__(code, os.strerror(code))
-        self.call, self.args_text = call, args_text
-
-    def __str__(self) -> str:
-        name = errno.errorcode.get(self.errno or 0, str(self.errno))
-        return f"{self.call}({self.args_text}) = -1 {name} ({self.strerror})"
-
-
-class Raw(str):
-    """An argument, such as a structure, that is text already."""
-
-    __slots__ = ()
+from minidocker.calls import (
+    LIBC,
+    PYTHON,
+    Constants,
+    Flags,
+    Int,
+    Raw,
+    SysError,
+    Word,
+    check,
+    number,
+    room,
+    syscall,
+)
 
 
-def shown(value: object) -> str:
-    """Return an argument of a system call as strace prints it.
-
-    >>> shown(b"/proc"), shown(None), shown(3), shown(CloneFlags.NEWNS)
-    ('"/proc"', 'NULL', '3', 'CLONE_NEWNS')
-    """
-    if value is None:
-        return "NULL"
-    if isinstance(value, Flags | Constants):
-        return value.strace()
-    if isinstance(value, Raw):
-        return value
-    if isinstance(value, bytes | str):
-        return '"' + os.fsdecode(value).replace('"', '\\"') + '"'
-    return str(value)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal
 
 
-# %% A failure reads like strace
-def check(call: str, result: int, *args: object) -> int:
-    """Return ``result``; raise SysError from ctypes' errno where it is negative."""
-    if result < 0:
-        raise SysError(ctypes.get_errno(), call, ", ".join(map(shown, args)))
-    return result
-
-
-# %% Flags that print by name
-class Flags(IntFlag):
-    """Flags of one family; ``prefix`` is what their names begin with in C."""
-
-    prefix: str
-
-    def __init_subclass__(cls, prefix: str = "") -> None:
-        super().__init_subclass__()
-        cls.prefix = prefix
-
-    def strace(self) -> str:
-        """Return the flags as strace prints them: ``MS_RDONLY|MS_NOSUID``."""
-        names = [f"{self.prefix}{member.name}" for member in self]
-        rest = int(self) & ~sum(member.value for member in type(self))
-        return "|".join(names + [hex(rest)] * bool(rest)) or "0"
-
-
-class Constants(IntEnum):
-    """Named numbers of one family, of which one is given."""
-
-    prefix: str
-
-    def __init_subclass__(cls, prefix: str = "") -> None:
-        super().__init_subclass__()
-        cls.prefix = prefix
-
-    def strace(self) -> str:
-        """Return the constant as strace prints it: ``PR_SET_NAME``."""
-        return self.prefix + self.name
+__all__ = ["SysError", "signal"]  # handed on to whoever makes calls
 
 
 # %% Flags that print by name
@@ -198,64 +147,6 @@ class Prctl(Constants, prefix="PR_"):
     CAP_AMBIENT = 47
 
 
-# %% The door: syscall(2)
-OLD_NUMBERS = {
-    "x86_64": {
-        "pivot_root": 155,
-        "capget": 125,
-        "capset": 126,
-        "statx": 332,
-        "bpf": 321,
-    },
-    "aarch64": {
-        "pivot_root": 41,
-        "capget": 90,
-        "capset": 91,
-        "statx": 291,
-        "bpf": 280,
-        "ioprio_set": 30,
-        "keyctl": 219,
-    },
-}
-NUMBERS = {
-    "pidfd_send_signal": 424,
-    "open_tree": 428,
-    "move_mount": 429,
-    "fsopen": 430,
-    "fsconfig": 431,
-    "fsmount": 432,
-    "pidfd_open": 434,
-    "clone3": 435,
-    "close_range": 436,
-    "openat2": 437,
-    "mount_setattr": 442,
-}
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.syscall.restype = ctypes.c_long
-
-
-# %% The door: syscall(2)
-def number(call: str) -> int:
-    """Return the number of a system call on this machine; ENOSYS if it is not known."""
-    found = NUMBERS.get(call) or OLD_NUMBERS.get(os.uname().machine, {}).get(call)
-    if found is None:
-        raise SysError(errno.ENOSYS, call, "")
-    return found
-
-
-def word(value: object) -> object:
-    """Return an argument for syscall(2): integers as machine words, text as bytes."""
-    if isinstance(value, int):
-        return ctypes.c_long(value)
-    return os.fsencode(value) if isinstance(value, str) else value
-
-
-def syscall(call: str, *args: object, show: tuple[object, ...] | None = None) -> int:
-    """Make a system call by name; an error prints ``show`` instead of ``args``."""
-    result = LIBC.syscall(number(call), *map(word, args))
-    return check(call, result, *(args if show is None else show))
-
-
 # %% Namespaces and the root
 def unshare(flags: CloneFlags) -> None:
     """Move this process into new namespaces (NEWPID: its next children).
@@ -306,9 +197,6 @@ def setdomainname(name: str) -> None:
 # %% A process in new namespaces
 # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
 # stack_size, tls, set_tid, set_tid_size, cgroup; each is a 64-bit word.
-CLONE_WORDS = 11
-
-
 def clone3(flags: CloneFlags, *, cgroup: int = -1) -> tuple[int, int]:
     """Fork into new namespaces; return (pid, pidfd), or (0, -1) in the child.
 
@@ -318,25 +206,19 @@ def clone3(flags: CloneFlags, *, cgroup: int = -1) -> tuple[int, int]:
     Raises EPERM, ENOSYS (also where a seccomp profile hides it), ENOSPC as unshare.
     Source: clone(2), "clone3()".
     """
-    import signal
-
-    pidfd = ctypes.c_int(-1)
+    pidfd = Int(-1)
     flags |= CloneFlags.PIDFD
     if cgroup >= 0:
         flags |= CloneFlags.INTO_CGROUP
-    args = (ctypes.c_uint64 * CLONE_WORDS)()
-    args[0], args[1] = int(flags), ctypes.addressof(pidfd)
-    signal_number = 0 if flags & CloneFlags.PARENT else signal.SIGCHLD
-    args[4], args[10] = int(signal_number), max(cgroup, 0)
-    locked = ctypes.PyDLL(None, use_errno=True).syscall
-    locked.restype = ctypes.c_long
-    size = ctypes.c_long(ctypes.sizeof(args))
-    ctypes.pythonapi.PyOS_BeforeFork()
-    pid = locked(number("clone3"), ctypes.byref(args), size)
+    death = 0 if flags & CloneFlags.PARENT else signal.SIGCHLD
+    last = max(cgroup, 0)
+    args = pack("=11Q", flags, addressof(pidfd), 0, 0, death, 0, 0, 0, 0, 0, last)
+    PYTHON.PyOS_BeforeFork()
+    pid = PYTHON.syscall(number("clone3"), args, Word(len(args)))
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        PYTHON.PyOS_AfterFork_Child()
         return 0, -1
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    PYTHON.PyOS_AfterFork_Parent()
     check("clone3", pid, flags)
     return int(pid), pidfd.value
 
@@ -379,9 +261,17 @@ def prctl(operation: Prctl, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> i
     Raises EINVAL for an operation or value that the kernel does not know, EPERM.
     Source: prctl(2).
     """
-    words = [ctypes.c_ulong(value) for value in (a, b, c, d)]
-    result = LIBC.prctl(int(operation), *words)
+    result = LIBC.prctl(operation, Word(a), Word(b), Word(c), Word(d))
     return check("prctl", result, operation, a, b, c, d)
+
+
+def setrlimit(resource: int, soft: int, hard: int) -> None:
+    """Set a limit of this process, by its number; -1 is no limit.
+
+    Raises EPERM for more than one had, EINVAL. Source: setrlimit(2).
+    """
+    limits = pack("=2q", soft, hard)
+    check("setrlimit", LIBC.setrlimit(resource, limits), resource, Raw(limits.hex()))
 
 
 def ioprio_set(which: int, who: int, priority: int) -> None:
@@ -405,7 +295,7 @@ def personality(kind: int) -> None:
 
     Source: personality(2).
     """
-    check("personality", LIBC.personality(ctypes.c_ulong(kind)), kind)
+    check("personality", LIBC.personality(Word(kind)), kind)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
@@ -425,12 +315,11 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
     Raises EPERM where a mask would gain a bit. Source: capset(2).
     """
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    header = pack("=II", CAPABILITY_VERSION_3, 0)
     masks = (effective, permitted, inheritable)
     words = [mask & 0xFFFFFFFF for mask in masks] + [mask >> 32 for mask in masks]
-    data = (ctypes.c_uint32 * 6)(*words)
     show = tuple(Raw(f"{mask:#x}") for mask in masks)
-    syscall("capset", ctypes.byref(header), ctypes.byref(data), show=show)
+    syscall("capset", header, pack("=6I", *words), show=show)
 
 
 def capget() -> tuple[int, int, int]:
@@ -438,9 +327,9 @@ def capget() -> tuple[int, int, int]:
 
     Source: capget(2).
     """
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    data = (ctypes.c_uint32 * 6)()
-    syscall("capget", ctypes.byref(header), ctypes.byref(data), show=())
+    found = room(24)
+    syscall("capget", pack("=II", CAPABILITY_VERSION_3, 0), byref(found), show=())
+    data = unpack("=6I", found.raw)
     effective, permitted, inheritable = (data[i] | data[i + 3] << 32 for i in range(3))
     return effective, permitted, inheritable
 
@@ -464,14 +353,11 @@ def openat2(
     the kernel from being sure of a ``..``, ATTEMPTS times. Source: openat2(2).
     """
     raw = os.fsencode(path)
-    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, int(resolve))
-    size = ctypes.sizeof(how)
-    show = (directory, path, how_text(flags, mode, resolve), size)
+    how = pack("=3Q", flags | os.O_CLOEXEC, mode, resolve)
+    show = (directory, path, lambda: how_text(flags, mode, resolve), len(how))
     for _ in range(ATTEMPTS):
         try:
-            return syscall(
-                "openat2", directory, raw, ctypes.byref(how), size, show=show
-            )
+            return syscall("openat2", directory, raw, how, len(how), show=show)
         except SysError as why:
             if why.errno != errno.EAGAIN:
                 raise

@@ -14,7 +14,7 @@ import fcntl
 import os
 import struct
 
-from minidocker.linux import SysError
+from minidocker.calls import Raw, SysError
 
 
 # %% Asking a device
@@ -23,7 +23,7 @@ def ask(fd: int, name: str, number: int, buffer: bytes | int = 0) -> bytes:
     try:
         found = fcntl.ioctl(fd, number, buffer)
     except OSError as why:
-        raise SysError(why.errno or 0, "ioctl", f"{fd}, {name}") from why
+        raise SysError(why.errno or 0, "ioctl", fd, Raw(name)) from why
     return found if isinstance(found, bytes) else b"%d" % found
 
 

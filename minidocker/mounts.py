@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
+from _struct import pack, unpack_from
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minidocker.linux import LIBC, Constants, Flags, Raw, check, syscall
+from minidocker.calls import LIBC, Constants, Flags, Raw, Word, check, room, syscall
 from minidocker.records import Record
 
 
@@ -149,7 +148,7 @@ def mount(
     owns the mount namespace, ENODEV for an unknown file system, EINVAL for options
     that it does not take, EBUSY, ENOENT, ENOTDIR. Source: mount(2).
     """
-    words = (raw(source), raw(target), raw(fstype), ctypes.c_ulong(flags), raw(data))
+    words = (raw(source), raw(target), raw(fstype), Word(flags), raw(data))
     check("mount", LIBC.mount(*words), source, target, fstype, flags, data)
 
 
@@ -302,11 +301,11 @@ def place_of(path: str) -> Place:
     Raises ENOENT; ENOSYS in a sandbox without statx. Source: statx(2): stx_mnt_id,
     since Linux 5.8.
     """
-    found, flags = ctypes.create_string_buffer(256), Tree.AT_SYMLINK_NOFOLLOW
+    found, flags = room(256), Tree.AT_SYMLINK_NOFOLLOW
     show = (AT_FDCWD, path, flags, Raw("STATX_MNT_ID"))
     syscall("statx", AT_FDCWD, path, flags, STATX_MNT_ID, found, show=show)
-    (attributes,) = struct.unpack_from("Q", found, 8)
-    (mount_id,) = struct.unpack_from("Q", found, 144)
+    (attributes,) = unpack_from("Q", found, 8)
+    (mount_id,) = unpack_from("Q", found, 144)
     return Place(mount_id, bool(attributes & STATX_ATTR_MOUNT_ROOT))
 
 
@@ -349,11 +348,12 @@ def mount_setattr(
     ``userns``, a descriptor. All of it or none. Raises EINVAL where ``path`` is no
     mount, EPERM. Source: mount_setattr(2).
     """
-    words = (ctypes.c_uint64 * 4)(set_, clear, propagation, userns)
-    size = ctypes.sizeof(words)
-    attributes = f"attr_set={set_.strace()}, attr_clr={clear.strace()}"
-    how = f"{attributes}, propagation={propagation.strace()}, userns_fd={userns}"
-    show = (directory, path, flags, Raw(f"{{{how}}}"), size)
-    syscall(
-        "mount_setattr", directory, path, flags, ctypes.byref(words), size, show=show
-    )
+    words = pack("=4Q", set_, clear, propagation, userns)
+
+    def how() -> str:
+        attributes = f"attr_set={set_.strace()}, attr_clr={clear.strace()}"
+        rest = f"propagation={propagation.strace()}, userns_fd={userns}"
+        return f"{{{attributes}, {rest}}}"
+
+    show = (directory, path, flags, how, len(words))
+    syscall("mount_setattr", directory, path, flags, words, len(words), show=show)

@@ -8,9 +8,7 @@ Everything here happens inside: in a process whose root is the container's.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import stat
 from collections.abc import Iterable, Mapping
 
@@ -20,12 +18,14 @@ from minidocker.errors import (
     RuntimeFault,
 )
 from minidocker.linux import (
-    LIBC,
     CloneFlags,
     Prctl,
+    SysError,
     capget,
     capset,
     prctl,
+    setrlimit,
+    signal,
     unshare,
 )
 from minidocker.namespaces import (
@@ -504,7 +504,6 @@ def program_env(spec: ProcessSpec, home: str) -> dict[str, str]:
 
 
 # %% Where, and with which signals
-ULONG_MAX = (1 << 64) - 1
 # getrlimit(2): a resource's number is its place here
 ULIMITS = """
 cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice
@@ -518,10 +517,12 @@ def set_ulimits(limits: Iterable[tuple[int, int, int]]) -> None:
     Raises RuntimeFault where one would be higher than our own and we may not.
     """
     for number, soft, hard in limits:
-        pair = (ctypes.c_ulong * 2)(soft & ULONG_MAX, hard & ULONG_MAX)
-        if LIBC.setrlimit(number, ctypes.byref(pair)):
-            why = os.strerror(ctypes.get_errno()).lower()
-            raise RuntimeFault(f"cannot set ulimit {number} to {soft}:{hard}: {why}")
+        try:
+            setrlimit(number, soft, hard)
+        except SysError as why:
+            what = f"cannot set ulimit {number} to {soft}:{hard}"
+            text = (why.strerror or "").lower()
+            raise RuntimeFault(f"{what}: {text}") from why
 
 
 def reset_signals() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +15,7 @@ from itertools import pairwise
 
 from minidocker.containers import timestamp
 from minidocker.lifecycle import door_of
-from minidocker.linux import SysError, pidfd_send_signal
+from minidocker.linux import SysError, pidfd_send_signal, signal
 from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
 from minidocker.runtime import Process, copy_window_size

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +31,7 @@ from minidocker.linux import (
     prctl,
     sethostname,
     setns,
+    signal,
     start_time,
     unshare,
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import _thread
 import fcntl
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -17,7 +16,7 @@ from minidocker.containers import Container, ContainerStore, timestamp
 from minidocker.durable import read_json, write_lasting, write_whole
 from minidocker.errors import MinidockerError, RuntimeFault, UnsupportedError
 from minidocker.etc_files import name_servers, network_files, write_network_files
-from minidocker.linux import CloneFlags, Prctl, prctl, setns
+from minidocker.linux import CloneFlags, Prctl, prctl, setns, signal
 from minidocker.networks import (
     DEFAULT,
     OPTION,

@@ -9,11 +9,12 @@ know get ENOSYS, so that a program tries the older call; foreign machines are ki
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
+from _ctypes import addressof
+from _struct import iter_unpack, pack
 
+from minidocker.calls import room
 from minidocker.errors import UnsupportedError
 from minidocker.linux import Prctl, SysError, prctl
 from minidocker.records import Enum, Record
@@ -239,7 +240,7 @@ class Assembler:
 
     def program(self) -> bytes:
         """Return the instructions, first-first, as the kernel reads them."""
-        return b"".join(struct.pack("=HBBI", *one) for one in reversed(self.code))
+        return b"".join(pack("=HBBI", *one) for one in reversed(self.code))
 
 
 # %% Comparing an argument
@@ -374,7 +375,7 @@ class Instruction(Record):
 
 def instructions(program: bytes) -> list[Instruction]:
     """Return the instructions of a program, in order."""
-    return [Instruction(*one) for one in struct.iter_unpack("=HBBI", program)]
+    return [Instruction(*one) for one in iter_unpack("=HBBI", program)]
 
 
 # %% Loading it
@@ -388,11 +389,10 @@ def load_filter(program: bytes) -> None:
     UnsupportedError where the kernel has no seccomp, SysError: EINVAL for a program
     that does not end, EACCES without the right. Source: seccomp(2).
     """
-    code = ctypes.create_string_buffer(program, len(program))
-    where = ctypes.addressof(code)
-    header = ctypes.create_string_buffer(struct.pack("HP", len(program) // 8, where))
+    code = room(program)
+    header = room(pack("HP", len(program) // 8, addressof(code)))
     try:
-        prctl(Prctl.SET_SECCOMP, FILTER_MODE, ctypes.addressof(header))
+        prctl(Prctl.SET_SECCOMP, FILTER_MODE, addressof(header))
     except SysError as why:
         if why.errno != errno.EINVAL or os.path.exists("/proc/sys/kernel/seccomp"):
             raise

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-import struct
+from _struct import pack
 
 
 # %% Two headers
@@ -20,9 +20,9 @@ def elf_file(machine: str, code: bytes) -> bytes:
     magic = b"\x7fELF" + bytes([2, 1, 1])  # 64 bits, little-endian, version 1
     number = MACHINES[machine]
     shape = (BASE + HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0)  # entry, where and how many
-    header = struct.pack("=16sHHIQQQIHHHHHH", magic, 2, number, 1, *shape)
+    header = pack("=16sHHIQQQIHHHHHH", magic, 2, number, 1, *shape)
     whole = (1, 5, 0, BASE, BASE, size, size, 0x1000)  # PT_LOAD, read and execute
-    return header + struct.pack("=IIQQQQQQ", *whole) + code
+    return header + pack("=IIQQQQQQ", *whole) + code
 
 
 # %% Two headers
