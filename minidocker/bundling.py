@@ -1,4 +1,4 @@
-# From book/490-bundling.md. Edit there and tangle, or here and tangle --back.
+# From book/443-bundling.md. Edit there and tangle, or here and tangle --back.
 
 # %% Bundling: our own containers, written down
 """Write the plan of a container as the config.json of an OCI bundle."""
@@ -8,13 +8,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 
 from minidocker.cgroups import Limits, swap_of
-from minidocker.errors import UsageError
+from minidocker.drivers import Directory, RootView
+from minidocker.durable import write_whole
+from minidocker.errors import ConflictError, RuntimeFault, UsageError
+from minidocker.lifecycle import process_spec
 from minidocker.linux import Capability
-from minidocker.mounts import MountFlags
+from minidocker.mounts import MOUNT_WORDS, MountFlags
 from minidocker.namespaces import (
     NAMESPACES,
+    PLACE,
     Bind,
     Device,
     Filesystem,
@@ -25,9 +30,10 @@ from minidocker.namespaces import (
     Sysctl,
     container_flags,
 )
-from minidocker.oci_mounts import SETS
+from minidocker.overlayfs import Overlay
 from minidocker.program import ULIMITS, ProcessSpec, User, program_env
-from minidocker.runtime import default_mounts
+from minidocker.records import json_text
+from minidocker.runtime import default_mounts, whole_user
 from minidocker.seccomp import ERRNO, Profile, this_machine
 from minidocker.security import (
     ACTIONS,
@@ -42,11 +48,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from minidocker.containers import Container, ContainerStore
+
 
 # %% Each step has its words
 WORDS = {
     word: flags
-    for word, flags in SETS.items()
+    for word, flags in MOUNT_WORDS.items()
     if flags and word not in ("rbind", "remount")
 }
 
@@ -291,10 +299,8 @@ def config_json(
     """Return the plan of a container as a config.json; its root is ``rootfs``.
 
     ``group`` is the path of its control groups, ``modes`` the rights to devices. Raises
-    UsageError for what cannot be said in a bundle: an init that is in memory only.
+    UsageError for a step that cannot be said in a bundle.
     """
-    if spec.init >= 0:
-        raise UsageError("--init cannot be written down: it is no file")
     mounts, linux = parts_of((*default_mounts(spec), *spec.mounts))
     resources = resources_part(limits)
     if resources:
@@ -319,3 +325,93 @@ def config_json(
         },
     }
     return {key: value for key, value in found.items() if value}
+
+
+# %% Beside the container
+def root_notes(view: RootView | None) -> dict[str, str]:
+    """Return what is to be mounted at ``rootfs``, as annotations."""
+    if isinstance(view, Overlay):
+        found = {"lowerdir": ":".join(view.lowers)}
+        found |= {"upperdir": view.upper or "", "workdir": view.work or ""}
+    elif isinstance(view, Directory):
+        found = {"directory": view.path}
+    else:
+        found = view.description() if view else {}
+    return {f"minidocker.root.{key}": value for key, value in found.items()}
+
+
+def container_config(
+    container: Container, place: str, spec: ProcessSpec, user: User
+) -> dict[str, Any]:
+    """Return the config.json of a container of ours, whose directory is ``place``.
+
+    ``spec`` is how it is started, ``user`` who was found in its tree.
+    """
+    host, group = container.host, f"/minidocker/{container.id}"
+    devices = (text.split(":") for text in host.devices)
+    modes = tuple((inside, access) for _, inside, access in devices)
+    domain = container.config.domainname
+    found = config_json(spec, user, host.limits, group, domain, modes=modes)
+    for entry in found["mounts"]:
+        entry["source"] = entry["source"].removeprefix(f"{place}/")
+    notes = root_notes(spec.view)
+    if host.init:
+        notes["minidocker.init"] = "true"
+    return {**found, "annotations": notes} if notes else found
+
+
+# %% Beside the container
+def config_text(value: Any, depth: int = 2, indent: str = "") -> str:
+    """Return a document as JSON, with a line for each member down to ``depth``.
+
+    >>> print(config_text({"root": {"path": "/"}, "mounts": [{"type": "proc"}]}))
+    {
+      "root": {
+        "path": "/"
+      },
+      "mounts": [
+        {"type":"proc"}
+      ]
+    }
+    """
+    if not depth or not value or not isinstance(value, dict | list):
+        return json_text(value)
+    deeper = f"{indent}  "
+    if isinstance(value, dict):
+        named = ((f'"{key}": ', one) for key, one in value.items())
+    else:
+        named = (("", one) for one in value)
+    lines = (f"{deeper}{n}{config_text(one, depth - 1, deeper)}" for n, one in named)
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join([first, ",\n".join(lines), f"{indent}{last}"])
+
+
+def config_file(container: Container, place: str, spec: ProcessSpec, user: User) -> str:
+    """Return the content of the config.json of a container of ours."""
+    return f"{config_text(container_config(container, place, spec, user))}\n"
+
+
+def write_config(
+    store: ContainerStore, container: Container, spec: ProcessSpec, user: User
+) -> None:
+    """Write the config.json of a container that is about to start."""
+    place = store.path(container.id)
+    write_whole(f"{place}/config.json", config_file(container, place, spec, user))
+
+
+# %% Beside the container
+def user_in(store: ContainerStore, container: Container, spec: ProcessSpec) -> User:
+    """Look the user of a container up in its tree."""
+    with store.layers.rw_mounted(container.id, writable=False) as tree:
+        root = os.open(tree, PLACE | os.O_DIRECTORY)
+        try:
+            return whole_user(root, spec)
+        finally:
+            os.close(root)
+
+
+def write_down(store: ContainerStore, container: Container) -> None:
+    """Write the config.json of a container that does not start yet, if one can."""
+    with suppress(RuntimeFault, ConflictError):
+        spec = process_spec(store, container)
+        write_config(store, container, spec, user_in(store, container, spec))

@@ -43,25 +43,13 @@ from minidocker.namespaces import (
     raise_loopback,
 )
 from minidocker.program import DEFAULT_PATH
-from minidocker.runtime import mount_view, new_console, settle
+from minidocker.runtime import mount_view, new_console, say, settle, wait_for_go
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from typing import Any, NoReturn
-
-
-# %% A dialogue
-def say(channel: socket, word: bytes) -> None:
-    """Send a word of the dialogue."""
-    channel.send(word)
-
-
-def wait_for_go(channel: socket) -> None:
-    """Wait until the parent has done its part; end with it when it has gone."""
-    if channel.recv(1) != b"g":
-        os._exit(125)
 
 
 # %% Inside
@@ -209,7 +197,7 @@ def wait_and_run(
     try:
         run_hooks(bundle.config, "startContainer", {**state, "status": "created"})
         take_identity(user, bundle.identity, bundle.spec.security)
-        execute(root, bundle.spec.argv, env, alone=False)
+        execute(root, bundle.spec.argv, env, bundle.spec.init, alone=False)
     except (OSError, RuntimeFault) as why:
         os.write(2, os.fsencode(f"{why}\n"))
     os._exit(1)

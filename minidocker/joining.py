@@ -13,7 +13,7 @@ from minidocker.cgroups import join
 from minidocker.errors import ConflictError
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns, signal
 from minidocker.namespaces import NAMESPACES, PLACE, put
-from minidocker.program import ProcessSpec
+from minidocker.program import ProcessSpec, die_with_parent
 from minidocker.runtime import (
     Process,
     clone_into,
@@ -62,7 +62,7 @@ def join_container(
     pidfd: int, owner: int, flags: CloneFlags, spec: ProcessSpec, channel: socket
 ) -> NoReturn:
     """Enter the namespaces, and run the program in a child there."""
-    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(channel)
     if spec.group:
         join(spec.group.joined)
     if spec.oom_score_adj:
@@ -80,7 +80,7 @@ def join_container(
     slave = -1
     if spec.tty:
         slave = new_terminal(os.open("/", PLACE), spec, channel)
-    run_program(spec, slave)
+    run_program(spec, channel, slave)
 
 
 def target_of(pid: int) -> tuple[int, int]:

@@ -72,6 +72,21 @@ class MountAttr(Flags, prefix="MOUNT_ATTR_"):
 
 
 # %% The nouns
+MOUNT_WORDS = {
+    "bind": MountFlags.BIND, "rbind": MountFlags.BIND | MountFlags.REC,
+    "defaults": MountFlags(0), "dirsync": MountFlags.DIRSYNC,
+    "acl": MountFlags.POSIXACL, "iversion": MountFlags.I_VERSION,
+    "lazytime": MountFlags.LAZYTIME, "mand": MountFlags.MANDLOCK,
+    "noatime": MountFlags.NOATIME, "nodev": MountFlags.NODEV,
+    "nodiratime": MountFlags.NODIRATIME, "noexec": MountFlags.NOEXEC,
+    "nosuid": MountFlags.NOSUID, "nosymfollow": MountFlags.NOSYMFOLLOW,
+    "relatime": MountFlags.RELATIME, "remount": MountFlags.REMOUNT,
+    "ro": MountFlags.RDONLY, "silent": MountFlags.SILENT,
+    "strictatime": MountFlags.STRICTATIME, "sync": MountFlags.SYNCHRONOUS,
+}  # fmt: skip
+
+
+# %% The nouns
 class Mount(Record):
     """One mount of this namespace (proc_pid_mountinfo(5))."""
 

@@ -17,9 +17,7 @@ from minidocker.first_process import (
     be_root_here,
     check_program,
     keep_open,
-    say,
     variables,
-    wait_for_go,
 )
 from minidocker.identity import Identity, set_labels, size_console, take_identity
 from minidocker.joining import namespaces_to_join, owner_namespace
@@ -46,7 +44,9 @@ from minidocker.runtime import (
     new_channel,
     new_terminal,
     received_error,
+    say,
     settle,
+    wait_for_go,
 )
 from minidocker.security import prepared
 

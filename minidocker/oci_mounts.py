@@ -19,6 +19,7 @@ from minidocker.mounts import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     AT_RECURSIVE,
+    MOUNT_WORDS,
     OPEN_TREE_CLONE,
     MountAttr,
     MountFlags,
@@ -58,18 +59,6 @@ class Words(Record):
     idmap: str = ""
 
 
-SETS = {
-    "bind": MountFlags.BIND, "rbind": MountFlags.BIND | MountFlags.REC,
-    "defaults": MountFlags(0), "dirsync": MountFlags.DIRSYNC,
-    "acl": MountFlags.POSIXACL, "iversion": MountFlags.I_VERSION,
-    "lazytime": MountFlags.LAZYTIME, "mand": MountFlags.MANDLOCK,
-    "noatime": MountFlags.NOATIME, "nodev": MountFlags.NODEV,
-    "nodiratime": MountFlags.NODIRATIME, "noexec": MountFlags.NOEXEC,
-    "nosuid": MountFlags.NOSUID, "nosymfollow": MountFlags.NOSYMFOLLOW,
-    "relatime": MountFlags.RELATIME, "remount": MountFlags.REMOUNT,
-    "ro": MountFlags.RDONLY, "silent": MountFlags.SILENT,
-    "strictatime": MountFlags.STRICTATIME, "sync": MountFlags.SYNCHRONOUS,
-}  # fmt: skip
 CLEARS = {
     "async": "sync", "atime": "noatime", "dev": "nodev", "diratime": "nodiratime",
     "exec": "noexec", "loud": "silent", "noacl": "acl", "noiversion": "iversion",
@@ -96,7 +85,7 @@ ATTRIBUTES = {
 ANY_ATIME = MountAttr.NOATIME | MountAttr.STRICTATIME | MountAttr(0x40)
 TIMES = ("noatime", "strictatime", "relatime")
 KNOWN_WORDS = (
-    *SETS, *CLEARS, *PROPAGATION, *(f"r{name}" for name in ATTRIBUTES),
+    *MOUNT_WORDS, *CLEARS, *PROPAGATION, *(f"r{name}" for name in ATTRIBUTES),
     *(f"r{off}" for off, on in CLEARS.items() if on in ATTRIBUTES),
     "tmpcopyup", "idmap", "ridmap",
 )  # fmt: skip
@@ -127,10 +116,10 @@ def read_words(options: Iterable[str]) -> Words:
     propagation, data, special = [], [], set()
     for word in options:
         recursive = word.removeprefix("r")
-        if word in SETS:
-            flags, clear = flags | SETS[word], clear & ~SETS[word]
+        if word in MOUNT_WORDS:
+            flags, clear = flags | MOUNT_WORDS[word], clear & ~MOUNT_WORDS[word]
         elif word in CLEARS:
-            bits = SETS[CLEARS[word]]
+            bits = MOUNT_WORDS[CLEARS[word]]
             flags, clear = flags & ~bits, clear | bits
         elif word in PROPAGATION:
             propagation.append(PROPAGATION[word])
@@ -165,7 +154,7 @@ def attributes_of(flags: MountFlags) -> MountAttr:
     """Return the flags of mount(2) that are attributes of one mount."""
     found = MountAttr(0)
     for name, bits in ATTRIBUTES.items():
-        if SETS[name] & flags:
+        if MOUNT_WORDS[name] & flags:
             found |= bits
     return found
 

@@ -16,8 +16,8 @@ from minidocker.cgroups import Group, move_into
 from minidocker.documents import Part
 from minidocker.durable import write_whole
 from minidocker.errors import RuntimeFault, UsageError
-from minidocker.first_process import be_first, enter_paths, say
-from minidocker.hooks import hook_state, run_hooks
+from minidocker.first_process import be_first, enter_paths
+from minidocker.hooks import annotations_of, hook_state, run_hooks
 from minidocker.idmaps import write_map
 from minidocker.linux import (
     CloneFlags,
@@ -38,8 +38,9 @@ from minidocker.oci_state import (
     remove_home,
     save,
 )
+from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
-from minidocker.runtime import in_child, new_channel, received_error
+from minidocker.runtime import in_child, new_channel, received_error, say
 from minidocker.security import prepared
 
 
@@ -272,9 +273,7 @@ def create_in(
     if launch.new_keyring:
         with suppress(SysError):  # no keys in this kernel, or too many
             new_session_keyring(f"_ses.{container.id}")
-    security = prepared(bundle.spec.security)
-    steps = tuple(ready(step, container.group) for step in bundle.spec.mounts)
-    bundle = bundle.replace(spec=bundle.spec.replace(security=security, mounts=steps))
+    bundle = bundle.replace(spec=ready_spec(bundle, container.group))
     ours, theirs = new_channel()
     try:
         pid = clone_first(bundle, container, theirs)
@@ -294,6 +293,20 @@ def write_pid(launch: Launch, pid: int) -> None:
     """Write a process's number to the pid file, if there is to be one."""
     if launch.pid_file:
         write_whole(launch.pid_file, str(pid))
+
+
+def ready_spec(bundle: Bundle, group: Group) -> ProcessSpec:
+    """Return a bundle's spec with its filter compiled, and all that only we can give.
+
+    That is also the init of chapter ``elf``, for a container of ours that asks for it.
+    """
+    spec, init = bundle.spec, -1
+    if annotations_of(bundle.config).get("minidocker.init") == "true":
+        from minidocker.elf import init_file
+
+        init = init_file()
+    steps = tuple(ready(step, group) for step in spec.mounts)
+    return spec.replace(security=prepared(spec.security), mounts=steps, init=init)
 
 
 def ready(step: MountStep, group: Group) -> MountStep:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.drivers import RootView
@@ -18,6 +19,7 @@ from minidocker.errors import (
     RuntimeFault,
 )
 from minidocker.linux import (
+    Capability,
     CloneFlags,
     Prctl,
     SysError,
@@ -49,6 +51,7 @@ from minidocker.security import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from typing import Any
 
 
@@ -454,30 +457,48 @@ def rename_our_id(user: User, rights: int) -> None:
 
 
 # %% With which rights: capabilities
-def become(user: User, security: Security) -> None:
+def die_with_parent(channel: socket) -> None:
+    """Ask to be killed when the parent ends; end now if it has done so already."""
+    from _socket import MSG_DONTWAIT
+
+    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    with suppress(BlockingIOError):  # nothing was said: it is there
+        if not channel.recv(1, MSG_DONTWAIT):
+            os._exit(125)
+
+
+def change_ids(user: User) -> None:
+    """Take the ids of ``user``; who is not root keeps the right to load a filter."""
+    if first_line("/proc/self/setgroups") != "deny":
+        os.setgroups((user.gid, *user.groups))
+    os.setresgid(user.gid, user.gid, user.gid)
+    if user.uid:
+        prctl(Prctl.SET_KEEPCAPS, 1)
+    os.setresuid(user.uid, user.uid, user.uid)
+    if user.uid:
+        mask = capget()[1] & 1 << Capability.SYS_ADMIN
+        capset(mask, mask, 0)
+
+
+# %% With which rights: capabilities
+def become(user: User, security: Security, channel: socket) -> None:
     """Become ``user`` for good; only root has what ``security`` gives.
 
-    The filter is loaded while we may still do so, and all that comes after it is
-    setresuid, prctl, capset and the execve.
+    ``channel`` leads to the parent. Raises RuntimeFault for ids that have no map here.
     """
     rights = security.capabilities & capget()[1]
     drop_capabilities(rights)
     try:
-        mapped = is_mapped("uid", user.uid) and is_mapped("gid", user.gid)
-        if not mapped:
-            rename_our_id(user, rights)
+        if is_mapped("uid", user.uid) and is_mapped("gid", user.gid):
+            change_ids(user)
         else:
-            if first_line("/proc/self/setgroups") != "deny":
-                os.setgroups((user.gid, *user.groups))
-            os.setresgid(user.gid, user.gid, user.gid)
-        confine(security)
-        if mapped:
-            os.setresuid(user.uid, user.uid, user.uid)
+            rename_our_id(user, rights)
     except OSError as why:
         what = f"cannot become user {user.uid}:{user.gid}: {why}"
         raise RuntimeFault(what) from why
+    die_with_parent(channel)
+    confine(security)
     mask = rights if user.uid == 0 else 0
-    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)  # setresuid would have cleared it
     capset(mask, mask, 0)
 
 

@@ -7,68 +7,42 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from itertools import chain
 
-from minidocker.bundling import config_json
+from minidocker.bundling import config_file, user_in
 from minidocker.containers import Container, ContainerStore, discard
+from minidocker.durable import write_whole
 from minidocker.engine import Engine
 from minidocker.errors import ConflictError
 from minidocker.etc_files import INSIDE
 from minidocker.flags import Given
 from minidocker.lifecycle import process_spec
 from minidocker.linux import capget
-from minidocker.namespaces import PLACE
-from minidocker.program import ProcessSpec, User, find_user
+from minidocker.networks import DEFAULT
+from minidocker.overlayfs import is_first_user_namespace
+from minidocker.program import Network
+from minidocker.sandbox import UNSAID, bindings_of
 from minidocker.security import prepared
-from minidocker.supervisor import container_group, leave_group
+from minidocker.supervisor import container_group, leave_group, whole_spec
 from minidocker.trees import copy_tree
-from minidocker.walkthrough import calls_of
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from minidocker.walkthrough import calls_of, network_calls
 
 
 # %% The plan
-def user_in(store: ContainerStore, container: Container, spec: ProcessSpec) -> User:
-    """Look the user of a container up in its tree."""
-    with store.layers.rw_mounted(container.id, writable=False) as tree:
-        root = os.open(tree, PLACE | os.O_DIRECTORY)
-        try:
-            return find_user(root, spec.user)
-        finally:
-            os.close(root)
-
-
-def bundle_json(store: ContainerStore, container: Container) -> dict[str, Any]:
-    """Return the config.json of a container, relative to a bundle's directory."""
+def dry_run(store: ContainerStore, container: Container, *, whole: bool = False) -> str:
+    """Return the config.json of a container; ``whole`` for one with its own tree."""
     spec = process_spec(store, container)
-    if container.host.init:
-        spec = spec.replace(init=0)
-    user, place = user_in(store, container, spec), f"{store.path(container.id)}/"
-    limits, group = container.host.limits, f"/minidocker/{container.id}"
-    modes = (text.split(":")[1:] for text in container.host.devices)
-    found = config_json(
-        spec,
-        user,
-        limits,
-        group,
-        container.config.domainname,
-        modes=tuple((inside, access) for inside, access in modes),
-    )
-    for entry in found["mounts"]:
-        entry["source"] = entry["source"].removeprefix(place)
-    return found
+    user = user_in(store, container, spec)
+    plan = spec.replace(view=None) if whole else spec
+    return config_file(container, store.path(container.id), plan, user)
 
 
-# %% The plan
 def write_bundle(store: ContainerStore, container: Container, where: str) -> None:
     """Write a bundle: config.json, the three files, and a copy of the root.
 
     Raises ConflictError where something is there already.
     """
-    from json import dumps
-
     try:
         os.makedirs(f"{where}/rootfs")
     except FileExistsError as why:
@@ -77,21 +51,30 @@ def write_bundle(store: ContainerStore, container: Container, where: str) -> Non
         copy_tree(tree, f"{where}/rootfs")
     for name in INSIDE:
         shutil.copy(f"{store.path(container.id)}/{name}", f"{where}/{name}")
-    with open(f"{where}/config.json", "w", encoding="utf-8") as file:
-        file.write(dumps(bundle_json(store, container), indent=2) + "\n")
+    write_whole(f"{where}/config.json", dry_run(store, container, whole=True))
 
 
 # %% The two flags
 def explained(store: ContainerStore, container: Container) -> str:
     """Return every system call of a container's start, as text."""
-    group = container_group(container)
+    group, bridged = container_group(container), is_bridged(container)
     try:
-        spec = process_spec(store, container).replace(group=group)
+        plan = process_spec(store, container)
+        spec = whole_spec(plan, container, group).replace(netns=0 if bridged else -1)
         spec = spec.replace(security=prepared(spec.security))
-        user = user_in(store, container, spec)
-        return "\n".join(str(call) for call in calls_of(spec, user, capget()[1]))
+        calls = calls_of(spec, user_in(store, container, spec), capget()[1])
+        if bridged and is_first_user_namespace():
+            named = container.host.network_of not in ("", UNSAID, DEFAULT)
+            before = network_calls(named, bool(bindings_of(container)))
+            calls = chain(before, calls)
+        return "\n".join(map(str, calls))
     finally:
         leave_group(store, container, group)
+
+
+def is_bridged(container: Container) -> bool:
+    """Say whether a network is made for a container before it starts."""
+    return container.host.network is Network.BRIDGE
 
 
 def rehearse(engine: Engine, container: Container, given: Given) -> int:
@@ -103,9 +86,9 @@ def rehearse(engine: Engine, container: Container, given: Given) -> int:
         elif where := given.text("bundle"):
             write_bundle(store, container, where)
         else:
-            from json import dumps
-
-            print(dumps(bundle_json(store, container), indent=2))
+            text = dry_run(store, container)
+            sys.stdout.flush()
+            os.write(1, text.encode("utf-8", "surrogateescape"))
     finally:
         discard(store, container.id, container.name)
     return 0

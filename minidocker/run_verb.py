@@ -290,6 +290,9 @@ def refuse_old_cidfile(path: str) -> None:
 def create(given: Given) -> int:
     """``create [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
     engine, container = made(given)
+    from minidocker.bundling import write_down
+
+    write_down(engine.containers, container)
     if container.host.auto_remove:
         sync_store(engine.root)
     print(container.id)

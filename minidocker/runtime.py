@@ -64,6 +64,7 @@ from minidocker.program import (
     ProcessSpec,
     User,
     become,
+    die_with_parent,
     find_user,
     go_to,
     program_env,
@@ -125,14 +126,21 @@ def give_stdio(user: User) -> None:
 
 
 # %% Becoming the program
-def settle(spec: ProcessSpec, slave: int = -1) -> tuple[int, User]:
+def whole_user(root: int, spec: ProcessSpec) -> User:
+    """Look up who a process is to be, in the tree below ``root``, a descriptor."""
+    return with_groups(root, find_user(root, spec.user), spec.groups)
+
+
+def settle(
+    spec: ProcessSpec, slave: int = -1, user: User | None = None
+) -> tuple[int, User]:
     """Give this process its place, limits, session and descriptors; not yet its user.
 
-    Returns a descriptor of the root, and who it is to be. ``slave`` is that of its
-    terminal, or -1.
+    Returns a descriptor of the root, and who it is to be, looked up if that is not
+    known yet. ``slave`` is that of its terminal, or -1.
     """
     root = os.open("/", PLACE)
-    user = with_groups(root, find_user(root, spec.user), spec.groups)
+    user = user or whole_user(root, spec)
     go_to(root, spec.cwd)
     set_ulimits(spec.ulimits)
     os.setsid()
@@ -145,14 +153,19 @@ def settle(spec: ProcessSpec, slave: int = -1) -> tuple[int, User]:
     return root, user
 
 
-def run_program(spec: ProcessSpec, slave: int = -1, *, alone: bool = False) -> NoReturn:
+def run_program(
+    spec: ProcessSpec, channel: socket, slave: int = -1, user: User | None = None
+) -> NoReturn:
     """Turn this process, which is inside the container, into the program.
 
-    ``alone``: no other process can be in there.
+    With a ``user`` it is the first one, which has told its parent, and waits for it.
     """
-    root, user = settle(spec, slave)
-    become(user, spec.security)
-    env = program_env(spec, user.home)
+    root, found = settle(spec, slave, user)
+    if user:
+        wait_for_go(channel)
+    become(found, spec.security, channel)
+    env = program_env(spec, found.home)
+    alone = bool(user) and "pid" not in spec.shared
     execute(root, spec.argv, env, spec.init, alone=alone)
 
 
@@ -222,10 +235,11 @@ def received_error(message: bytes) -> RuntimeFault:
     return fault(what, where=where or None, hint=hint or None)
 
 
-def listen(channel: socket) -> int:
+def listen(channel: socket, told: Callable[[User], None] = lambda _: None) -> int:
     """Wait until the program runs; return its terminal's master, or -1.
 
-    Raises the child's error, as the class that has its status. Closes the channel.
+    ``told`` is called when the child has said who it is to be. Raises what it raises,
+    and the child's error, as the class that has its status. Closes the channel.
     """
     terminal = -1
     try:
@@ -237,9 +251,37 @@ def listen(channel: socket) -> int:
                 return terminal
             if text[:1] == b"E":
                 raise received_error(text)
+            if text[:1] == b"U":
+                told(received_user(text))
+                say(channel, b"g")
     finally:
         channel.close()
     return terminal
+
+
+# %% A line to the parent
+def say(channel: socket, word: bytes) -> None:
+    """Send a word of the dialogue."""
+    channel.send(word)
+
+
+def wait_for_go(channel: socket) -> None:
+    """Wait until the parent has done its part; end with it when it has gone."""
+    if channel.recv(1) != b"g":
+        os._exit(125)
+
+
+def introduce(channel: socket, user: User) -> None:
+    """Tell the parent who this process is to be."""
+    groups = ",".join(map(str, user.groups))
+    channel.send(b"U" + os.fsencode(f"{user.uid}:{user.gid}:{groups}:{user.home}"))
+
+
+def received_user(message: bytes) -> User:
+    """Return the user that a child named."""
+    uid, gid, groups, home = os.fsdecode(message[1:]).split(":", 3)
+    more = tuple(map(int, filter(None, groups.split(","))))
+    return User(int(uid), int(gid), more, home)
 
 
 # %% What is shared
@@ -322,21 +364,14 @@ def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
     return slave
 
 
-def die_with_parent(channel: socket) -> None:
-    """Ask to be killed when the parent ends; end now if it has done so already."""
-    from _socket import MSG_DONTWAIT
+def enter_container(
+    spec: ProcessSpec, channel: socket, shm: int = -1
+) -> tuple[int, User]:
+    """Build the container around this process; return its terminal's slave, or -1.
 
-    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-    with suppress(BlockingIOError):  # nothing was said: it is there
-        if not channel.recv(1, MSG_DONTWAIT):
-            os._exit(125)
-
-
-def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
-    """Build the container around this process; return the terminal's slave, or -1.
-
-    The process was cloned into new namespaces. What it mounts goes with it. ``shm`` is
-    a copy of another container's /dev/shm, or -1; it is closed.
+    With it comes who the process is to be. It was cloned into new namespaces, and what
+    it mounts goes with it. ``shm`` is a copy of another container's /dev/shm, or -1;
+    it is closed.
     """
     die_with_parent(channel)
     shared = spec.shared
@@ -344,6 +379,8 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
     if spec.view is None:
         raise RuntimeFault("no root file system was given")
     root = mount_view(spec.view, spec.rootfs)
+    user = whole_user(root, spec)
+    introduce(channel, user)
     apply_mounts(default_mounts(spec), root)
     if shm >= 0:
         attach_copy(shm, directory_in_root(root, "/dev/shm"), MountAttr.NODEV)  # noqa: S108
@@ -361,7 +398,7 @@ def enter_container(spec: ProcessSpec, channel: socket, shm: int = -1) -> int:
         sethostname(spec.hostname)
     if "net" not in shared:
         raise_loopback()
-    return slave
+    return slave, user
 
 
 # %% A new container
@@ -392,11 +429,12 @@ def in_child(channel: socket, body: Callable[[], object]) -> NoReturn:
         os._exit(125)
 
 
-def start(spec: ProcessSpec) -> Process:
+def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> Process:
     """Start a container's first process; return when its program runs.
 
-    The process dies with the thread that started it. Whoever calls must reap it, with
-    ``Process.wait``. Raises CommandNotFoundError, NotExecutableError, RuntimeFault,
+    ``told`` is called with who that will be, before it runs. The process dies with the
+    thread that started it. Whoever calls must reap it, with ``Process.wait``. Raises
+    CommandNotFoundError, NotExecutableError, RuntimeFault, what ``told`` raises, and
     UnsupportedError where namespaces are forbidden; then nothing is left.
     """
     spec = spec.replace(security=prepared(spec.security))
@@ -414,7 +452,7 @@ def start(spec: ProcessSpec) -> Process:
             ours.close()
             in_child(theirs, lambda: live(spec, theirs, joined, flags & late))
     theirs.close()
-    return watch_start(pid, pidfd, ours)
+    return watch_start(pid, pidfd, ours, told)
 
 
 # %% A new container
@@ -439,15 +477,20 @@ def live(
     if "pid" in spec.shared:  # those who are there may not look into us
         prctl(Prctl.SET_DUMPABLE, 0)
     shm = join_namespaces(spec, joined)
-    slave = enter_container(spec, channel, shm)
-    run_program(spec, slave, alone="pid" not in spec.shared)
+    slave, user = enter_container(spec, channel, shm)
+    run_program(spec, channel, slave, user)
 
 
-def watch_start(pid: int, pidfd: int, ours: socket) -> Process:
+def watch_start(
+    pid: int,
+    pidfd: int,
+    ours: socket,
+    told: Callable[[User], None] = lambda _: None,
+) -> Process:
     """Wait until the child runs its program, or reap it and raise its error."""
     born = start_time(pid)
     try:
-        return Process(pid, pidfd, born, listen(ours))
+        return Process(pid, pidfd, born, listen(ours, told))
     except BaseException:
         os.close(pidfd)
         os.waitpid(pid, 0)

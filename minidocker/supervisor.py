@@ -41,7 +41,7 @@ from minidocker.lifecycle import (
     process_spec,
     take_mark,
 )
-from minidocker.program import HostConfig, Network, ProcessSpec
+from minidocker.program import HostConfig, Network, ProcessSpec, User
 from minidocker.pump import (
     Client,
     JsonLog,
@@ -182,14 +182,22 @@ class Supervisor:
             log = log_of(store, container)
             group = container_group(container)
             with network_for(store, container) as netns:
-                spec = whole_spec(store, container, group).replace(netns=netns)
+                plan = process_spec(store, container)
+                spec = whole_spec(plan, container, group).replace(netns=netns)
                 if self.guests:
                     spec = spec.replace(stdout=self.guests[0].seat.screen)
+                launch = partial(start, told=partial(self.write_down, plan))
                 stdin = container.config.open_stdin
-                return attend(spec, start, self.client, log, self.welcome, stdin=stdin)
+                return attend(spec, launch, self.client, log, self.welcome, stdin=stdin)
         finally:
             killed = leave_group(store, container, group)
             self.state = self.state.replace(oom_killed=killed)
+
+    def write_down(self, plan: ProcessSpec, user: User) -> None:
+        """Write the bundle of a container that is about to run as ``user``."""
+        from minidocker.bundling import write_config
+
+        write_config(self.store, self.container, plan, user)
 
     def welcome(self, pump: Pump, process: Process) -> None:
         """Write down that the program runs, and let guests sit down with it."""
@@ -328,10 +336,10 @@ def log_of(store: ContainerStore, container: Container) -> JsonLog | None:
 
 
 def whole_spec(
-    store: ContainerStore, container: Container, group: Group | None
+    plan: ProcessSpec, container: Container, group: Group | None
 ) -> ProcessSpec:
-    """Return what the first process is started with: its groups, and its init."""
-    spec = process_spec(store, container).replace(group=group)
+    """Return a plan with what no bundle can say: its groups, and its init."""
+    spec = plan.replace(group=group)
     if not container.host.init:
         return spec
     from minidocker.elf import init_file

@@ -21,6 +21,7 @@ from minidocker.namespaces import (
     ReadOnly,
     Sysctl,
     container_flags,
+    flags_of,
 )
 from minidocker.overlayfs import Overlay, has_appending
 from minidocker.program import ULIMITS, ProcessSpec, User
@@ -216,14 +217,60 @@ STEPS: dict[type[MountStep], Callable[[MountStep], Calls]] = {
 
 
 # %% From the first call to the last
+def visit(*calls: Call) -> Calls:
+    """Yield calls that are made inside the new network, and the way in and out."""
+    shell = "nsenter --net=..."
+    yield Call("setns", "FD, CLONE_NEWNET", "into it", shell, "rtnetlink")
+    yield from calls
+    yield Call("setns", "FD, CLONE_NEWNET", "and home", "exit", "rtnetlink")
+
+
+def message(kind: str, why: str, shell: str, chapter: str = "wiring") -> Call:
+    """Return the call that sends a message of rtnetlink."""
+    return Call("sendto", f"FD, {{nlmsg_type={kind}, ...}}", why, shell, chapter)
+
+
+def network_calls(names: bool, ports: bool) -> Calls:
+    """Yield how the parent makes a network for a container, and cables it to a bridge.
+
+    ``names``: with a resolver, ``ports``: with published ports.
+    """
+    why = "a network of its own, made by the parent before there is a container"
+    yield Call("unshare", "CLONE_NEWNET", why, "ip netns add", "rtnetlink")
+    yield Call("setns", "FD, CLONE_NEWNET", "back on the host's", "", "rtnetlink")
+    yield from visit(message("RTM_NEWLINK", "localhost answers", "ip link set lo up"))
+    yield from visit()  # a free name for the device
+    shell = "ip link add vethX master BRIDGE type veth peer eth0 netns ..."
+    yield message("RTM_NEWLINK", "a cable: one end here, one end there", shell)
+    yield from visit(
+        message("RTM_NEWADDR", "its address", "ip addr add ... dev eth0"),
+        message("RTM_NEWROUTE", "its way out", "ip route add default via ..."),
+    )
+    if names:
+        yield from visit()  # the sockets of the resolver
+    if names or ports:
+        why = "an attendant for names and ports; it dies with its parent, too"
+        yield Call("clone", "SIGCHLD", why, "", "sandbox")
+        args = "PR_SET_PDEATHSIG, SIGKILL"
+        yield Call("prctl", args, "(the attendant's)", "", "sandbox")
+        yield Call("setsid", "", "(the attendant's)", "setsid", "sandbox")
+
+
+# %% From the first call to the last
 def birth_calls(spec: ProcessSpec) -> Calls:
     """Yield how the process comes into its namespaces and groups."""
     own = bool(spec.group and spec.group.places)
     late = CloneFlags.NEWCGROUP if own else CloneFlags(0)
     flags = container_flags(shared=spec.shared) & ~late
+    joins = bool(dict(spec.shares).get("pid"))
+    if joins:
+        why = "children are born in another container's pid namespace now"
+        yield Call("setns", "FD, CLONE_NEWPID", why, "nsenter --pid --target ...")
     args = f"{{flags={(flags | CloneFlags.PIDFD).strace()}}}"
     why = "a process in namespaces of its own; all that follows is done by it"
     yield Call("clone3", args, why, "unshare --fork --pid --mount ...", "namespaces")
+    if joins:
+        yield Call("setns", "FD, CLONE_NEWPID", "(the parent's) back at home")
     for place in spec.group.joined if spec.group else ():
         shell = f"echo $$ > {place}/cgroup.procs"
         yield Call("write", 'FD, "0"', "from here on its limits hold", shell, "cgroups")
@@ -233,10 +280,7 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     if "pid" in spec.shared:
         why = "who is in this pid namespace may not look into us"
         yield Call("prctl", "PR_SET_DUMPABLE, 0", why)
-    for kind, pid in spec.shares:
-        if pid and kind != "pid":
-            shell = f"nsenter --{kind} --target {pid}"
-            yield Call("setns", f"FD, {kind}", "shared with another container", shell)
+    yield from shared_calls(spec)
     why = "it dies with whoever looks after it"
     yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "setpriv --pdeathsig KILL")
     args = 'NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL'
@@ -244,11 +288,47 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     yield Call("mount", args, why, "mount --make-rprivate /", "namespaces")
 
 
+def shared_calls(spec: ProcessSpec) -> Calls:
+    """Yield how the process enters namespaces that are there already."""
+    if spec.netns >= 0:
+        yield Call("setns", "FD, CLONE_NEWNET", "the network that was made for it")
+    for kind, pid in spec.shares:
+        if pid and kind != "pid":
+            flag, shell = flags_of([kind]).strace(), f"nsenter --{kind} --target {pid}"
+            yield Call("setns", f"FD, {flag}", "shared with another container", shell)
+    if dict(spec.shares).get("ipc"):
+        yield Call("setns", "FD, CLONE_NEWNS", "to the other's mounts")
+        args = 'AT_FDCWD, "/dev/shm", OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE'
+        yield Call("open_tree", args, "its shared memory, to be taken along")
+        yield Call("setns", "FD, CLONE_NEWNS", "and back")
+
+
+def memory_calls(spec: ProcessSpec) -> Calls:
+    """Yield how another container's shared memory is shown."""
+    if dict(spec.shares).get("ipc"):
+        flags = "AT_EMPTY_PATH|AT_RECURSIVE"
+        how = f'FD, "", {flags}, {{attr_set=MOUNT_ATTR_NODEV}}'
+        yield Call("mount_setattr", how, "no devices in there", "", "namespaces")
+        yield placed("the other container's shared memory")
+
+
 # %% From the first call to the last
 def step_calls(steps: tuple[MountStep, ...]) -> Calls:
     """Yield what steps of the plan do."""
     for step in steps:
         yield from STEPS[type(step)](step)
+
+
+def terminal_calls(spec: ProcessSpec) -> Calls:
+    """Yield how a terminal is made inside."""
+    if spec.tty:
+        args = "FD, TIOCSPTLCK, [0]"
+        yield Call("ioctl", args, "the new terminal's other side may be opened")
+        yield Call("ioctl", "FD, TIOCGPTPEER, O_RDWR", "the side of the program")
+        args = 'AT_FDCWD, "/proc/self/fd/N", OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC'
+        yield Call("open_tree", f"{args}|AT_RECURSIVE", "to be shown by its usual name")
+        shell = "mount --bind /dev/pts/0 /dev/console"
+        yield placed("it is the console", shell)
 
 
 def leave_calls(spec: ProcessSpec) -> Calls:
@@ -283,6 +363,9 @@ def settle_calls(spec: ProcessSpec) -> Calls:
         yield Call("prlimit64", args, "a limit of the process", shell, "program")
     why = "no signal of the caller's terminal comes here"
     yield Call("setsid", "", why, "setsid")
+    if spec.tty:
+        why = "the terminal sends its signals here"
+        yield Call("ioctl", "0, TIOCSCTTY, 0", why, "setsid --ctty")
     yield Call("umask", "022", "whatever the caller had", "umask 022")
 
 
@@ -295,23 +378,54 @@ def rights_calls(spec: ProcessSpec, user: User, held: int) -> Calls:
             args, why = f"PR_CAPBSET_DROP, CAP_{one.name}", "never again, by no program"
             shell = f"capsh --drop=cap_{one.name.lower()}"
             yield Call("prctl", args, why, shell, "security")
-    groups = ", ".join(map(str, (user.gid, *user.groups)))
-    yield Call("setgroups", f"[{groups}]", "its groups, none of ours", "", "program")
-    args = f"{user.gid}, {user.gid}, {user.gid}"
-    yield Call("setresgid", args, "for good", "setpriv --regid", "program")
+    yield from id_calls(user, held)
+    why = "said again: a change of user clears it"
+    yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "", "program")
     if spec.security.no_new_privileges:
         shell, why = "setpriv --no-new-privs", "no set-user-id program adds rights"
         yield Call("prctl", "PR_SET_NO_NEW_PRIVS, 1", why, shell, "security")
     if spec.security.program != b"":
         args, why = "PR_SET_SECCOMP, FILTER", "some calls are refused from here on"
         yield Call("prctl", args, why, "", "seccomp")
-    args = f"{user.uid}, {user.uid}, {user.uid}"
-    yield Call("setresuid", args, "for good", "setpriv --reuid", "program")
-    why = "the change of user has cleared it"
-    yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "", "program")
     mask = rights if user.uid == 0 else 0
     why = "what is left, and it is all that it has"
     yield Call("capset", f"{mask:#x}", why, "setpriv --inh-caps", "security")
+
+
+def id_calls(user: User, held: int) -> Calls:
+    """Yield how the process takes the ids of its user."""
+    groups = ", ".join(map(str, (user.gid, *user.groups)))
+    yield Call("setgroups", f"[{groups}]", "its groups, none of ours", "", "program")
+    args = f"{user.gid}, {user.gid}, {user.gid}"
+    yield Call("setresgid", args, "for good", "setpriv --regid", "program")
+    if user.uid:
+        why = "the right to load a filter is needed a moment longer"
+        yield Call("prctl", "PR_SET_KEEPCAPS, 1", why, "", "program")
+    args = f"{user.uid}, {user.uid}, {user.uid}"
+    yield Call("setresuid", args, "for good", "setpriv --reuid", "program")
+    if user.uid:
+        mask = held & 1 << Capability.SYS_ADMIN
+        yield Call("capset", f"{mask:#x}", "that one, and no other", "", "program")
+
+
+# %% From the first call to the last
+def last_calls(spec: ProcessSpec) -> Calls:
+    """Yield how the process becomes the program, found on its PATH."""
+    argv, program = ", ".join(map(quoted, spec.argv)), quoted(spec.argv[0])
+    if spec.init >= 0:
+        args = f'FD, "", ["init", {program}, {argv}], AT_EMPTY_PATH'
+        why = "an init of ours that is in no file: it reaps what others leave"
+        yield Call("execveat", args, why, "docker-init -- ...", "elf")
+        yield Call("fork", "", "(the init's) the program is its child", "", "elf")
+    elif "pid" in spec.shared:
+        why = "a program in memory: all that others see of us is this"
+        yield Call("memfd_create", '"springboard"', why, "", "springboard")
+        args = f'FD, "", [{program}, {argv}], AT_EMPTY_PATH'
+        why = "from here on nothing of ours can be read"
+        yield Call("execveat", args, why, "", "springboard")
+    why = "the program; it finds the world as it was left here"
+    args, shell = f"{program}, [{argv}]", f"exec {spec.argv[0]}"
+    yield Call("execve", args, why, shell, "last_call")
 
 
 # %% From the first call to the last
@@ -319,19 +433,19 @@ def calls_of(spec: ProcessSpec, user: User, held: int) -> Calls:
     """Yield every system call that starts a container, in order.
 
     ``user`` is who was found in the image, ``held`` the capabilities that we have. What
-    only looks (``openat2``, ``fstat``) and what only closes is left out.
+    only looks (``openat2``, ``fstat``), what only closes, and what parent and child
+    say to each other is left out.
     """
     yield from birth_calls(spec)
     yield from root_calls(spec.view, spec.rootfs)
     yield from step_calls(default_mounts(spec))
+    yield from memory_calls(spec)
     yield from step_calls(spec.mounts)
     if spec.oom_score_adj:
         shell = f"echo {spec.oom_score_adj} > /proc/self/oom_score_adj"
         yield Call("write", f'FD, "{spec.oom_score_adj}"', "--oom-score-adj", shell)
+    yield from terminal_calls(spec)
     yield from leave_calls(spec)
     yield from settle_calls(spec)
     yield from rights_calls(spec, user, held)
-    argv = ", ".join(map(quoted, spec.argv))
-    why = "the program; it finds the world as it was left here"
-    args, shell = f'"{spec.argv[0]}", [{argv}]', f"exec {spec.argv[0]}"
-    yield Call("execve", args, why, shell, "program")
+    yield from last_calls(spec)
