@@ -75,3 +75,42 @@ def test_runs_leave_no_trace(store: Store, more: tuple[str, ...]) -> None:
 def test_runs_within_one_process_leave_no_descriptor(store: Store) -> None:
     words = store.argv("run", "--rm", "small:v1", "true")[3:]
     subprocess.run([sys.executable, "-c", INSIDE, *words], check=True, timeout=60)
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(text)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for text in path.read_text().split()
+    ]
+
+
+def who_started(pid: int, uid: int) -> int:
+    """The child of a process below which somebody is user ``uid`` now."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        for first in children(pid):
+            below = [first]
+            for one in below:
+                below += children(one)
+                if f"\nUid:\t{uid}\t" in Path(f"/proc/{one}/status").read_text():
+                    return first
+        time.sleep(0.02)
+    raise AssertionError("nobody became that user")
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_who_is_killed_at_the_change_of_user_takes_the_program_along(
+    store: Store, verb: str
+) -> None:
+    """The kernel forgets at setresuid that the process is to die with its parent."""
+    late = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=setresuid"]
+    late += ["-e", "inject=setresuid:delay_exit=1500000"]
+    words = ["run", "--name", "box", "-u", "www", "small:v1", "sleep", "50"]
+    if verb == "exec":
+        store.says("run", "-d", "--name", "box", "small:v1", "sleep", "50")
+        words = ["exec", "-u", "www", "box", "sleep", "50"]
+    with subprocess.Popen([*late, *store.argv(*words)]) as strace:
+        os.kill(who_started(strace.pid, 33), 9)
+        strace.wait(10)  # it ends with the last process that it traces
+    store.says("rm", "-f", "box")
