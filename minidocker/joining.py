@@ -11,7 +11,7 @@ import os
 
 from minidocker.cgroups import join
 from minidocker.errors import ConflictError
-from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns, signal
+from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
 from minidocker.namespaces import NAMESPACES, PLACE, put
 from minidocker.program import ProcessSpec, die_with_parent
 from minidocker.runtime import (

@@ -31,7 +31,6 @@ from minidocker.linux import (
     prctl,
     sethostname,
     setns,
-    signal,
     start_time,
     unshare,
 )

@@ -9,11 +9,7 @@ from cli.store import Store
 
 
 OURS = {
-<<<<<<< HEAD
-    "calls", "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
-=======
-    "bundling", "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
->>>>>>> 0827145 (Write the bundle of each container before its program runs; explain networks, terminals, inits and what is shared)
+    "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "drivers", "durable", "engine", "errors",
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
     "flags", "images", "last_call", "layers", "lifecycle", "linux", "mounts", "namespaces", "oci",
     "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security", "springboard",
