@@ -31,7 +31,6 @@ from minidocker.archive import (
 from minidocker.changes import ChangeKind
 from minidocker.context import SMALL, Item, Source, SourceTree
 from minidocker.copying import (
-    NO_FILE,
     Target,
     check_unchanged,
     finish_directory,
@@ -111,6 +110,27 @@ def is_whole(source: Source) -> bool:
     known.add("" if source.real == "." else source.real)
     heads = {item.path.rpartition("/")[0] for item in source.items}
     return bool(heads) and heads <= known
+
+
+# %% Where a source arrives
+def is_plain(tree: SourceTree, source: Source) -> bool:
+    """Say whether a source is files, directories and links, and no more is to keep.
+
+    More are extended attributes, and several names of one file.
+    """
+    names: set[tuple[int, int]] = set()
+    for item in source.items:
+        info, kind = item.info, stat.S_IFMT(item.info.st_mode)
+        if kind == stat.S_IFREG and info.st_nlink > 1:
+            if (info.st_dev, info.st_ino) in names:
+                return False
+            names.add((info.st_dev, info.st_ino))
+        if kind not in PLAIN or (tree.owned and tree.attributes(item.path)):
+            return False
+    return True
+
+
+PLAIN = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}
 
 
 # %% Where a source arrives
@@ -225,8 +245,6 @@ class Arrival:
 
     def carry_link(self, item: Item, name: str, target: Target, tar: TarWriter) -> None:
         """Make the same symbolic link."""
-        if not stat.S_ISLNK(item.info.st_mode):
-            raise BuildError(f'cannot copy "{item.path}": {NO_FILE}')
         fd, base = target.beside(name)
         put_link(self.tree, item, fd, base, self.manner)
         now = os.lstat(base, dir_fd=fd)

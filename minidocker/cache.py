@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import zip_longest
 
 from minidocker.archive import sha256_for
 from minidocker.context import SMALL, Item, Source, SourceTree
@@ -19,6 +20,7 @@ from minidocker.durable import Batch
 from minidocker.errors import BuildError
 from minidocker.oci import ContainerConfig, hex_of, sha256_text
 from minidocker.records import Record
+from minidocker.trees import Xattrs
 
 
 TYPE_CHECKING = False
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 class Held(Record):
     """What the digest of a COPY holds of one file: all that can make it another.
 
-    ``facts`` is ``kind mode uid:gid``, ``link`` where a link leads to, ``digest`` the
-    hex tarsum of all of it and the content.
+    ``facts`` is ``kind mode uid:gid``, and a digest of extended attributes where there
+    are any; ``link`` where a link leads to, ``digest`` the hex tarsum of all of it and
+    the content.
     """
 
     path: str
@@ -70,19 +73,35 @@ def moment(created: str) -> tuple[str, str]:
 
 
 # %% Digests
-TYPE_FLAGS = {stat.S_IFREG: "0", stat.S_IFLNK: "2", stat.S_IFDIR: "5"}
-KINDS = {"0": "file", "2": "link", "5": "directory"}
+TYPE_FLAGS = {
+    stat.S_IFREG: "0", stat.S_IFLNK: "2", stat.S_IFCHR: "3", stat.S_IFBLK: "4",
+    stat.S_IFDIR: "5", stat.S_IFIFO: "6",
+}  # fmt: skip
+KINDS = {
+    "0": "file", "2": "link", "3": "device", "4": "device", "5": "directory",
+    "6": "pipe",
+}  # fmt: skip
 
 
 def facts_of(tree: SourceTree, item: Item) -> str:
-    """Return ``kind mode uid:gid`` of a file. Raises BuildError for another kind."""
+    """Return ``kind mode uid:gid`` of a file, and a digest of its attributes if any.
+
+    Raises BuildError for another kind.
+    """
     info = item.info
     owner = (info.st_uid, info.st_gid) if tree.owned else (0, 0)
     try:
-        return facts_text(info.st_mode, *owner)
+        text = facts_text(info.st_mode, *owner)
     except KeyError as why:
-        what = "neither a file, a directory nor a link"
+        what = "neither a file, a directory, a link, a pipe nor a device"
         raise BuildError(f'cannot copy "{item.path}": {what}') from why
+    more = tree.attributes(item.path)
+    return f"{text} {hex_of(sha256_text(flat(more)))[:12]}" if more else text
+
+
+def flat(attributes: Xattrs) -> bytes:
+    """Return extended attributes as a tarsum has them: name, value, name, value."""
+    return b"".join(name + value for name, value in attributes)
 
 
 @lru_cache
@@ -97,13 +116,15 @@ def tarsum_header(tree: SourceTree, item: Item, link: str) -> bytes:
     info = item.info
     flag = TYPE_FLAGS[stat.S_IFMT(info.st_mode)]
     owner = (info.st_uid, info.st_gid) if tree.owned else (0, 0)
+    device = info.st_rdev if flag in "34" else 0
+    numbers = (os.major(device), os.minor(device)) if device else (0, 0)
     text = (
         f"name{item.path}{'/' if flag == '5' else ''}"
         f"mode{info.st_mode & 0o7777}uid{owner[0]}gid{owner[1]}"
         f"size{info.st_size if flag == '0' else 0}typeflag{flag}linkname{link}"
-        "unamegnamedevmajor0devminor0"
+        f"unamegnamedevmajor{numbers[0]}devminor{numbers[1]}"
     )
-    return os.fsencode(text)
+    return os.fsencode(text) + flat(tree.attributes(item.path))
 
 
 # %% Digests
@@ -328,9 +349,10 @@ def other_file(old: Mapping[str, Held], new: Mapping[str, Held]) -> Miss | None:
             states = ("absent", "there") if now else ("there", "absent")
             return Miss(f'"{path}"', *states)
         if was.facts != now.facts:
-            pairs = zip(was.facts.split(), now.facts.split(), strict=True)
-            names = ("kind", "mode", "owner")
-            for name, (before, after) in zip(names, pairs, strict=True):
+            facts = was.facts.split(), now.facts.split()
+            pairs = zip_longest(*facts, fillvalue="none")
+            names = ("kind", "mode", "owner", "attributes")
+            for name, (before, after) in zip(names, pairs, strict=False):
                 if before != after:
                     return Miss(f'{name} of "{path}"', before, after)
         if was.link != now.link:

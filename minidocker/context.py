@@ -23,6 +23,7 @@ from minidocker.errors import (
 from minidocker.linux import Resolve, openat2
 from minidocker.reading import Read, verified
 from minidocker.records import Record
+from minidocker.trees import Xattrs, xattrs_of
 
 
 TYPE_CHECKING = False
@@ -111,7 +112,7 @@ def read_patterns(text: str, where: str = ".dockerignore") -> tuple[Pattern, ...
         keeps, glob = glob.startswith("!"), glob.removeprefix("!").strip()
         if not glob:
             raise DockerfileError('"!" without a pattern', where=f"{where}:{number}")
-        glob = posixpath.normpath(glob).lstrip("/") or "."
+        glob = posixpath.normpath(glob).lstrip("/").strip() or "."
         try:
             regex = glob_regex(glob, deep=True, below=True)
         except DockerfileError as why:
@@ -257,7 +258,8 @@ class SourceFiles(SourceRoot):
 class SourceTree(SourceFiles):
     """A tree to copy from: what is in it, and not ignored.
 
-    ``owned`` says that owners are part of it (an image), not all 0:0 (a context);
+    ``owned`` says that owners and extended attributes are part of it (an image), and
+    not all are 0:0 and without (a context);
     ``lasting`` that it will still be there for the next build.
     """
 
@@ -284,6 +286,13 @@ class SourceTree(SourceFiles):
     def ignores(self, path: str) -> bool:
         """Say whether a pattern keeps ``path`` out."""
         return bool(self.patterns) and path != "." and is_ignored(path, self.patterns)
+
+    def attributes(self, path: str) -> Xattrs:
+        """Return the extended attributes of a file that count: none in a context."""
+        if not self.owned:
+            return ()
+        fd, name = self.beside(path)
+        return xattrs_of(f"/proc/self/fd/{fd}/{name}")
 
     def walk(self, path: str, exclude: tuple[Pattern, ...] = ()) -> Iterator[Item]:
         """Yield what is below the directory ``path``, sorted, parents first.
@@ -312,12 +321,13 @@ class SourceTree(SourceFiles):
     def inside(self, path: str) -> list[tuple[str, os.stat_result]]:
         """Return name and stat of what is in a directory, the last name first.
 
-        In the order of their bytes, which is that of a layer.
+        In the order of their bytes, which is that of a layer. Sockets are left out.
         """
         fd = self.open(path, READ | os.O_DIRECTORY)
         try:
             with os.scandir(fd) as found:
-                items = [(e.name, e.stat(follow_symlinks=False)) for e in found]
+                all_of = ((e.name, e.stat(follow_symlinks=False)) for e in found)
+                items = [one for one in all_of if not stat.S_ISSOCK(one[1].st_mode)]
         finally:
             os.close(fd)
         return sorted(items, key=lambda item: os.fsencode(item[0]), reverse=True)

@@ -26,7 +26,7 @@ from minidocker.context import (
 from minidocker.errors import BuildError
 from minidocker.linux import openat2
 from minidocker.manner import Manner, dress, finish, set_owner
-from minidocker.trees import copy_data, remove_tree, write_all
+from minidocker.trees import Xattrs, copy_data, remove_tree, set_xattrs, write_all
 from minidocker.unpack import extract
 
 
@@ -207,7 +207,7 @@ def make_room(fd: int, name: str, *, for_directory: bool) -> None:
         remove_tree(os.fsencode(name), fd)
 
 
-NO_FILE = "neither a file, a directory nor a link"
+NO_FILE = "neither a file, a directory, a link, a pipe nor a device"
 
 
 def new_file(fd: int, name: str, mode: int) -> int:
@@ -242,6 +242,7 @@ def put_file(
             write_all(new, data)
             target.keep(key, data)
         dress(new, manner, mode, info)
+        set_xattrs(new, tree.attributes(item.path), exact=False)
     finally:
         os.close(new)
 
@@ -293,6 +294,53 @@ def put_link(tree: SourceTree, item: Item, fd: int, name: str, manner: Manner) -
     os.utime(name, ns=(when, when), dir_fd=fd, follow_symlinks=False)
 
 
+def put_node(item: Item, fd: int, name: str, manner: Manner) -> None:
+    """Make the same pipe or device as ``name`` in the directory ``fd``."""
+    info, when = item.info, item.info.st_mtime_ns
+    mode, kind = manner.new_mode(info.st_mode & 0o7777), stat.S_IFMT(info.st_mode)
+    if kind == stat.S_IFCHR and not info.st_rdev:
+        raise BuildError(f'cannot copy "{item.path}": 0:0 is overlayfs\'s whiteout')
+    make_room(fd, name, for_directory=False)
+    try:
+        os.mknod(name, kind | mode, info.st_rdev, dir_fd=fd)
+    except PermissionError:
+        if not manner.ignore_owner:
+            raise
+        os.close(new_file(fd, name, mode))
+    set_owner(fd, manner.owner or (info.st_uid, info.st_gid), name)
+    os.chmod(name, mode, dir_fd=fd)
+    os.utime(name, ns=(when, when), dir_fd=fd)
+
+
+# %% Putting one thing in its place
+NODES = {stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK}
+
+
+def put_item(
+    tree: SourceTree, item: Item, target: Target, path: str, manner: Manner
+) -> None:
+    """Copy what is no directory to ``path``, as what it is. Raises BuildError."""
+    kind = stat.S_IFMT(item.info.st_mode)
+    if kind == stat.S_IFREG:
+        put_file(tree, item, target, path, manner)
+    elif kind == stat.S_IFLNK:
+        put_link(tree, item, *target.beside(path), manner)
+    elif kind in NODES:
+        put_node(item, *target.beside(path), manner)
+    else:
+        raise BuildError(f'cannot copy "{item.path}": {NO_FILE}')
+
+
+def put_name(target: Target, old: str, path: str) -> None:
+    """Give the file that has arrived at ``old`` one more name."""
+    fd, name = target.beside(path)
+    make_room(fd, name, for_directory=False)
+    target.written.pop(os.fsencode(path[1:]), None)
+    above, _, base = old.rpartition("/")
+    with target.inside(above) as place:
+        os.link(base, name, src_dir_fd=place, dst_dir_fd=fd, follow_symlinks=False)
+
+
 # %% A directory and what is in it
 def put_directory(
     tree: SourceTree, source: Source, target: Target, to: str, manner: Manner
@@ -301,36 +349,45 @@ def put_directory(
     os.close(target.directory(to))
     skip = 0 if source.real == "." else len(source.real) + 1
     arrived: list[tuple[str, Item]] = []
+    names: dict[tuple[int, int], str] = {}
     to = to.rstrip("/")
     for item in source.items:
-        path = f"{to}/{item.path[skip:]}"
-        mode = item.info.st_mode
-        if stat.S_ISREG(mode):
-            put_file(tree, item, target, path, manner)
-        elif stat.S_ISLNK(mode):
-            put_link(tree, item, *target.beside(path), manner)
-        elif not stat.S_ISDIR(mode):
-            raise BuildError(f'cannot copy "{item.path}": {NO_FILE}')
-        else:
+        path, info = f"{to}/{item.path[skip:]}", item.info
+        if stat.S_ISDIR(info.st_mode):
             fd, name = target.beside(path)
             make_room(fd, name, for_directory=True)
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=fd)
             arrived.append((path, item))
+        elif (inode := (info.st_dev, info.st_ino)) in names:
+            put_name(target, names[inode], path)
+        else:
+            put_item(tree, item, target, path, manner)
+            if info.st_nlink > 1:
+                names[inode] = path
     target.leave()
     for path, item in reversed(arrived):
-        finish_directory(target, path, item.info, manner)
+        more = tree.attributes(item.path)
+        finish_directory(target, path, item.info, manner, more)
 
 
 # %% A directory and what is in it
 def finish_directory(
-    target: Target, path: str, info: os.stat_result, manner: Manner
+    target: Target,
+    path: str,
+    info: os.stat_result,
+    manner: Manner,
+    more: Xattrs = (),
 ) -> os.stat_result:
-    """Give a directory that has arrived its owner, mode and time; say what it has."""
+    """Give a directory that has arrived its owner, mode and time; say what it has.
+
+    ``more`` are extended attributes.
+    """
     fd = target.open(path, DIRECTORY | os.O_NOFOLLOW)
     mode = manner.new_mode(info.st_mode & 0o7777, is_directory=True)
     try:
         finish(fd, manner, mode, (info.st_uid, info.st_gid), info.st_mtime_ns)
+        set_xattrs(fd, more, exact=False)
         return os.fstat(fd)
     finally:
         os.close(fd)
@@ -388,7 +445,7 @@ def put_one(
         path = posixpath.join(to, posixpath.basename(source.path))
     else:
         path = to if manner.link else final_path(target, to)
-    put_file(tree, source.items[0], target, path, manner)
+    put_item(tree, source.items[0], target, path, manner)
     target.leave()
 
 

@@ -13,7 +13,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 
-from minidocker.arrivals import LARGE, Landing, arrive, find_landing, in_background
+from minidocker.arrivals import (
+    LARGE,
+    Landing,
+    arrive,
+    find_landing,
+    in_background,
+    is_plain,
+)
 from minidocker.cache import (
     Held,
     Miss,
@@ -456,6 +463,8 @@ def landing_of(root: str, what: Copying, found: list[Found], to: str) -> Landing
     """Return where a single source arrives; None where it is not alone, or unpacked."""
     [(origin, source), *more] = found
     if more or source.kept or (origin.unpacks and not source.is_directory):
+        return None
+    if not is_plain(origin.tree, source):
         return None
     with target_of(root, origin.tree, [source], what.manner) as target:
         return find_landing(target, source, to)

@@ -4,7 +4,8 @@ import io
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scenery import described, listed, tar_of
@@ -151,15 +152,22 @@ class Workbench:
             one = self.images.parent(one)
         return found[::-1]
 
-    def tree(self, id: str) -> dict[str, tuple[str, int, str]]:
-        """What is in an image: kind, mode and content (or target) by path."""
+    @contextmanager
+    def shown(self, id: str) -> Iterator[Path]:
+        """The root file system of an image."""
         diff_ids = self.images.get(id).diff_ids
         self.layers.create_rw("look", chain_id(diff_ids) if diff_ids else None)
         try:
             with self.layers.rw_mounted("look", writable=False) as root:
-                return dict(map(described, [root] * 10_000, sorted(listed(root))))
+                yield Path(root)
         finally:
             self.layers.remove_rw("look")
+
+    def tree(self, id: str) -> dict[str, tuple[str, int, str]]:
+        """What is in an image: kind, mode and content (or target) by path."""
+        with self.shown(id) as root:
+            names = sorted(listed(str(root)))
+            return dict(described(str(root), name) for name in names)
 
     def leavings(self) -> tuple[object, ...]:
         """What a failed step must leave as it was."""

@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +180,68 @@ COPY --from=base /etc/passwd /three
     assert (found["one/f"][2], found["two"][2]) == ("f", "c")
     assert found["three"][2].startswith("root:")
     assert "d" not in found
+
+
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
+
+
+def a_program_with_rights(root: Path) -> int:
+    """Make a file with a capability and two names, and a pipe."""
+    (root / "bin").mkdir()
+    (root / "bin/ping").write_text("a program")
+    (root / "bin/ping").chmod(0o755)
+    os.setxattr(root / "bin/ping", "security.capability", CAPABILITY)
+    os.link(root / "bin/ping", root / "bin/ping4")
+    os.mkfifo(root / "bin/pipe", 0o600)
+    return 0
+
+
+def test_copy_from_keeps_rights_names_and_pipes(bench: Workbench):
+    bench.runner = Recorder(a_program_with_rights)
+    text = "FROM base AS one\nRUN make\nFROM scratch\n"
+    text += "COPY --from=one /bin /to\nCOPY --from=one /bin/ping /alone"
+    image = bench.build(text)
+    for name in ("to/ping", "to/ping4", "alone"):
+        with bench.shown(image) as root:
+            assert os.getxattr(root / name, "security.capability") == CAPABILITY
+            assert stat.S_IMODE((root / name).stat().st_mode) == 0o755
+    with bench.shown(image) as root:
+        assert (root / "to/ping").samefile(root / "to/ping4")
+        assert stat.S_ISFIFO((root / "to/pipe").stat().st_mode)
+    sizes = [one.size for one in bench.layers.stack(bench.images.get(image).diff_ids)]
+    assert sizes == [len("a program")] * 2
+    bench.build(text)
+    assert bench.said.count(" ---> Using cache") == 3
+
+
+def test_rights_of_a_file_count_for_the_cache(bench: Workbench):
+    text = "FROM base AS one\nRUN make\nFROM scratch\nCOPY --from=one /bin/ping /p"
+    bench.runner = Recorder(a_program_with_rights)
+    bench.build(text)
+
+
+    def without(root: Path) -> int:
+        a_program_with_rights(root)
+        os.removexattr(root / "bin/ping", "security.capability")
+        return 0
+
+    bench.runner = Recorder(without)
+    bench.build(text.replace("RUN make", "RUN make another"))
+    [why] = [line for line in bench.said if 'of "bin/ping"' in line]
+    assert re.search(r'attributes of "bin/ping" was [0-9a-f]{12}, now none', why)
+
+
+def test_devices_are_copied_where_a_user_may_make_them(bench: Workbench):
+    null = bench.context / "null"
+    try:
+        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this user may make no devices")
+    null.chmod(0o666)
+    with bench.shown(bench.build("FROM scratch\nCOPY . /dev/")) as root:
+        made = (root / "dev/null").stat()
+    assert (stat.S_ISCHR(made.st_mode), made.st_rdev) == (True, os.makedev(1, 3))
+    assert stat.S_IMODE(made.st_mode) == 0o666
 
 
 def test_copy_from_cannot_climb_out_of_the_other_image(bench: Workbench):
@@ -406,7 +470,7 @@ def test_an_interrupted_step_leaves_nothing(bench: Workbench):
     "step",
     [
         "COPY gone /x",
-        "COPY a d/pipe /x/",
+        "COPY a d/whiteout /x/",
         "COPY a b /x",
         "COPY a /etc/passwd/x",
         "COPY --from=base /gone /x",
@@ -423,7 +487,7 @@ def test_a_failed_step_leaves_nothing_and_the_steps_before_it(
 ):
     import gzip
 
-    os.mkfifo(bench.context / "d/pipe")
+    os.mknod(bench.context / "d/whiteout", stat.S_IFCHR)
     (bench.context / "evil").write_bytes(tar_of({"ok": b"x", "../../evil": b"x"}))
     packed = gzip.compress(tar_of({"x": os.urandom(100_000)}))
     (bench.context / "broken.gz").write_bytes(packed[: len(packed) // 2])

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -86,10 +87,13 @@ def test_a_link_in_a_directory_counts_as_a_link(tree: Path):
     assert digest(tree, "d") == f"dir:{want}"
 
 
-def test_a_pipe_is_refused_at_once(tree: Path):
-    os.mkfifo(tree / "pipe")
+def test_a_pipe_counts_and_is_not_read(tree: Path):
+    os.mkfifo(tree / "pipe", 0o600)
+    assert digest(tree, "pipe") == "file:" + sum_of("pipe", 0o600, "6")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tree / "socket"))
     with pytest.raises(BuildError, match="neither a file"):
-        digest(tree, "pipe")
+        digest(tree, "socket")
     with SourceTree(str(tree)) as found, pytest.raises(NotFoundError):
         found.read("pipe")
 

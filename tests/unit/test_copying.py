@@ -5,6 +5,7 @@ import errno
 import gzip
 import lzma
 import os
+import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -230,10 +231,24 @@ def test_an_ignored_file_does_not_arrive(context: Path, root: Path):
     assert files(root / "x") == {"a": "a", "b": "b", "d/e/f": "f"}
 
 
-def test_a_pipe_in_the_context_is_refused_at_once(context: Path, root: Path):
-    os.mkfifo(context / "d/pipe")
-    with pytest.raises(BuildError, match="neither a file"):
+def test_a_pipe_arrives_as_a_pipe_and_a_socket_not_at_all(context: Path, root: Path):
+    os.mkfifo(context / "d/pipe", 0o640)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(context / "d/socket"))
         copied(context, root, "d", "/x/")
+        assert stat.filemode((root / "x/pipe").stat().st_mode) == "prw-r-----"
+        assert sorted(os.listdir(root / "x")) == ["c", "e", "pipe"]
+        with pytest.raises(BuildError, match="neither a file"):
+            copied(context, root, "d/socket", "/x/")
+
+
+def test_two_names_of_a_file_stay_two_names(context: Path, root: Path):
+    os.link(context / "d/c", context / "d/e/again")
+    (root / "x/e").mkdir(parents=True)
+    (root / "x/e/again").write_text("in the way")
+    copied(context, root, "d", "/x/")
+    assert files(root / "x") == {"c": "c", "e/f": "f", "e/again": "c"}
+    assert (root / "x/c").samefile(root / "x/e/again")
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
