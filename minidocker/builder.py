@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from minidocker.context import SourceTree
 from minidocker.dispatch import DISPATCH, declare
@@ -16,7 +17,12 @@ from minidocker.dockerfile import (
     parse,
     parse_trigger,
 )
-from minidocker.errors import BuildError, MinidockerError, did_you_mean
+from minidocker.errors import (
+    BuildError,
+    DockerfileError,
+    MinidockerError,
+    did_you_mean,
+)
 from minidocker.expansion import check_words, expand
 from minidocker.foresight import (
     Trial,
@@ -94,8 +100,9 @@ def taken_from(it: Instruction) -> list[str]:
     """Return the names that an instruction, or its trigger, takes files from."""
     names = [name for name in [it.flag("from")] if name]
     if it.word is Word.RUN:
-        options = (split_options(text) for text in it.flag_all("mount"))
-        names += [given["from"] for given in options if given.get("from")]
+        for text in it.flag_all("mount"):
+            with suppress(DockerfileError):  # foresight tells it
+                names += filter(None, [split_options(text).get("from")])
     return names + (taken_from(it.trigger) if it.trigger else [])
 
 

@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.archive import BLOCK
@@ -404,7 +404,8 @@ def find_sources(
 ) -> list[Source]:
     """Return what the sources of a COPY name, in order; wildcards are expanded.
 
-    Raises BuildError for one that is not there or lies outside.
+    A pattern may match nothing. Raises BuildError for a path that is not there, or lies
+    outside.
     """
     found: list[Source] = []
     for pattern in patterns:
@@ -419,9 +420,13 @@ def find_sources(
             source = one_source(tree, path, exclude)
             kept = kept_path(pattern, path) if parents else ""
             found.append(source.replace(kept=kept))
-    if not found:
-        raise BuildError("no source files were specified", hint="no file matches")
     return found
+
+
+def no_sources(patterns: Iterable[str]) -> BuildError:
+    """Return the error for patterns of which none matches anything."""
+    names = ", ".join(f'"{pattern}"' for pattern in patterns)
+    return BuildError(f"no source files were specified: nothing matches {names}")
 
 
 # %% What a source names

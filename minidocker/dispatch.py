@@ -253,7 +253,7 @@ def number(text: str) -> int | None:
     return int(text)
 
 
-def id_of(text: str, table: str, tree: SourceTree) -> int:
+def id_of(text: str, table: str, tree: SourceTree, column: int = 2) -> int:
     """Return the id of a user or group, by number or by the image's ``table``."""
     found = number(text)
     if found is not None:
@@ -263,7 +263,8 @@ def id_of(text: str, table: str, tree: SourceTree) -> int:
         raw = tree.read(table)
     lines = raw.decode("utf-8", "surrogateescape").splitlines()
     for fields in (line.split(":") for line in lines):
-        known = number(fields[2]) if fields[0] == text and len(fields) > 2 else None
+        named = fields[0] == text and len(fields) > column
+        known = number(fields[column]) if named else None
         if known is not None:
             return known
     raise BuildError(f'"{text}" is not in the image\'s {table}')
@@ -273,6 +274,7 @@ def id_of(text: str, table: str, tree: SourceTree) -> int:
 def owner_of(text: str, stage: Stage, shop: Workshop) -> tuple[int, int]:
     """Return the ids that a ``--chown=user[:group]`` means in this stage's image."""
     name, _, group = text.partition(":")
+    name = name or "0"
     ids = number(name), number(group or name)
     if ids[0] is not None and ids[1] is not None:
         return ids[0], ids[1]
@@ -281,15 +283,18 @@ def owner_of(text: str, stage: Stage, shop: Workshop) -> tuple[int, int]:
         shop.layers.rw_mounted(rw) as root,
         SourceTree(root) as tree,
     ):
-        return (
-            id_of(name, "/etc/passwd", tree),
-            id_of(group or name, "/etc/group", tree),
-        )
+        uid = id_of(name, "/etc/passwd", tree)
+        try:
+            return uid, id_of(group or name, "/etc/group", tree)
+        except BuildError:
+            if group:
+                raise
+            return uid, id_of(name, "/etc/passwd", tree, column=3)
 
 
 def mode_of(text: str) -> int | str | None:
     """Return the mode of a ``--chmod``, None for none. Raises DockerfileError."""
-    if re.fullmatch("[0-7]{3,4}", text):
+    if re.fullmatch("[0-7]{1,4}|0[0-7]{4}", text):
         return int(text, 8)
     if text:
         symbolic_mode(text, 0)  # raises for what is no mode
@@ -338,11 +343,20 @@ def sources_of(it: Instruction, stage: Stage, shop: Workshop) -> list[str]:
     Raises DockerfileError for a ``--checksum`` that is none, or of no address.
     """
     words = [w if it.heredoc(w) else shop.expand(stage, w) for w in it.args[:-1]]
-    if text := it.flag("checksum"):
+    if it.flag("checksum") is not None:
         if len(words) > 1 or not is_address(it, words[0]):
             raise DockerfileError("--checksum is for one address", word="--checksum")
-        check_checksum(text)
+        checksum_of(it, stage, shop)
     return words
+
+
+def checksum_of(it: Instruction, stage: Stage, shop: Workshop) -> str:
+    """Return the ``--checksum`` of an ADD, expanded, "" without one.
+
+    Raises DockerfileError where it is none: also where a variable left it empty.
+    """
+    text = it.flag("checksum")
+    return "" if text is None else check_checksum(shop.expand(stage, text), text)
 
 
 def is_address(it: Instruction, source: str) -> bool:
@@ -361,17 +375,17 @@ def origins_of(
             made = stack.enter_context(tree_of_texts(shop, stage, (document,)))
             found.append(Origin(made, (document.name,)))
         elif is_address(it, word):
-            found.append(address_origin(it, word, shop, stack))
+            found.append(address_origin(it, word, stage, shop, stack))
         else:
             found.append(Origin(tree, (word,), unpacks))
     return tuple(found)
 
 
 def address_origin(
-    it: Instruction, url: str, shop: Workshop, stack: ExitStack
+    it: Instruction, url: str, stage: Stage, shop: Workshop, stack: ExitStack
 ) -> Origin:
     """Fetch what an ADD names; it is unpacked only where ``--unpack`` says so."""
-    to, checksum = it.args[-1], it.flag("checksum") or ""
+    to, checksum = shop.expand(stage, it.args[-1]), checksum_of(it, stage, shop)
     tree, name = stack.enter_context(tree_of_address(shop, url, to, checksum))
     return Origin(tree, (name,), it.is_on("unpack"))
 

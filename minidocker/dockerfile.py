@@ -317,8 +317,20 @@ def check_documents(it: Instruction) -> None:
 
 
 # %% What else is checked
+def no_variables(value: str) -> tuple[str, str]:
+    """Return what to say of variables in ``from=``, and the hint."""
+    named = f'"FROM {value} AS name"'
+    return (
+        f'variables are not expanded in from="{value}"',
+        f"give the stage a name, {named}, and an ARG before the first FROM",
+    )
+
+
 def check_files(it: Instruction) -> None:
-    """Refuse a here-document where the destination belongs, or with an odd name."""
+    """Refuse what cannot be: variables in ``--from``, a here-document that is odd."""
+    if "$" in (origin := it.flag("from") or ""):
+        what, hint = no_variables(origin)
+        raise DockerfileError(what, hint=hint, word=origin)
     if it.heredoc(it.args[-1]):
         hint = "the last word says where the files go"
         what = "a here-document cannot be the destination"

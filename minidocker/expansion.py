@@ -340,6 +340,7 @@ EXPANDED = {
     Word.FROM, Word.ARG, Word.ENV, Word.LABEL, Word.COPY, Word.ADD, Word.WORKDIR,
     Word.USER, Word.VOLUME, Word.EXPOSE, Word.STOPSIGNAL,
 }  # fmt: skip
+EXPANDED_FLAGS = {"platform", "chown", "chmod", "exclude", "checksum"}
 
 
 # %% Before anything runs
@@ -348,7 +349,7 @@ def texts_of(it: Instruction) -> list[str]:
     if it.word not in EXPANDED:
         return []
     words = it.args[:1] if it.word is Word.FROM else it.args
-    flags = (v for n, v in it.flags if n in {"platform", "chown", "chmod", "exclude"})
+    flags = (value for name, value in it.flags if name in EXPANDED_FLAGS)
     return [word for word in (*words, *flags) if not it.heredoc(word)]
 
 

@@ -14,6 +14,7 @@ from minidocker.context import (
     glob_regex,
     has_wildcards,
     missing,
+    no_sources,
     one_source,
     read_patterns,
 )
@@ -36,7 +37,7 @@ from minidocker.errors import (
 from minidocker.expansion import expand
 from minidocker.moves import destination, told_by
 from minidocker.oci import ContainerConfig, ImageConfig
-from minidocker.outside import context_of, name_for, refuse_context
+from minidocker.outside import SCHEMES, context_of, name_for, refuse_context
 from minidocker.running import (
     MountKind,
     RunMount,
@@ -194,21 +195,34 @@ def foresee_from(it: Instruction, shop: Trial, number: int) -> Foreseen:
 
 
 # %% Files
-def check_source(tree: SourceTree, path: str, *, parents: bool = False) -> None:
-    """Refuse a source that is not in a tree."""
+def check_source(tree: SourceTree, path: str, *, parents: bool = False) -> bool:
+    """Say whether a source names anything; refuse a path that is not in a tree."""
     clean = clean_source(path)
     if has_wildcards(path):
         regex = glob_regex(clean, deep=parents)
-        if not any(regex.match(item.path) for item in tree.walk(".")):
-            hint = "no file matches"
-            raise BuildError("no source files were specified", hint=hint)
-        return
+        return any(regex.match(item.path) for item in tree.walk("."))
     try:
         real = tree.real_path(clean)
     except OSError as why:
         raise missing(tree, clean) from why
     if tree.ignores(clean) or tree.ignores(real):
         one_source(tree, clean)  # a directory may hold what is not ignored
+    return True
+
+
+def check_word(it: Instruction, word: str, to: str, shop: Trial) -> bool:
+    """Say whether a word of a COPY or ADD names anything, as far as that is known."""
+    if it.heredoc(word):
+        return True
+    if is_address(it, word):
+        return bool(name_for(word, to))
+    if word.startswith(SCHEMES):
+        raise DockerfileError(f'COPY fetches nothing: "{word}"', hint="ADD does")
+    with told_by(it.word.value):
+        clean_source(word)
+        parents = it.is_on("parents")
+        named = bool(it.flag("from"))
+        return named or check_source(shop.context, word, parents=parents)
 
 
 def foresee_files(it: Instruction, stage: Foreseen, shop: Trial) -> None:
@@ -223,15 +237,10 @@ def foresee_files(it: Instruction, stage: Foreseen, shop: Trial) -> None:
     to = shop.expand(stage, it.args[-1])
     if origin := it.flag("from"):
         check_origin(origin, shop)
-    for word in (word for word in words if not it.heredoc(word)):
-        if is_address(it, word):
-            name_for(word, to)
-        else:
-            with told_by(it.word.value):
-                if not origin:
-                    check_source(shop.context, word, parents=it.is_on("parents"))
-                clean_source(word)
+    found = [check_word(it, word, to, shop) for word in words]
     with told_by(it.word.value):
+        if not any(found):
+            raise no_sources(words)
         destination(to, stage.config.working_dir, len(words))
 
 

@@ -33,7 +33,13 @@ from minidocker.cache import (
     same_step,
     write_manifest,
 )
-from minidocker.context import Pattern, Source, SourceTree, find_sources
+from minidocker.context import (
+    Pattern,
+    Source,
+    SourceTree,
+    find_sources,
+    no_sources,
+)
 from minidocker.copying import Target, copy_sources, target_of
 from minidocker.errors import BuildError, IntegrityError, NotFoundError
 from minidocker.images import ImageStore
@@ -416,13 +422,16 @@ def copy_step(shop: Workshop, stage: Stage, what: Copying) -> None:
 
 def gathered(what: Copying) -> list[Found]:
     """Return the sources of a COPY, each with where it is from."""
-    return [
+    found = [
         (origin, source)
         for origin in what.origins
         for source in find_sources(
             origin.tree, origin.words, what.exclude, parents=what.parents
         )
     ]
+    if not found:
+        raise no_sources(word for origin in what.origins for word in origin.words)
+    return found
 
 
 def digest_of_all(shop: Workshop, found: list[Found]) -> tuple[str, tuple[Held, ...]]:

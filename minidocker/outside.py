@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -171,11 +172,14 @@ def name_in(url: str) -> str:
     return posixpath.basename(url.partition("://")[2].partition("/")[2].split("?")[0])
 
 
-def check_checksum(text: str) -> str:
-    """Return a ``--checksum`` that can be checked. Raises DockerfileError."""
-    if text and not is_digest(text):
+def check_checksum(text: str, written: str) -> str:
+    """Return a ``--checksum`` that can be checked; ``written`` is it in the file.
+
+    Raises DockerfileError.
+    """
+    if not is_digest(text):
         hint = "sha256: and 64 hexadecimal digits"
-        raise DockerfileError(f'bad checksum "{text}"', hint=hint)
+        raise DockerfileError(f'bad checksum "{text}"', hint=hint, word=written)
     return text
 
 
@@ -197,12 +201,19 @@ def fetch(url: str, path: str, checksum: str = "") -> int:
             raise BuildError(f'GET "{url}" answers {answer.status}')
         found = pour_body(answer, path, url)
     except urllib3.exceptions.HTTPError as why:
-        raise BuildError(f'GET "{url}" failed: {why}') from why
+        raise BuildError(f'GET "{url}" failed: {reason_of(why)}') from why
     finally:
         client.clear()
     if checksum and found != checksum:
         raise IntegrityError(f"it is {found}, not {checksum}", where=url)
     return time_of(answer.headers.get("Last-Modified", ""))
+
+
+def reason_of(why: Exception) -> str:
+    """Return the last words of an error of urllib3: what the system said, as a rule."""
+    inner = getattr(why, "reason", None) or why
+    text = str(inner.args[0] if inner.args else inner)
+    return re.sub(r".*(?:: |\] )", "", text).rstrip(")")
 
 
 def pour_body(answer: Any, path: str, url: str) -> str:
@@ -237,10 +248,9 @@ def name_for(url: str, to: str) -> str:
     Raises UnsupportedError for a repository, BuildError where nothing names it.
     """
     if url.startswith(FOREIGN) or url.partition("?")[0].endswith(".git"):
-        hint = "clone it beforehand, or in a RUN"
-        raise UnsupportedError(
-            f'ADD of a repository is not supported: "{url}"', hint=hint
-        )
+        kind = "ftp" if url.startswith("ftp:") else "a repository"
+        hint = "fetch it beforehand, or in a RUN"
+        raise UnsupportedError(f'ADD of {kind} is not supported: "{url}"', hint=hint)
     name = name_in(url)
     if not name and to.endswith("/"):
         raise BuildError(f'"{url}" has no file name', hint=f"name the file: {to}NAME")
@@ -255,7 +265,7 @@ def tree_of_address(
     name = name_for(url, to)
     shop.progress(f"Downloading {url}")
     with emptied(shop) as place:
-        when = fetch(url, f"{place}/{name}", check_checksum(checksum))
+        when = fetch(url, f"{place}/{name}", checksum)
         os.chmod(f"{place}/{name}", 0o600)
         os.utime(f"{place}/{name}", (when, when))
         with SourceTree(place, lasting=False) as tree:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from minidocker.cache import digest_of_source
 from minidocker.context import clean_source, one_source
 from minidocker.copying import copy_sources
-from minidocker.dockerfile import Instruction
+from minidocker.dockerfile import Instruction, no_variables
 from minidocker.errors import (
     BuildError,
     DockerfileError,
@@ -132,8 +132,23 @@ def split_options(text: str) -> dict[str, str]:
         name = ALIASES.get(name.strip().lower(), name.strip().lower())
         if not equals and name not in SWITCHES:
             raise DockerfileError(f'--mount: "{field}" needs a value', word=field)
+        if name == "from" and "$" in value:
+            what, hint = no_variables(value)
+            raise DockerfileError(what, hint=hint, word=value)
         found[name] = value if equals else "true"
     return found
+
+
+TRUE, FALSE = {"true", "t", "1"}, {"false", "f", "0"}
+
+
+def is_true(given: Mapping[str, str], name: str) -> bool:
+    """Say whether an option is given, and not as ``=false``. Raises DockerfileError."""
+    value = given.get(name, "false")
+    if value.lower() not in TRUE | FALSE:
+        what = f'--mount: {name} is true or false, not "{value}"'
+        raise DockerfileError(what, word=value)
+    return value.lower() in TRUE
 
 
 def number_of(text: str, name: str, base: int = 10) -> int:
@@ -197,6 +212,8 @@ def read_mount(text: str, expand: Callable[[str], str], directory: str) -> RunMo
         raise DockerfileError(what, hint="target=/PATH")
     if target:
         target = clean_path(posixpath.join(directory or "/", target))
+    if target == "/":
+        raise DockerfileError("--mount: nothing can be mounted on /", word="target")
     return filled(kind, given, target, id or target)
 
 
@@ -207,7 +224,7 @@ def filled(kind: MountKind, given: dict[str, str], target: str, id: str) -> RunM
     if sharing not in known:
         hint = did_you_mean(sharing, known, other=", ".join(known))
         raise DockerfileError(f'--mount: unknown sharing "{sharing}"', hint=hint)
-    written = given.get("readwrite") == "true" or kind is MountKind.CACHE
+    readonly, written = is_true(given, "readonly"), is_true(given, "readwrite")
     return RunMount(
         kind,
         target,
@@ -216,7 +233,7 @@ def filled(kind: MountKind, given: dict[str, str], target: str, id: str) -> RunM
         source=given.get("source", ""),
         origin=given.get("from", ""),
         id=id,
-        writable=written and given.get("readonly") != "true",
+        writable=(written or kind is MountKind.CACHE) and not readonly,
         sharing=Sharing(sharing),
         mode=number_of(given["mode"], "mode", 8) if "mode" in given else None,
         owner=(
@@ -224,7 +241,7 @@ def filled(kind: MountKind, given: dict[str, str], target: str, id: str) -> RunM
             number_of(given.get("gid", "0"), "gid"),
         ),
         size=bytes_of(given.get("size", "0")),
-        required=given.get("required") == "true",
+        required=is_true(given, "required"),
         variable=given.get("env", ""),
     )
 

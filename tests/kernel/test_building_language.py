@@ -255,7 +255,8 @@ def test_add_fetches_an_address(bench: Workbench, address: str):
     digest = f"sha256:{sha256(Server.tar).hexdigest()}"
     id = bench.build(f"""FROM base
 ADD {address}/t.tar /plain/
-ADD --checksum={digest} {address}/moved /named
+ARG SUM={digest[7:]}
+ADD --checksum=sha256:$SUM {address}/moved /named
 ADD --unpack=true {address}/t.tar?q=/r /in/
 """)
     found = files(bench, id)
@@ -269,14 +270,16 @@ ADD --unpack=true {address}/t.tar?q=/r /in/
     ("add", "what"),
     [
         ("ADD {0}/gone /x", "answers 404"),
-        ("ADD {0}/loop /x", "too many redirects"),
+        ("ADD {0}/loop /x", "failed: too many redirects$"),
         ("ADD {0}/away /x", "failed"),
         ("ADD {0}/t.tar/short /x", "failed"),
         ("ADD {0}/ /x/", "has no file name"),
-        ("ADD http://127.0.0.1:1/x /x", "failed"),
+        ("ADD http://127.0.0.1:1/x /x", "failed: Connection refused$"),
         ("ADD --checksum=sha256:" + "0" * 64 + " {0}/t.tar /x", "it is sha256:"),
         ("ADD --checksum=md5:0 {0}/t.tar /x", "bad checksum"),
-        ("ADD ftp://127.0.0.1/x /x", "not supported"),
+        ("ADD --checksum=$SUM {0}/t.tar /x", 'bad checksum ""'),
+        ("ADD ftp://127.0.0.1/x /x", "ADD of ftp is not supported"),
+        ("COPY {0}/t.tar /x", "COPY fetches nothing"),
     ],
 )
 def test_what_cannot_be_fetched_leaves_nothing(
@@ -287,6 +290,22 @@ def test_what_cannot_be_fetched_leaves_nothing(
         bench.build("FROM base\n" + add.format(address))
     assert caught.value.where == "Dockerfile:2"
     assert bench.leavings() == before
+
+
+# Wildcards
+
+
+def test_one_pattern_that_matches_is_enough(bench: Workbench):
+    id = bench.build("FROM base\nCOPY a lock* *.lock other* /x/\nADD no* a /y/")
+    assert sorted(files(bench, id)) == ["x/a", "y/a"]
+    with pytest.raises(BuildError) as caught:
+        bench.build("FROM base\nCOPY lock* *.lock /x/")
+    why = str(caught.value)
+    assert 'no source files were specified: nothing matches "lock*", "*.lock"' in why
+    assert why.splitlines()[1:3] == [
+        "   2 | COPY lock* *.lock /x/",
+        "     |      ^~~~~",
+    ]
 
 
 # Stages

@@ -158,6 +158,27 @@ def test_build_arguments_that_nobody_asks_for_are_told_in_one_line(bench: Workbe
             '"id"',
         ),
         ("FROM base\nRUN --mount=type=bnd,target=/x x", DockerfileError, 2, '"bind"'),
+        ("FROM base\nRUN --mount=foo x", DockerfileError, 2, '"foo" needs a value'),
+        (
+            "FROM base\nRUN --mount=type=cache,target=/x,ro=maybe x",
+            DockerfileError,
+            2,
+            'readonly is true or false, not "maybe"',
+        ),
+        ("FROM base\nRUN --mount=target=/ x", DockerfileError, 2, "mounted on /"),
+        (
+            "ARG S=x\nFROM base\nRUN --mount=target=/x,from=$S x",
+            DockerfileError,
+            3,
+            'not expanded in from="$S"',
+        ),
+        (
+            "ARG S=x\nFROM base\nCOPY --from=$S a b",
+            DockerfileError,
+            3,
+            'hint: give the stage a name, "FROM $S AS name"',
+        ),
+        ("FROM base\nCOPY --chmod=8 a b", DockerfileError, 2, 'bad mode "8"'),
     ],
 )
 def test_an_error_has_the_line_of_its_instruction(

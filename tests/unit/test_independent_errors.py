@@ -112,7 +112,7 @@ def test_nothing_is_said_of_variables_of_an_image_that_is_not_here(bench: Workbe
     [
         "COPY *.txt /", "COPY ../a /", "COPY a dir /to", "COPY --from=7 /a /b", "COPY --chown=4294967295 a /",
         "ADD git://x/y /z", "ADD http://x/ /z/", "RUN --security=insecure true", "RUN --device=/dev/null true",
-        "COPY hidden /", "COPY --exclude=[ a /",
+        "COPY hidden /", "COPY --exclude=[ a /", "COPY no* nor* /", "COPY http://x/y /",
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(bench: Workbench, line: str):
