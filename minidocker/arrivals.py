@@ -118,16 +118,12 @@ def is_plain(tree: SourceTree, source: Source) -> bool:
 
     More are extended attributes, and several names of one file.
     """
-    names: set[tuple[int, int]] = set()
-    for item in source.items:
-        info, kind = item.info, stat.S_IFMT(item.info.st_mode)
-        if kind == stat.S_IFREG and info.st_nlink > 1:
-            if (info.st_dev, info.st_ino) in names:
-                return False
-            names.add((info.st_dev, info.st_ino))
-        if kind not in PLAIN or (tree.owned and tree.attributes(item.path)):
-            return False
-    return True
+    infos = [item.info for item in source.items]
+    kinds = {stat.S_IFMT(mode) for mode in {info.st_mode for info in infos}}
+    linked = [i for i in infos if i.st_nlink > 1 and stat.S_ISREG(i.st_mode)]
+    if not kinds <= PLAIN or len({(i.st_dev, i.st_ino) for i in linked}) < len(linked):
+        return False
+    return not (tree.owned and any(tree.attributes(i.path) for i in source.items))
 
 
 PLAIN = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}

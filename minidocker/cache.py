@@ -95,7 +95,7 @@ def facts_of(tree: SourceTree, item: Item) -> str:
     except KeyError as why:
         what = "neither a file, a directory, a link, a pipe nor a device"
         raise BuildError(f'cannot copy "{item.path}": {what}') from why
-    more = tree.attributes(item.path)
+    more = tree.attributes(item.path) if tree.owned else ()
     return f"{text} {hex_of(sha256_text(flat(more)))[:12]}" if more else text
 
 
@@ -116,15 +116,17 @@ def tarsum_header(tree: SourceTree, item: Item, link: str) -> bytes:
     info = item.info
     flag = TYPE_FLAGS[stat.S_IFMT(info.st_mode)]
     owner = (info.st_uid, info.st_gid) if tree.owned else (0, 0)
-    device = info.st_rdev if flag in "34" else 0
-    numbers = (os.major(device), os.minor(device)) if device else (0, 0)
+    numbers = (0, 0)
+    if flag in "34":
+        numbers = os.major(info.st_rdev), os.minor(info.st_rdev)
     text = (
         f"name{item.path}{'/' if flag == '5' else ''}"
         f"mode{info.st_mode & 0o7777}uid{owner[0]}gid{owner[1]}"
         f"size{info.st_size if flag == '0' else 0}typeflag{flag}linkname{link}"
         f"unamegnamedevmajor{numbers[0]}devminor{numbers[1]}"
     )
-    return os.fsencode(text) + flat(tree.attributes(item.path))
+    more = flat(tree.attributes(item.path)) if tree.owned else b""
+    return os.fsencode(text) + more
 
 
 # %% Digests
