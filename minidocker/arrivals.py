@@ -18,16 +18,7 @@ from contextlib import (
     suppress,
 )
 
-from minidocker.archive import (
-    SECOND,
-    Aside,
-    Entry,
-    Kind,
-    Tally,
-    TarWriter,
-    TreeWriter,
-    entry_of,
-)
+from minidocker.archive import Aside, Tally, TarWriter, TreeWriter, entry_of
 from minidocker.changes import ChangeKind
 from minidocker.context import SMALL, Item, Source, SourceTree
 from minidocker.copying import (
@@ -40,6 +31,7 @@ from minidocker.copying import (
 )
 from minidocker.drivers import StorageDriver
 from minidocker.errors import BuildError, ConflictError
+from minidocker.headers import SECOND, Entry, Kind
 from minidocker.layers import Known, Layer, LayerStore, Packed, mount_points
 from minidocker.manner import Manner, dress
 from minidocker.records import Record

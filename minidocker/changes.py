@@ -13,8 +13,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-from minidocker.archive import Entry, Kind, Put, TreeWriter
+from minidocker.archive import Put, TreeWriter
 from minidocker.errors import IntegrityError
+from minidocker.headers import Entry, Kind
 from minidocker.overlayfs import is_whiteout
 from minidocker.records import Enum, Record
 from minidocker.trees import xattrs_of

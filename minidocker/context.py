@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.archive import BLOCK
 from minidocker.errors import (
     BuildError,
     DockerfileError,
@@ -20,6 +19,7 @@ from minidocker.errors import (
     NotFoundError,
     did_you_mean,
 )
+from minidocker.headers import BLOCK
 from minidocker.linux import Resolve, openat2
 from minidocker.reading import Read, verified
 from minidocker.records import Record

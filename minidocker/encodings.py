@@ -244,21 +244,11 @@ class Marks:
 
 
 # %% A branch in a directory
-class DiskBranch(Marks, Branch):
-    """A branch that lies in a directory. ``root`` is its path on the host.
+class DiskReader(Marks, Branch):
+    """The reading half of a branch that lies in a directory.
 
     Contents stay on the disk: ``get`` has all of a file but those.
     """
-
-    def __init__(
-        self,
-        name: str,
-        kind: BranchKind,
-        root: str,
-        notation: Notation = Notation.OVERLAYFS,
-    ) -> None:
-        Marks.__init__(self, root, notation)
-        self.name, self.kind = name, kind
 
     def get(self, path: str) -> Node | None:
         """Ask the disk, and translate the marks."""
@@ -297,6 +287,29 @@ class DiskBranch(Marks, Branch):
             hidden = {n[len(WH) :] for n in own if not n.startswith(WH + WH)}
             names = (names - own) | hidden
         return sorted(names)
+
+
+# %% A branch in a directory
+@contextmanager
+def unchanged(directory: str) -> Iterator[None]:
+    """Keep a directory's times over a change of what is in it."""
+    st = os.lstat(directory)
+    yield
+    os.utime(directory, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+class DiskBranch(DiskReader):
+    """A branch that lies in a directory. ``root`` is its path on the host."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: BranchKind,
+        root: str,
+        notation: Notation = Notation.OVERLAYFS,
+    ) -> None:
+        Marks.__init__(self, root, notation)
+        self.name, self.kind = name, kind
 
     def put(self, path: str, node: Node) -> None:
         """Make it, in place of a whiteout; without root it is ours."""
@@ -355,11 +368,3 @@ class DiskBranch(Marks, Branch):
             remove_path(self.where(new))
         os.rename(self.where(old), self.where(new))
         self.unhide(new)
-
-
-@contextmanager
-def unchanged(directory: str) -> Iterator[None]:
-    """Keep a directory's times over a change of what is in it."""
-    st = os.lstat(directory)
-    yield
-    os.utime(directory, ns=(st.st_atime_ns, st.st_mtime_ns))

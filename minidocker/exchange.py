@@ -9,16 +9,16 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.compression import compress_layer, decompressed
-from minidocker.credentials import Credentials, write_private
+from minidocker.credentials import Credentials
 from minidocker.errors import IntegrityError, NotFoundError, RegistryError
 from minidocker.images import ImageStore
+from minidocker.journal import Blob, Journal
 from minidocker.layers import Layer, LayerStore, rest_of
 from minidocker.manifests import (
     DOCUMENT_LIMIT,
@@ -37,7 +37,6 @@ from minidocker.oci import (
     ImageConfig,
     Reference,
     chain_ids,
-    hex_of,
     short_id,
 )
 from minidocker.partials import Partial, Resumed
@@ -47,12 +46,10 @@ from minidocker.registry import (
     Document,
     Download,
     Told,
-    Upload,
-    blob_size,
     get_manifest,
-    mount_blob,
     put_manifest,
 )
+from minidocker.uploads import Upload, blob_size, mount_blob
 from minidocker.wire import HUB_HOST
 
 
@@ -100,62 +97,6 @@ class Pushed(Record):
     reference: Reference
     digest: str
     size: int
-
-
-class Blob(Record):
-    """A layer's compressed form, and a repository that has it."""
-
-    source: str
-    media_type: str
-    digest: str
-    size: int
-
-
-# %% Which blob was that layer?
-KEPT = 50
-
-
-class Journal:
-    """Which blobs a layer is in which repositories, below ``distribution``."""
-
-    def __init__(self, layers: LayerStore) -> None:
-        home = f"{layers.root}/image/{layers.driver.name}/distribution"
-        self.by_diff_id = f"{home}/v2metadata-by-diffid/sha256"
-
-    def blobs(self, diff_id: str) -> list[Blob]:
-        """Return what is known of a layer, the newest first."""
-        try:
-            with open(f"{self.by_diff_id}/{hex_of(diff_id)}", encoding="utf-8") as file:
-                return [self.blob(one) for one in json.load(file)]
-        except (OSError, ValueError, KeyError, TypeError, IntegrityError):
-            return []
-
-    def blob(self, found: Mapping[str, Any]) -> Blob:
-        """Return the blob of a JSON object."""
-        hex_of(found["Digest"])
-        kind = str(found.get("MediaType", Media.DOCKER_LAYER.value))
-        size = int(found.get("Size", 0))
-        return Blob(str(found["SourceRepository"]), kind, found["Digest"], size)
-
-    def note(self, diff_id: str, new: Blob) -> None:
-        """Write down that a repository has a layer in this form."""
-        others = [
-            one
-            for one in self.blobs(diff_id)
-            if (one.source, one.digest) != (new.source, new.digest)
-        ]
-        found = [
-            {
-                "Digest": one.digest,
-                "SourceRepository": one.source,
-                "HMAC": "",
-                "MediaType": one.media_type,
-                "Size": one.size,
-            }
-            for one in [new, *others][:KEPT]
-        ]
-        text = json.dumps(found, separators=(",", ":")).encode()
-        write_private(f"{self.by_diff_id}/{hex_of(diff_id)}", text)
 
 
 # %% Side by side

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from minidocker.archive import SCHILY, SECOND
 from minidocker.errors import IntegrityError
+from minidocker.headers import SCHILY, SECOND
 from minidocker.trees import printable
 
 

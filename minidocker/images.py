@@ -156,36 +156,9 @@ class ImageTexts:
         self.batch = batch
         self._parents: dict[str, str | None] | None = None
 
-    def add(
-        self, image: ImageConfig, parent: str | None, notes: Mapping[str, bytes] = BARE
-    ) -> str:
-        """Keep an image and return its id; the same image twice is one image.
-
-        ``notes`` are further files of its metadata.
-        """
-        return self.keep(image.to_json(), parent, notes)
-
-    def keep(
-        self,
-        text: bytes,
-        parent: str | None = None,
-        notes: Mapping[str, bytes] = BARE,
-    ) -> str:
-        """Keep an image JSON, byte for byte as it came, and return its id."""
-        id = sha256_text(text)
-        if self.batch.mark >= 0:
-            self.claim(id)
-        for name, data in notes.items():
-            self.batch.stage(f"{self.metadata}/{hex_of(id)}/{name}", data)
-        if parent:
-            hex_of(parent)
-            place = f"{self.metadata}/{hex_of(id)}/parent"
-            self.batch.stage(place, parent.encode())
-        self.batch.stage(f"{self.content}/{hex_of(id)}", text)
-        self.batch.settle()
-        if self._parents is not None:
-            self._parents[id] = parent
-        return id
+    def place(self, id: str) -> str:
+        """Return the path of an image JSON."""
+        return self.batch.place(f"{self.content}/{hex_of(id)}")
 
     def raw(self, id: str) -> bytes:
         """Return the bytes of an image JSON. Raises NotFoundError, IntegrityError."""
@@ -198,10 +171,6 @@ class ImageTexts:
         if sha256_text(text) != id:
             raise IntegrityError("the image JSON does not match its id", where=path)
         return text
-
-    def place(self, id: str) -> str:
-        """Return the path of an image JSON."""
-        return self.batch.place(f"{self.content}/{hex_of(id)}")
 
     def get(self, id: str) -> ImageConfig:
         """Return the image of an id."""
@@ -221,38 +190,10 @@ class ImageTexts:
                 times[id] = os.lstat(path).st_mtime_ns
         return sorted(times, key=lambda id: (-times[id], id))
 
-    def claim(self, id: str) -> bool:
-        """Let nobody delete an image until the work that goes on here is done.
 
-        False where somebody has deleted it already; it is claimed if it comes back.
-        """
-        with self.names.locked():
-            if self.batch.mark >= 0:
-                os.write(self.batch.mark, f"{id}\n".encode())
-            return os.path.exists(self.place(id))
-
-    def delete(self, id: str) -> bool:
-        """Remove an image's JSON and metadata; its layers wait for a sweep.
-
-        False, and it stays, where it has got a name or a child meanwhile, or where a
-        build stands on it.
-        """
-        self.batch.publish()
-        with self.names.locked():
-            named = any(id in tags.values() for tags in self.names.read().values())
-            if named or self.has_child(id) or id in claimed(self.batch.root):
-                return False
-            remove_path(f"{self.content}/{hex_of(id)}")
-            remove_path(f"{self.metadata}/{hex_of(id)}")
-            self.parents.pop(id, None)
-        return True
-
-    def sweep(self) -> None:
-        """Remove the metadata of images that are not there: a crash came between."""
-        there = set(self.batch.names(self.content))
-        for name in self.batch.names(self.metadata):
-            if name not in there:
-                remove_path(f"{self.metadata}/{name}")
+# %% The store
+class Families(ImageTexts):
+    """Which image was built from which, and what else is noted beside an image."""
 
     def parent(self, id: str) -> str | None:
         """Return the image that this one was built from, if it was built here."""
@@ -287,7 +228,76 @@ class ImageTexts:
 
 
 # %% The store
-class ImageStore(ImageTexts):
+class KeptImages(Families):
+    """How images are kept, and how they go."""
+
+    def add(
+        self, image: ImageConfig, parent: str | None, notes: Mapping[str, bytes] = BARE
+    ) -> str:
+        """Keep an image and return its id; the same image twice is one image.
+
+        ``notes`` are further files of its metadata.
+        """
+        return self.keep(image.to_json(), parent, notes)
+
+    def keep(
+        self,
+        text: bytes,
+        parent: str | None = None,
+        notes: Mapping[str, bytes] = BARE,
+    ) -> str:
+        """Keep an image JSON, byte for byte as it came, and return its id."""
+        id = sha256_text(text)
+        if self.batch.mark >= 0:
+            self.claim(id)
+        for name, data in notes.items():
+            self.batch.stage(f"{self.metadata}/{hex_of(id)}/{name}", data)
+        if parent:
+            hex_of(parent)
+            place = f"{self.metadata}/{hex_of(id)}/parent"
+            self.batch.stage(place, parent.encode())
+        self.batch.stage(f"{self.content}/{hex_of(id)}", text)
+        self.batch.settle()
+        if self._parents is not None:
+            self._parents[id] = parent
+        return id
+
+    def claim(self, id: str) -> bool:
+        """Let nobody delete an image until the work that goes on here is done.
+
+        False where somebody has deleted it already; it is claimed if it comes back.
+        """
+        with self.names.locked():
+            if self.batch.mark >= 0:
+                os.write(self.batch.mark, f"{id}\n".encode())
+            return os.path.exists(self.place(id))
+
+    def delete(self, id: str) -> bool:
+        """Remove an image's JSON and metadata; its layers wait for a sweep.
+
+        False, and it stays, where it has got a name or a child meanwhile, or where a
+        build stands on it.
+        """
+        self.batch.publish()
+        with self.names.locked():
+            named = any(id in tags.values() for tags in self.names.read().values())
+            if named or self.has_child(id) or id in claimed(self.batch.root):
+                return False
+            remove_path(f"{self.content}/{hex_of(id)}")
+            remove_path(f"{self.metadata}/{hex_of(id)}")
+            self.parents.pop(id, None)
+        return True
+
+    def sweep(self) -> None:
+        """Remove the metadata of images that are not there: a crash came between."""
+        there = set(self.batch.names(self.content))
+        for name in self.batch.names(self.metadata):
+            if name not in there:
+                remove_path(f"{self.metadata}/{name}")
+
+
+# %% The store
+class ImageStore(KeptImages):
     """The images of a store and their names."""
 
     def tag(self, reference: Reference, id: str) -> None:

@@ -223,8 +223,63 @@ class KnownLayers:
 
 
 # %% How a layer comes in
-class ReadOnlyLayers(KnownLayers):
-    """Read-only layers, and how new ones are made of a tar or of a finished tree."""
+class SealedLayers(KnownLayers):
+    """Read-only layers, and how a tree that was written here becomes one."""
+
+    def seal(
+        self,
+        cache_id: str,
+        parent: str | None,
+        known: Known = NOTHING_KNOWN,
+    ) -> Layer | None:
+        """Name a finished tree: compute its diff id, and stage the layer.
+
+        None, and the tree is gone, when it changes nothing. A tree that is known
+        already is dropped, and the known layer returned.
+        """
+        packed = known.packed
+        if self.epoch is not None:
+            set_times_back(self.driver, cache_id, self.epoch)
+            packed = None
+        packed = packed or self.packed(cache_id, known.contents)
+        chain = chain_on(parent, packed.diff_id)
+        if packed.diff_id == EMPTY_TAR:
+            self.driver.remove(cache_id)
+            return None
+        with suppress(NotFoundError):
+            older = self.get(chain)
+            self.driver.remove(cache_id)
+            return older
+        layer = Layer(chain, packed.diff_id, parent, cache_id, packed.size)
+        self.write(layer)
+        return layer
+
+    def packed(
+        self, cache_id: str, contents: dict[bytes, bytes] | None = None
+    ) -> Packed:
+        """Compute what the tar of a tree is; nothing is kept of it."""
+        from minidocker.archive import Aside
+
+        with Aside() as tally:
+            size = self.driver.pack(cache_id, tally, contents)
+            return Packed(tally.digest, size)
+
+    def write(self, layer: Layer, new: str = "") -> None:
+        """Stage the directory of a layer; ``new`` has what else is to be in it."""
+        if not new:
+            new = self.batch.new_path()
+            os.mkdir(new)
+        write_new(f"{new}/diff", layer.diff_id.encode())
+        write_new(f"{new}/cache-id", layer.cache_id.encode())
+        write_new(f"{new}/size", b"%d" % layer.size)
+        if layer.parent:
+            write_new(f"{new}/parent", layer.parent.encode())
+        self.batch.stage_path(new, f"{self.chains}/{hex_of(layer.chain_id)}")
+
+
+# %% How a layer comes in
+class ReadOnlyLayers(SealedLayers):
+    """Read-only layers, and how a tar from elsewhere becomes one."""
 
     def add(
         self,
@@ -278,56 +333,6 @@ class ReadOnlyLayers(KnownLayers):
         with Ahead(counted) as ahead, SplitWriter(split) as tape:
             size = self.driver.apply(cache_id, ahead, limit=limit, tape=tape)
         return tally.digest, size
-
-    def seal(
-        self,
-        cache_id: str,
-        parent: str | None,
-        known: Known = NOTHING_KNOWN,
-    ) -> Layer | None:
-        """Name a finished tree: compute its diff id, and stage the layer.
-
-        None, and the tree is gone, when it changes nothing. A tree that is known
-        already is dropped, and the known layer returned.
-        """
-        packed = known.packed
-        if self.epoch is not None:
-            set_times_back(self.driver, cache_id, self.epoch)
-            packed = None
-        packed = packed or self.packed(cache_id, known.contents)
-        chain = chain_on(parent, packed.diff_id)
-        if packed.diff_id == EMPTY_TAR:
-            self.driver.remove(cache_id)
-            return None
-        with suppress(NotFoundError):
-            older = self.get(chain)
-            self.driver.remove(cache_id)
-            return older
-        layer = Layer(chain, packed.diff_id, parent, cache_id, packed.size)
-        self.write(layer)
-        return layer
-
-    def packed(
-        self, cache_id: str, contents: dict[bytes, bytes] | None = None
-    ) -> Packed:
-        """Compute what the tar of a tree is; nothing is kept of it."""
-        from minidocker.archive import Aside
-
-        with Aside() as tally:
-            size = self.driver.pack(cache_id, tally, contents)
-            return Packed(tally.digest, size)
-
-    def write(self, layer: Layer, new: str = "") -> None:
-        """Stage the directory of a layer; ``new`` has what else is to be in it."""
-        if not new:
-            new = self.batch.new_path()
-            os.mkdir(new)
-        write_new(f"{new}/diff", layer.diff_id.encode())
-        write_new(f"{new}/cache-id", layer.cache_id.encode())
-        write_new(f"{new}/size", b"%d" % layer.size)
-        if layer.parent:
-            write_new(f"{new}/parent", layer.parent.encode())
-        self.batch.stage_path(new, f"{self.chains}/{hex_of(layer.chain_id)}")
 
     def forget(self, layer: Layer) -> None:
         """Undo ``add`` for a layer that is only staged; leave one that is published."""

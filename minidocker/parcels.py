@@ -16,9 +16,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minidocker.archive import Entry, Kind
 from minidocker.compression import Codec, codec_of, decompressed
 from minidocker.errors import IntegrityError, NotFoundError
+from minidocker.headers import Entry, Kind
 from minidocker.linux import Resolve, openat2
 from minidocker.manifests import DOCUMENT_LIMIT, clean
 from minidocker.places import names_in

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 
-from minidocker.archive import Entry, Kind
 from minidocker.errors import IntegrityError
+from minidocker.headers import Entry, Kind
 from minidocker.linux import Resolve, openat2
 from minidocker.records import Record
 from minidocker.trees import printable

@@ -13,15 +13,6 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
-from minidocker.archive import (
-    BLANK_SUM,
-    BLOCK,
-    SCHILY,
-    SECOND,
-    Entry,
-    Kind,
-    checksum,
-)
 from minidocker.errors import IntegrityError
 from minidocker.fields import (
     EXTENSIONS,
@@ -38,6 +29,7 @@ from minidocker.fields import (
     number,
     old_map,
 )
+from minidocker.headers import BLANK_SUM, BLOCK, SCHILY, SECOND, Entry, Kind, checksum
 from minidocker.trees import Xattrs, kept, printable
 
 

@@ -16,8 +16,9 @@ from base64 import b64decode
 from binascii import b2a_base64
 from collections.abc import Callable, Iterator
 
-from minidocker.archive import Entry, Put, TreeWriter
+from minidocker.archive import Put, TreeWriter
 from minidocker.errors import ConflictError, IntegrityError
+from minidocker.headers import Entry
 from minidocker.places import names_in
 from minidocker.reading import Tape
 from minidocker.records import Record

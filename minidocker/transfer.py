@@ -16,9 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from minidocker.archive import BLOCK, Entry, Kind, Put, sealed, ustar
+from minidocker.archive import Put
 from minidocker.compression import Codec, compress_layer
 from minidocker.errors import ConflictError, MinidockerError, UsageError
+from minidocker.headers import BLOCK, Entry, Kind, sealed, ustar
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.manifests import (

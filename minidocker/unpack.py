@@ -17,8 +17,8 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.archive import Entry, Kind
 from minidocker.errors import IntegrityError, MinidockerError, UnsupportedError
+from minidocker.headers import Entry, Kind
 from minidocker.linux import Resolve, openat2
 from minidocker.places import Place, Places, marker_of, names_in
 from minidocker.reading import Read, Tape, TarReader

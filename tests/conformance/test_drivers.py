@@ -13,7 +13,7 @@ from everydriver import EVERY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidocker.archive import SECOND, Entry, Kind, Tally, TarWriter, header
+from minidocker.archive import Tally, TarWriter
 from minidocker.drivers import DRIVERS, Directory, Mountable, StorageDriver
 from minidocker.errors import (
     ConflictError,
@@ -22,6 +22,7 @@ from minidocker.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from minidocker.headers import SECOND, Entry, Kind, header
 from minidocker.overlayfs import MAX_LOWERS, supported
 
 

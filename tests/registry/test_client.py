@@ -22,17 +22,8 @@ from minidocker.errors import (
     RegistryError,
 )
 from minidocker.manifests import DOCUMENT_LIMIT, Descriptor, Media, parse_document
-from minidocker.registry import (
-    CHUNK,
-    Client,
-    Document,
-    Download,
-    Upload,
-    blob_size,
-    get_manifest,
-    mount_blob,
-    put_manifest,
-)
+from minidocker.registry import Client, Document, Download, get_manifest, put_manifest
+from minidocker.uploads import CHUNK, Upload, blob_size, mount_blob
 from minidocker.wire import Limits, UnreachableError
 from registry.fake import Fake, Handler, fake_registry, sha256
 

@@ -26,7 +26,7 @@ from minidocker.errors import (
 from minidocker.exchange import Event, Puller, Pusher, client_for
 from minidocker.manifests import Descriptor, Index, Manifest, Media, Platform, described
 from minidocker.oci import Reference, parse_reference
-from minidocker.registry import CHUNK
+from minidocker.uploads import CHUNK
 from minidocker.wire import Limits
 from registry.fake import Fake, Handler, fake_registry, sha256
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from minidocker.archive import Entry, Kind, header, sealed
 from minidocker.drivers import Vfs
 from minidocker.durable import Batch
 from minidocker.errors import IntegrityError
 from minidocker.fields import checked_extents
+from minidocker.headers import Entry, Kind, header, sealed
 from minidocker.layers import LayerStore
 from minidocker.reading import TarReader
 from minidocker.unpack import extract

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidocker.archive import SECOND, Entry, Kind, Tally, TarWriter, header, pack
+from minidocker.archive import Tally, TarWriter, pack
 from minidocker.errors import IntegrityError
+from minidocker.headers import SECOND, Entry, Kind, header
 from minidocker.reading import Ahead, TarReader
 
 
