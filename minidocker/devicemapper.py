@@ -76,7 +76,7 @@ class ThinRoot(Mountable):
 
     __slots__ = ("driver", "layer", "writable")
 
-    def __init__(self, driver: Devicemapper, layer: str, writable: bool) -> None:
+    def __init__(self, driver: ThinLayers, layer: str, writable: bool) -> None:
         self.driver, self.layer, self.writable = driver, layer, writable
 
     def mount(self, target: str) -> None:
@@ -201,7 +201,7 @@ def let_go(home: str) -> None:
 METADATA_BLOCK = 4096
 
 
-class Devicemapper(StorageDriver):
+class ThinLayers(StorageDriver):
     """Keep each layer as a thin device; see the chapter's docstring."""
 
     name = "devicemapper"
@@ -232,6 +232,10 @@ class Devicemapper(StorageDriver):
         """Return the directory that shows a layer's tree."""
         os.makedirs(f"{self.home}/trees", 0o700, exist_ok=True)
         return f"{self.home}/trees/{layer}"
+
+    def ids(self) -> list[str]:
+        """List the files of the layers."""
+        return self.records.layers()
 
     def create(self, layer: str, parent: str | None) -> None:
         """Make a snapshot of the parent's device, or of the base."""
@@ -272,6 +276,25 @@ class Devicemapper(StorageDriver):
         below = self.opened(parent) if parent else nullcontext(None)
         with upper as tree, below as lower:
             yield from changes_between(lower, tree, without=without)
+
+    def remove(self, layer: str) -> None:
+        """Delete the layer's device; its blocks are free unless others share them."""
+        try:
+            thin = self.records.layer(layer)
+        except NotFoundError:
+            return
+        with open_session(self.disks) as session:
+            self.records.write(layer, thin.replace(deleted=True).to_json())
+            forget(session, layer, thin.device_id)
+        tree = self.target(layer)
+        for place in (self.disks.place(layer), tree, f"{tree}-changes"):
+            with suppress(OSError):
+                os.rmdir(place)
+
+
+# %% The driver
+class Devicemapper(ThinLayers):
+    """The driver, with what the pool says of itself."""
 
     def report(self) -> dict[str, str | int]:
         """Return the pool's figures."""
@@ -315,24 +338,6 @@ class Devicemapper(StorageDriver):
                 yield layer, "the pool does not know the transaction that made it"
             if seen.setdefault(thin.device_id, layer) != layer:
                 yield layer, f"layer {seen[thin.device_id][:12]} has the same device"
-
-    def ids(self) -> list[str]:
-        """List the files of the layers."""
-        return self.records.layers()
-
-    def remove(self, layer: str) -> None:
-        """Delete the layer's device; its blocks are free unless others share them."""
-        try:
-            thin = self.records.layer(layer)
-        except NotFoundError:
-            return
-        with open_session(self.disks) as session:
-            self.records.write(layer, thin.replace(deleted=True).to_json())
-            forget(session, layer, thin.device_id)
-        tree = self.target(layer)
-        for place in (self.disks.place(layer), tree, f"{tree}-changes"):
-            with suppress(OSError):
-                os.rmdir(place)
 
 
 # %% The driver

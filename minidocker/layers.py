@@ -227,10 +227,7 @@ class SealedLayers(KnownLayers):
     """Read-only layers, and how a tree that was written here becomes one."""
 
     def seal(
-        self,
-        cache_id: str,
-        parent: str | None,
-        known: Known = NOTHING_KNOWN,
+        self, cache_id: str, parent: str | None, known: Known = NOTHING_KNOWN
     ) -> Layer | None:
         """Name a finished tree: compute its diff id, and stage the layer.
 
@@ -343,8 +340,8 @@ class ReadOnlyLayers(SealedLayers):
 
 
 # %% A container's own layer
-class LayerStore(ReadOnlyLayers):
-    """All layers: the read-only ones, and a read-write one for each container."""
+class WritableLayers(ReadOnlyLayers):
+    """Layers, and a read-write one for each container."""
 
     def create_rw(self, name: str, parent: str | None) -> str:
         """Give container ``name`` an empty read-write layer on a chain; its mount id.
@@ -366,6 +363,10 @@ class LayerStore(ReadOnlyLayers):
         if not found:
             raise NotFoundError(f'container "{name}" has no read-write layer')
         return found
+
+    def rw_parent(self, name: str) -> str | None:
+        """Return the chain id below a container's layer."""
+        return read_text(f"{self.mounts}/{name}/parent")
 
     def rw_view(self, name: str, *, volatile: bool = False) -> RootView:
         """Say how a container's whole tree is mounted; mounts nothing."""
@@ -390,9 +391,30 @@ class LayerStore(ReadOnlyLayers):
         except FileNotFoundError as why:  # it is being removed
             raise NotFoundError(f'container "{name}" has gone') from why
 
-    def rw_parent(self, name: str) -> str | None:
-        """Return the chain id below a container's layer."""
-        return read_text(f"{self.mounts}/{name}/parent")
+    def rw_is_whole(self, name: str) -> bool:
+        """Say whether a container's layer lies on those of its chain, as it was made.
+
+        One that was never synced may not after a power cut.
+        """
+        try:
+            below = self.driver.lowers(self.mount_id(name))
+            parent = self.rw_parent(name)
+            top = self.get(parent).cache_id if parent else None
+            return below == ([top, *self.driver.lowers(top)] if top else [])
+        except (NotFoundError, IntegrityError):
+            return False
+
+    def remove_rw(self, name: str) -> None:
+        """Throw a container's layer away; nothing if there is none."""
+        mount_id = read_text(f"{self.mounts}/{name}/mount-id")
+        if mount_id:
+            self.driver.remove(mount_id)
+        remove_path(f"{self.mounts}/{name}")
+
+
+# %% A container's own layer
+class LayerStore(WritableLayers):
+    """All layers: the read-only ones, and a read-write one for each container."""
 
     def commit_rw(
         self,
@@ -443,26 +465,6 @@ class LayerStore(ReadOnlyLayers):
         with open(spool, "wb") as file, Aside(file.write) as tally:
             size = self.driver.pack(mount_id, tally, without=ours)
             return Packed(tally.digest, size)
-
-    def rw_is_whole(self, name: str) -> bool:
-        """Say whether a container's layer lies on those of its chain, as it was made.
-
-        One that was never synced may not after a power cut.
-        """
-        try:
-            below = self.driver.lowers(self.mount_id(name))
-            parent = self.rw_parent(name)
-            top = self.get(parent).cache_id if parent else None
-            return below == ([top, *self.driver.lowers(top)] if top else [])
-        except (NotFoundError, IntegrityError):
-            return False
-
-    def remove_rw(self, name: str) -> None:
-        """Throw a container's layer away; nothing if there is none."""
-        mount_id = read_text(f"{self.mounts}/{name}/mount-id")
-        if mount_id:
-            self.driver.remove(mount_id)
-        remove_path(f"{self.mounts}/{name}")
 
 
 # %% What a crash leaves, and who removes it

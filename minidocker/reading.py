@@ -253,13 +253,11 @@ class Tape:
 
 
 # %% The reader
-class TarReader:
-    """Iterate over the entries of a tar; between two, ``pieces`` is the contents.
+class Contents:
+    """The bytes of a tar as they pass: counted, recorded, and never kept.
 
-    ``limit`` bounds the sum of the files' sizes in bytes, holes included. After the
-    last entry the input has been read to its end, so that a digest taken on the way
-    covers all of it. Raises IntegrityError for whatever is not a whole, proper tar.
-    ``extents`` say where the contents of the current entry go, None for one piece.
+    ``limit`` bounds the sum of the files' sizes in bytes, holes included. ``extents``
+    say where the contents of the current entry go, None for one piece.
     """
 
     def __init__(
@@ -269,10 +267,6 @@ class TarReader:
         self._room, self._tape = limit, tape
         self.extents: Extents | None = None
         self._left = self._pad = 0
-
-    def __iter__(self) -> Iterator[Entry]:
-        while (entry := self._next()) is not None:
-            yield entry
 
     def _charge(self, size: int, name: bytes = b"") -> None:
         """Take ``size`` bytes off the limit."""
@@ -296,6 +290,68 @@ class TarReader:
             self._left = self._pad = 0
         for _ in self.pieces():
             pass
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the contents of the current entry that have not been read yet."""
+        while self._left:
+            data = self._stream.some(self._left)
+            self._left -= len(data)
+            if self._tape and self.extents is None:
+                self._tape.piece(data)
+            elif self._tape:
+                self._tape.frame(bytes(data))  # no file has these bytes in a row
+            yield data
+
+
+# %% The reader
+class SparseFiles(Contents):
+    """The maps of files with holes."""
+
+    def _sparse(self, block: bytes, pax: Pax, entry: Entry) -> Entry:
+        """Read the map of a file with holes; return its entry with its whole size."""
+        if block[156:157] == OLD_SPARSE:
+            size, numbers = number(block[483:495]), old_map(block, 386, 4)
+            more = block[482]
+            while more and len(numbers) < 2 * MOST_EXTENTS:
+                block = self._take(BLOCK)
+                numbers += old_map(block, 0, 21)
+                more = block[504]
+        elif SPARSE_MAP in pax:
+            size = decimal(pax.get(b"GNU.sparse.size", b""))
+            numbers = [decimal(n) for n in pax[SPARSE_MAP].strip(b",").split(b",") if n]
+        else:
+            size, numbers = decimal(pax.get(b"GNU.sparse.realsize", b"")), self._lines()
+        entry = entry.replace(size=size)
+        if why := fault(entry):
+            raise IntegrityError(why, where=printable(entry.name))
+        self.extents = checked_extents(numbers, size, self._left)
+        return entry
+
+    def _lines(self) -> list[int]:
+        """Read the map before the data: how many pairs, and then them, a line each."""
+        text, count = b"", 0
+        while text.count(b"\n") <= 2 * count or not text:
+            if self._left < BLOCK or len(text) > PAX_LIMIT:
+                raise IntegrityError("the map of a sparse file has no end")
+            text += self._take(BLOCK)
+            self._left -= BLOCK
+            if b"\n" in text:
+                count = decimal(text.partition(b"\n")[0])
+        return [decimal(line) for line in text.split(b"\n")[1 : 2 * count + 1]]
+
+
+# %% The reader
+class TarReader(SparseFiles):
+    """Iterate over the entries of a tar; between two, ``pieces`` is the contents.
+
+    After the last entry the input has been read to its end, so that a digest taken on
+    the way covers all of it. Raises IntegrityError for whatever is not a whole,
+    proper tar.
+    """
+
+    def __iter__(self) -> Iterator[Entry]:
+        while (entry := self._next()) is not None:
+            yield entry
 
     def _next(self) -> Entry | None:
         """Return the next entry, its long names and pax records taken in."""
@@ -330,38 +386,6 @@ class TarReader:
         self._charge(entry.size, entry.name)
         return entry
 
-    def _sparse(self, block: bytes, pax: Pax, entry: Entry) -> Entry:
-        """Read the map of a file with holes; return its entry with its whole size."""
-        if block[156:157] == OLD_SPARSE:
-            size, numbers = number(block[483:495]), old_map(block, 386, 4)
-            more = block[482]
-            while more and len(numbers) < 2 * MOST_EXTENTS:
-                block = self._take(BLOCK)
-                numbers += old_map(block, 0, 21)
-                more = block[504]
-        elif SPARSE_MAP in pax:
-            size = decimal(pax.get(b"GNU.sparse.size", b""))
-            numbers = [decimal(n) for n in pax[SPARSE_MAP].strip(b",").split(b",") if n]
-        else:
-            size, numbers = decimal(pax.get(b"GNU.sparse.realsize", b"")), self._lines()
-        entry = entry.replace(size=size)
-        if why := fault(entry):
-            raise IntegrityError(why, where=printable(entry.name))
-        self.extents = checked_extents(numbers, size, self._left)
-        return entry
-
-    def _lines(self) -> list[int]:
-        """Read the map before the data: how many pairs, and then them, a line each."""
-        text, count = b"", 0
-        while text.count(b"\n") <= 2 * count or not text:
-            if self._left < BLOCK or len(text) > PAX_LIMIT:
-                raise IntegrityError("the map of a sparse file has no end")
-            text += self._take(BLOCK)
-            self._left -= BLOCK
-            if b"\n" in text:
-                count = decimal(text.partition(b"\n")[0])
-        return [decimal(line) for line in text.split(b"\n")[1 : 2 * count + 1]]
-
     def _end(self, pax: Pax) -> None:
         """Read the rest of the input, after the first block of zeros."""
         if pax:
@@ -369,14 +393,3 @@ class TarReader:
         while data := self._stream.available():
             self._charge(len(data))
             self._take(len(data))
-
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield the contents of the current entry that have not been read yet."""
-        while self._left:
-            data = self._stream.some(self._left)
-            self._left -= len(data)
-            if self._tape and self.extents is None:
-                self._tape.piece(data)
-            elif self._tape:
-                self._tape.frame(bytes(data))  # no file has these bytes in a row
-            yield data

@@ -17,13 +17,11 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from minidocker.errors import IntegrityError, MinidockerError, UnsupportedError
+from minidocker.errors import IntegrityError, MinidockerError
 from minidocker.headers import Entry, Kind
-from minidocker.linux import Resolve, openat2
-from minidocker.places import Place, Places, marker_of, names_in
+from minidocker.places import Directories, Place, marker_of, names_in
 from minidocker.reading import Read, Tape, TarReader
 from minidocker.trees import (
-    DIRECTORY,
     is_directory,
     names_at,
     printable,
@@ -34,19 +32,11 @@ from minidocker.trees import (
 
 
 # %% What one archive has done so far
-def ids_here() -> int:
-    """Return how many users exist in our user namespace."""
-    with open("/proc/self/uid_map", "rb") as file:
-        return sum(int(line.split()[2]) for line in file)
-
-
-class Unpacker:
-    """The state of one unpacking: what this archive brought, and the times to set.
+class Unpacker(Directories):
+    """The state of one unpacking: its directories, and what this archive brought.
 
     ``brought`` has by the real path of each entry the name that it came under,
-    ``above`` the paths of the directories that hold them. ``times`` are set last:
-    making a file changes its directory's.
-    ``born`` is with which owner a directory's files are born: ours, or with its group.
+    ``above`` the paths of the directories that hold them.
     """
 
     def __init__(
@@ -57,71 +47,11 @@ class Unpacker:
         ignore_owner: bool,
         tape: Tape | None = None,
     ) -> None:
+        super().__init__(root, ignore_owner=ignore_owner)
         self.reader, self.tape = reader, tape
-        self.places = Places(root)
         self.at: list[bytes] = []
-        self.ignore_owner = ignore_owner
         self.brought: dict[bytes, bytes] = {}
         self.above: set[bytes] = {b""}
-        self.times: dict[bytes, int] = {}
-        self.born: dict[bytes, tuple[int, int]] = {}
-
-    def own(self, target: int | bytes, uid: int, gid: int, dir_fd: int | None) -> None:
-        """Give a file its owner; rootless, there may be no such owner here."""
-        try:
-            os.chown(target, uid, gid, dir_fd=dir_fd, follow_symlinks=dir_fd is None)
-        except OSError as why:
-            if not (self.ignore_owner and why.errno in (errno.EPERM, errno.EINVAL)):
-                raise
-            if why.errno == errno.EINVAL and (count := ids_here()) > 1:
-                what = f"the owner {uid}:{gid} is beyond the {count} ids of this user"
-                hint = "longer ranges in /etc/subuid and /etc/subgid, or run as root"
-                raise UnsupportedError(what, hint=hint) from why
-
-    def own_new(self, fd: int, parent: Place, owner: tuple[int, int]) -> None:
-        """Give a new file its owner, unless files are born with it in this place."""
-        born = self.born.get(parent.path)
-        if born is None:
-            info = os.fstat(fd)
-            born = self.born[parent.path] = info.st_uid, info.st_gid
-        if born != owner:
-            self.own(fd, *owner, None)
-
-    def find(self, parts: list[bytes]) -> Place | None:
-        """Return the directory of these names, its time remembered; None if none."""
-        found = self.places.find(b"/".join(parts))
-        if found is not None and found.path not in self.times:
-            self.times[found.path] = os.fstat(found.fd).st_mtime_ns
-        return found
-
-    def place(self, parts: list[bytes]) -> Place:
-        """Return the directory of these names; make what is missing."""
-        if found := self.find(parts):
-            return found
-        self.make_directory(self.place(parts[:-1]), parts[-1])
-        return self.find(parts) or self.place(parts)
-
-    def make_directory(self, parent: Place, base: bytes) -> None:
-        """Make a directory that the archive implies: 0755, root's, from 1970."""
-        try:
-            os.mkdir(base, 0o755, dir_fd=parent.fd)
-        except FileExistsError as why:
-            what = "a symbolic link on the way leads nowhere"
-            raise IntegrityError(what) from why
-        self.dress(parent, base, Entry(base, Kind.DIRECTORY, 0o755))
-
-    def dress(self, parent: Place, base: bytes, entry: Entry) -> None:
-        """Give a directory exactly the attributes of an entry."""
-        fd = os.open(base or b".", DIRECTORY, dir_fd=parent.fd)
-        try:
-            self.own(fd, entry.uid, entry.gid, None)
-            os.fchmod(fd, entry.mode)
-            set_xattrs(fd, entry.xattrs, exact=True)
-        finally:
-            os.close(fd)
-        path = parent.child(base) if base else parent.path
-        self.times[path] = entry.mtime
-        self.born.pop(path, None)
 
     def claim(self, path: bytes, name: bytes) -> bool:
         """Note that the archive brings ``path``, under a name; say whether again.
@@ -162,21 +92,6 @@ class Unpacker:
             raise IntegrityError("the archive has a directory of this name as well")
         self.places.forget(keep=parent)
         remove_tree(base, parent.fd)
-
-    def finish(self) -> None:
-        """Set the directories' times."""
-        how = Resolve.IN_ROOT | Resolve.NO_SYMLINKS
-        for path, when in self.times.items():
-            try:
-                fd = openat2(
-                    self.places.root, os.fsdecode(path) or ".", DIRECTORY, resolve=how
-                )
-            except OSError as why:
-                if why.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
-                continue
-            os.utime(fd, ns=(when, when))
-            os.close(fd)
 
 
 # %% One adder for each kind
