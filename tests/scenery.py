@@ -50,3 +50,15 @@ def described(root: str, name: str) -> tuple[str, tuple[str, int, str]]:
     if path.is_dir():
         return name, ("dir", mode, "")
     return name, ("file", mode, path.read_text(errors="replace"))
+
+
+def sources(root: Path) -> Path:
+    """A build context: five files in three directories, with modes of their own."""
+    for name in ["a.conf", "b.conf", "src/c.c", "src/deep/d.c", "src/deep/e.h"]:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        path.chmod(0o644)
+    for path in (root / "src", root / "src/deep"):
+        path.chmod(0o755)
+    return root

@@ -75,6 +75,16 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = answer
 
 
+def without_end(it: Handler, piece: bytes) -> bool:
+    """Send a piece again and again, until nobody takes it any more."""
+    it.close_connection = True
+    try:
+        while True:
+            it.wfile.write(piece)
+    except OSError:
+        return True
+
+
 def ping(it: Handler) -> None:
     it.reply(200, b"{}")
 

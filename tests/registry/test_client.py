@@ -25,7 +25,7 @@ from minidocker.manifests import DOCUMENT_LIMIT, Descriptor, Media, parse_docume
 from minidocker.registry import Client, Document, Download, get_manifest, put_manifest
 from minidocker.uploads import CHUNK, Upload, blob_size, mount_blob
 from minidocker.wire import Limits, UnreachableError
-from registry.fake import Fake, Handler, fake_registry, sha256
+from registry.fake import Fake, Handler, fake_registry, sha256, without_end
 
 
 QUICK = Limits(idle=1.0, pause=0.001)
@@ -405,12 +405,7 @@ def endless(it: Handler) -> bool:
         return False
     it.send_response(200)
     it.end_headers()
-    it.close_connection = True
-    try:
-        while True:
-            it.wfile.write(b" " * (1 << 20))
-    except OSError:
-        return True
+    return without_end(it, b" " * (1 << 20))
 
 
 def test_an_endless_body_is_cut_off(fake: Fake) -> None:
@@ -432,11 +427,7 @@ def test_an_endless_head_is_cut_off(fake: Fake) -> None:
         if it.path == "/v2/":
             return False
         it.wfile.write(b"HTTP/1.1 200 OK\r\n")
-        try:
-            while True:
-                it.wfile.write(b"X-Padding: " + b"x" * 60_000 + b"\r\n")
-        except OSError:
-            return True
+        return without_end(it, b"X-Padding: " + b"x" * 60_000 + b"\r\n")
 
     fake.fault = fault
     with pytest.raises(RegistryError):
@@ -448,11 +439,7 @@ def test_an_endless_error_is_cut_off(fake: Fake) -> None:
         if it.path == "/v2/":
             return False
         it.begin(1 << 40, 400)
-        try:
-            while True:
-                it.wfile.write(b"x" * (1 << 20))
-        except OSError:
-            return True
+        return without_end(it, b"x" * (1 << 20))
 
     fake.fault = fault
     with pytest.raises(RegistryError, match="answers 400"):

@@ -28,7 +28,7 @@ from minidocker.manifests import Descriptor, Index, Manifest, Media, Platform, d
 from minidocker.oci import Reference, parse_reference
 from minidocker.uploads import CHUNK
 from minidocker.wire import Limits
-from registry.fake import Fake, Handler, fake_registry, sha256
+from registry.fake import Fake, Handler, fake_registry, sha256, without_end
 
 
 PLAIN = Media.DOCKER_CONFIG
@@ -364,12 +364,7 @@ def test_a_layer_that_never_ends_stops_the_others(fake: Fake, bench: Bench) -> N
             return False
         it.send_response(200)
         it.end_headers()
-        it.close_connection = True
-        try:
-            while True:
-                it.wfile.write(b"\0" * (1 << 20))
-        except OSError:
-            return True
+        return without_end(it, b"\0" * (1 << 20))
 
     fake.fault = fault
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from digests import digest, sum_of
+from scenery import sources
 
 from minidocker.cache import (
     SLACK,
@@ -28,14 +29,7 @@ from minidocker.oci import ContainerConfig
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for name in ["a.conf", "b.conf", "src/c.c", "src/deep/d.c", "src/deep/e.h"]:
-        path = tmp_path / "context" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-        path.chmod(0o644)
-    for path in (tmp_path / "context/src", tmp_path / "context/src/deep"):
-        path.chmod(0o755)
-    return tmp_path / "context"
+    return sources(tmp_path / "context")
 
 
 def test_the_digest_of_a_file_is_dockers(tree: Path):

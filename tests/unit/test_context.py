@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from scenery import sources
 
 from minidocker.context import (
     find_sources,
@@ -16,14 +17,7 @@ from minidocker.errors import BuildError, DockerfileError, NotFoundError
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    for name in ["a.conf", "b.conf", "src/c.c", "src/deep/d.c", "src/deep/e.h"]:
-        path = tmp_path / "context" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-        path.chmod(0o644)
-    for path in (tmp_path / "context/src", tmp_path / "context/src/deep"):
-        path.chmod(0o755)
-    return tmp_path / "context"
+    return sources(tmp_path / "context")
 
 
 def paths(root: Path, *patterns: str) -> list[str]:

@@ -1,9 +1,7 @@
 """The model of a union: what is copied up, hidden, and refused."""
 
-import errno
-from collections.abc import Callable
-
 import pytest
+from branches import BASE, refusal, stack
 
 from minidocker.operations import Union
 from minidocker.union import (
@@ -14,43 +12,19 @@ from minidocker.union import (
     description,
     directory,
     file,
-    link_to,
-    symlink_to,
 )
-
-
-BASE: dict[str, Node] = {
-    "etc/hosts": file("localhost"),
-    "etc/motd": file("welcome", 0o600),
-    "usr/bin/ls": file("ELF", 0o755),
-    "usr/bin/dir": link_to("usr/bin/ls"),
-    "bin": symlink_to("usr/bin"),
-}
 
 
 def over(
     *lowers: dict[str, Node], kind: BranchKind = BranchKind.WHITEOUT_ABLE
 ) -> Union:
-    return Union(
-        [
-            MemoryBranch("top", BranchKind.READ_WRITE),
-            *(MemoryBranch("low", kind, t) for t in lowers),
-        ]
-    )
+    return Union(stack(*lowers, kind=kind))
 
 
 def left(union: Union) -> dict[str, Node]:
     """What the top branch holds; new times left out."""
     found = description(union.branches[0])
     return {path: node.replace(mtime=0) for path, node in found.items()}
-
-
-def refusal(work: Callable[[], object]) -> str:
-    try:
-        work()
-    except OSError as why:
-        return errno.errorcode[why.errno or 0]
-    return "nothing"
 
 
 def test_writing_copies_up_with_mode_owner_and_the_directories_above() -> None:

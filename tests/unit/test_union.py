@@ -1,10 +1,9 @@
 """The model of a union: what is seen."""
 
 import doctest
-import errno
-from collections.abc import Callable
 
 import pytest
+from branches import BASE, refusal, stack
 
 from minidocker import union as module
 from minidocker.union import (
@@ -25,32 +24,10 @@ from minidocker.union import (
 )
 
 
-BASE: dict[str, Node] = {
-    "etc/hosts": file("localhost"),
-    "etc/motd": file("welcome", 0o600),
-    "usr/bin/ls": file("ELF", 0o755),
-    "usr/bin/dir": link_to("usr/bin/ls"),
-    "bin": symlink_to("usr/bin"),
-}
-
-
 def over(
     *lowers: dict[str, Node], kind: BranchKind = BranchKind.WHITEOUT_ABLE
 ) -> Lookup:
-    return Lookup(
-        [
-            MemoryBranch("top", BranchKind.READ_WRITE),
-            *(MemoryBranch("low", kind, t) for t in lowers),
-        ]
-    )
-
-
-def refusal(work: Callable[[], object]) -> str:
-    try:
-        work()
-    except OSError as why:
-        return errno.errorcode[why.errno or 0]
-    return "nothing"
+    return Lookup(stack(*lowers, kind=kind))
 
 
 def test_docstrings_tell_the_truth() -> None:
