@@ -34,13 +34,11 @@ from minidocker.overlayfs import Overlay
 from minidocker.program import ULIMITS, ProcessSpec, User, program_env
 from minidocker.records import json_text
 from minidocker.runtime import default_mounts, whole_user
-from minidocker.seccomp import ERRNO, Profile, this_machine
+from minidocker.seccomp import ACTIONS, ERRNO, Machine, Profile, this_machine
 from minidocker.security import (
-    ACTIONS,
     UNCONFINED,
     Security,
     docker_profile,
-    read_profile,
 )
 
 
@@ -186,8 +184,8 @@ def action_name(action: int) -> str:
 
 
 # %% The process
-def profile_part(profile: Profile, arch: str) -> dict[str, Any]:
-    """Return a profile as ``linux.seccomp``."""
+def profile_part(profile: Profile, machines: Iterable[Machine]) -> dict[str, Any]:
+    """Return a profile as ``linux.seccomp``, for machines."""
     rules = []
     for rule in profile.rules:
         entry: dict[str, Any] = {"names": list(rule.names)}
@@ -208,7 +206,7 @@ def profile_part(profile: Profile, arch: str) -> dict[str, Any]:
     return {
         "defaultAction": action_name(profile.default),
         "defaultErrnoRet": profile.default & 0xFFFF,
-        "architectures": [f"SCMP_ARCH_{arch.upper()}"],
+        "architectures": [machine.word for machine in machines],
         "syscalls": rules,
     }
 
@@ -220,10 +218,23 @@ def seccomp_part(security: Security) -> dict[str, Any] | None:
         return None
     machine, mask = this_machine(), security.capabilities
     if security.seccomp:
+        from minidocker.profiles import machines_of, read_profile
+
         profile = read_profile(security.seccomp, mask, machine)
-    else:
-        profile = docker_profile(mask, machine)
-    return profile_part(profile, os.uname().machine)
+        return profile_part(profile, machines_of(security.seccomp, machine))
+    machines = (machine, *machine.others)
+    return profile_part(profile_of_all(mask, machines), machines)
+
+
+def profile_of_all(mask: int, machines: Iterable[Machine]) -> Profile:
+    """Return Docker's profile, with what is allowed on any machine in its first rule.
+
+    A name that one of them does not have says nothing there.
+    """
+    found = [docker_profile(mask, machine) for machine in machines]
+    names = dict.fromkeys(name for one in found for name in one.rules[0].names)
+    first, *others = found[0].rules
+    return found[0].replace(rules=(first.replace(names=tuple(names)), *others))
 
 
 # %% Limits and namespaces

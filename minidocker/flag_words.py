@@ -12,10 +12,11 @@ from minidocker.errors import UsageError, did_you_mean
 from minidocker.flags import Given
 from minidocker.lifecycle import tmpfs_step
 from minidocker.logs import log_limits
+from minidocker.profiles import machines_of, read_profile
 from minidocker.program import ULIMITS, HostConfig, Network
 from minidocker.restarts import parse_policy
 from minidocker.seccomp import this_machine
-from minidocker.security import UNCONFINED, read_profile
+from minidocker.security import UNCONFINED
 
 
 TYPE_CHECKING = False
@@ -114,6 +115,7 @@ def security_text(text: str) -> str:
         what = f"opening seccomp profile ({path}) failed: {why}"
         raise UsageError(what) from why
     read_profile(profile, 0, this_machine())
+    machines_of(profile, this_machine())
     return f"seccomp={profile}"
 
 

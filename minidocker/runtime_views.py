@@ -199,10 +199,9 @@ def linux_features() -> dict[str, object]:
     from minidocker.identity import APPARMOR
     from minidocker.linux import Capability
     from minidocker.namespaces import first_line
-    from minidocker.seccomp import MACHINES, Op
-    from minidocker.security import ACTIONS
+    from minidocker.seccomp import ACTIONS, Op, this_machine
 
-    version = find_hierarchies().version
+    version, machine = find_hierarchies().version, this_machine()
     return {
         "namespaces": sorted({*KINDS, "mount"}),
         "capabilities": [f"CAP_{one.name}" for one in Capability],
@@ -211,7 +210,7 @@ def linux_features() -> dict[str, object]:
             "enabled": True,
             "actions": sorted(f"SCMP_ACT_{name}" for name in ACTIONS),
             "operators": [f"SCMP_CMP_{op.value}" for op in Op],
-            "archs": [f"SCMP_ARCH_{name.upper()}" for name in MACHINES],
+            "archs": [one.word for one in (machine, *machine.others)],
         },
         "apparmor": {"enabled": first_line(APPARMOR) == "Y"},
         "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},

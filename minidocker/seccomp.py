@@ -4,7 +4,8 @@
 """Seccomp: profiles of system calls, compiled to BPF by a small assembler.
 
 A profile says what happens to each system call. Numbers that this module does not
-know get ENOSYS, so that a program tries the older call; foreign machines are killed.
+know get ENOSYS, so that a program tries the older call; calls of a machine that the
+filter is not for kill the process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import os
 from _ctypes import addressof
 from _struct import iter_unpack, pack
+from functools import lru_cache
 
 from minidocker.calls import room
 from minidocker.errors import UnsupportedError
@@ -30,6 +32,10 @@ KILL_PROCESS, KILL_THREAD, TRAP = 0x8000_0000, 0, 0x3_0000
 ERRNO, TRACE, LOG, ALLOW = 0x5_0000, 0x7FF0_0000, 0x7FFC_0000, 0x7FFF_0000
 REFUSE = ERRNO | errno.EPERM
 UNKNOWN = ERRNO | errno.ENOSYS
+ACTIONS = {
+    "KILL": KILL_THREAD, "KILL_THREAD": KILL_THREAD, "KILL_PROCESS": KILL_PROCESS,
+    "TRAP": TRAP, "ERRNO": ERRNO, "TRACE": TRACE, "LOG": LOG, "ALLOW": ALLOW,
+}  # fmt: skip
 
 
 # %% What may happen to a call
@@ -169,24 +175,87 @@ listxattrat removexattrat open_tree_attr file_getattr file_setattr listns
 
 
 # %% The names have numbers
+I386 = """
+restart_syscall exit fork read write open close waitpid creat link unlink execve chdir
+time mknod chmod lchown break oldstat lseek getpid mount umount setuid getuid stime
+ptrace alarm oldfstat pause utime stty gtty access nice ftime sync kill rename mkdir
+rmdir dup pipe times prof brk setgid getgid signal geteuid getegid acct umount2 lock
+ioctl fcntl mpx setpgid ulimit oldolduname umask chroot ustat dup2 getppid getpgrp
+setsid sigaction sgetmask ssetmask setreuid setregid sigsuspend sigpending sethostname
+setrlimit getrlimit getrusage gettimeofday settimeofday getgroups setgroups select
+symlink oldlstat readlink uselib swapon reboot readdir mmap munmap truncate ftruncate
+fchmod fchown getpriority setpriority profil statfs fstatfs ioperm socketcall syslog
+setitimer getitimer stat lstat fstat olduname iopl vhangup idle vm86old wait4 swapoff
+sysinfo ipc fsync sigreturn clone setdomainname uname modify_ldt adjtimex mprotect
+sigprocmask create_module init_module delete_module get_kernel_syms quotactl getpgid
+fchdir bdflush sysfs personality afs_syscall setfsuid setfsgid _llseek getdents
+_newselect flock msync readv writev getsid fdatasync _sysctl mlock munlock mlockall
+munlockall sched_setparam sched_getparam sched_setscheduler sched_getscheduler
+sched_yield sched_get_priority_max sched_get_priority_min sched_rr_get_interval
+nanosleep mremap setresuid getresuid vm86 query_module poll nfsservctl setresgid
+getresgid prctl rt_sigreturn rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait
+rt_sigqueueinfo rt_sigsuspend pread64 pwrite64 chown getcwd capget capset sigaltstack
+sendfile getpmsg putpmsg vfork ugetrlimit mmap2 truncate64 ftruncate64 stat64 lstat64
+fstat64 lchown32 getuid32 getgid32 geteuid32 getegid32 setreuid32 setregid32
+getgroups32 setgroups32 fchown32 setresuid32 getresuid32 setresgid32 getresgid32
+chown32 setuid32 setgid32 setfsuid32 setfsgid32 pivot_root mincore madvise getdents64
+fcntl64 - - gettid readahead setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr
+listxattr llistxattr flistxattr removexattr lremovexattr fremovexattr tkill sendfile64
+futex sched_setaffinity sched_getaffinity set_thread_area get_thread_area io_setup
+io_destroy io_getevents io_submit io_cancel fadvise64 - exit_group lookup_dcookie
+epoll_create epoll_ctl epoll_wait remap_file_pages set_tid_address timer_create
+timer_settime timer_gettime timer_getoverrun timer_delete clock_settime clock_gettime
+clock_getres clock_nanosleep statfs64 fstatfs64 tgkill utimes fadvise64_64 vserver
+mbind get_mempolicy set_mempolicy mq_open mq_unlink mq_timedsend mq_timedreceive
+mq_notify mq_getsetattr kexec_load waitid - add_key request_key keyctl ioprio_set
+ioprio_get inotify_init inotify_add_watch inotify_rm_watch migrate_pages openat
+mkdirat mknodat fchownat futimesat fstatat64 unlinkat renameat linkat symlinkat
+readlinkat fchmodat faccessat pselect6 ppoll unshare set_robust_list get_robust_list
+splice sync_file_range tee vmsplice move_pages getcpu epoll_pwait utimensat signalfd
+timerfd_create eventfd fallocate timerfd_settime timerfd_gettime signalfd4 eventfd2
+epoll_create1 dup3 pipe2 inotify_init1 preadv pwritev rt_tgsigqueueinfo
+perf_event_open recvmmsg fanotify_init fanotify_mark prlimit64 name_to_handle_at
+open_by_handle_at clock_adjtime syncfs sendmmsg setns process_vm_readv
+process_vm_writev kcmp finit_module sched_setattr sched_getattr renameat2 seccomp
+getrandom memfd_create bpf execveat socket socketpair bind connect listen accept4
+getsockopt setsockopt getsockname getpeername sendto sendmsg recvfrom recvmsg shutdown
+userfaultfd membarrier mlock2 copy_file_range preadv2 pwritev2 pkey_mprotect
+pkey_alloc pkey_free statx arch_prctl io_pgetevents rseq - - - - - - semget semctl
+shmget shmctl shmat shmdt msgget msgsnd msgrcv msgctl clock_gettime64 clock_settime64
+clock_adjtime64 clock_getres_time64 clock_nanosleep_time64 timer_gettime64
+timer_settime64 timerfd_gettime64 timerfd_settime64 utimensat_time64 pselect6_time64
+ppoll_time64 - io_pgetevents_time64 recvmmsg_time64 mq_timedsend_time64
+mq_timedreceive_time64 semtimedop_time64 rt_sigtimedwait_time64 futex_time64
+sched_rr_get_interval_time64
+"""
+
+
+# %% The names have numbers
 class Machine(Record):
-    """A kind of processor: Go's name, what the kernel calls it, its old calls."""
+    """A kind of processor: Go's name, what the kernel calls it, its old calls.
+
+    ``word`` is libseccomp's name; ``others`` are machines that it can also be.
+    """
 
     name: str
     audit: int
     old: str
+    word: str
+    others: tuple[Machine, ...] = ()
 
+    @lru_cache(4)  # noqa: B019  there are three machines
     def numbers(self) -> dict[str, int]:
-        """Return the number of every system call that is known, by name."""
+        """Return the number of every system call that is known, by name; to be read."""
         found = {name: n for n, name in enumerate(self.old.split())}
         found.pop("-", None)
         found.update((name, n) for n, name in enumerate(SINCE_424.split(), 424))
         return found
 
 
+X86 = Machine("386", 0x4000_0003, I386, "SCMP_ARCH_X86")
 MACHINES = {
-    "x86_64": Machine("amd64", 0xC000_003E, X86_64),
-    "aarch64": Machine("arm64", 0xC000_00B7, AARCH64),
+    "x86_64": Machine("amd64", 0xC000_003E, X86_64, "SCMP_ARCH_X86_64", (X86,)),
+    "aarch64": Machine("arm64", 0xC000_00B7, AARCH64, "SCMP_ARCH_AARCH64"),
 }
 
 
@@ -353,14 +422,25 @@ def put_tree(asm: Assembler, cuts: list[tuple[int, Any]], default: int) -> int:
     return asm.branch(IF_AT_LEAST, cuts[middle][0], upper, lower)
 
 
-def compile_profile(profile: Profile, machine: Machine) -> bytes:
-    """Return a profile as a program for a machine."""
-    asm = Assembler()
-    put_tree(asm, stretches(profile, machine.numbers()), profile.default)
-    start = asm.put(LOAD, NUMBER)
-    asm.branch(IF_EQUAL, machine.audit, start, asm.answer(KILL_PROCESS))
+def compile_profiles(*pairs: tuple[Profile, Machine]) -> bytes:
+    """Return one program for profiles and their machines; others are killed.
+
+    The first machine is asked for first.
+    """
+    asm, starts = Assembler(), []
+    for profile, machine in reversed(pairs):
+        put_tree(asm, stretches(profile, machine.numbers()), profile.default)
+        starts.append((machine.audit, asm.put(LOAD, NUMBER)))
+    foreign = asm.answer(KILL_PROCESS)
+    for audit, start in starts:
+        foreign = asm.branch(IF_EQUAL, audit, start, foreign)
     asm.put(LOAD, MACHINE)
     return asm.program()
+
+
+def compile_profile(profile: Profile, machine: Machine) -> bytes:
+    """Return a profile as a program for one machine."""
+    return compile_profiles((profile, machine))
 
 
 # %% From the table to a tree

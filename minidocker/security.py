@@ -25,23 +25,18 @@ from minidocker.namespaces import (
     ReadOnly,
     Sysctl,
 )
-from minidocker.records import Record, parse_json
+from minidocker.records import Record
 from minidocker.seccomp import (
     ALLOW,
-    ERRNO,
-    KILL_PROCESS,
-    KILL_THREAD,
-    LOG,
     REFUSE,
-    TRACE,
-    TRAP,
     UNKNOWN,
+    X86,
     Compare,
     Machine,
     Op,
     Profile,
     Rule,
-    compile_profile,
+    compile_profiles,
     load_filter,
     this_machine,
 )
@@ -50,7 +45,6 @@ from minidocker.seccomp import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
 
 # %% Capabilities
@@ -115,7 +109,7 @@ GIVEN_WITH = {
     Capability.SYS_ADMIN: "bpf clone3 fanotify_init fsconfig fsmount fsopen fspick "
     "lookup_dcookie mount mount_setattr move_mount open_tree open_tree_attr "
     "perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog "
-    "umount2 unshare",
+    "umount umount2 unshare",
     Capability.BPF: "bpf",
     Capability.DAC_READ_SEARCH: "open_by_handle_at",
     Capability.PERFMON: "perf_event_open",
@@ -126,7 +120,7 @@ GIVEN_WITH = {
     Capability.SYS_PACCT: "acct",
     Capability.SYS_PTRACE: "kcmp pidfd_getfd process_madvise",
     Capability.SYS_RAWIO: "ioperm iopl",
-    Capability.SYS_TIME: "clock_settime settimeofday",
+    Capability.SYS_TIME: "clock_settime clock_settime64 settimeofday stime",
     Capability.SYS_TTY_CONFIG: "vhangup",
     Capability.SYSLOG: "syslog",
 }
@@ -137,6 +131,11 @@ keyctl listns lsm_get_self_attr lsm_list_modules lsm_set_self_attr migrate_pages
 move_pages nfsservctl pivot_root putpmsg query_module request_key security swapoff
 swapon sysfs tuxcall uselib userfaultfd ustat vserver
 """
+NEVER_386 = """
+bdflush break ftime gtty idle lock mpx nice oldfstat oldlstat oldolduname oldstat
+olduname prof profil readdir sgetmask sigaction signal sigpending sigsuspend ssetmask
+stty ulimit vm86 vm86old
+"""
 
 
 # %% Docker's list of calls
@@ -145,6 +144,7 @@ AF_ALG, AF_VSOCK = 38, 40
 PERSONALITIES = (0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)  # the last one only asks
 
 
+@lru_cache(4)  # the filter and the bundle both ask
 def docker_profile(capabilities: int, machine: Machine) -> Profile:
     """Return Docker's default profile for a mask of capabilities."""
     given = {
@@ -158,6 +158,8 @@ def docker_profile(capabilities: int, machine: Machine) -> Profile:
     if "unshare" in given:
         decided.remove("clone")
     refused = (withheld - given) | decided | set(NEVER.split())
+    if machine is X86:
+        refused.update(NEVER_386.split())
     allowed = tuple(name for name in machine.numbers() if name not in refused)
     rules = [Rule(allowed, ALLOW), *decided_by_argument("clone" in decided)]
     if "clone3" not in given:
@@ -174,107 +176,6 @@ def decided_by_argument(clone: bool) -> Iterable[Rule]:
         yield Rule(("personality",), ALLOW, (Compare(0, Op.EQ, number),))
     families = (Compare(0, Op.NE, AF_ALG), Compare(0, Op.NE, AF_VSOCK))
     yield Rule(("socket",), ALLOW, families)
-
-
-# %% Docker's file format
-ACTIONS = {
-    "KILL": KILL_THREAD, "KILL_THREAD": KILL_THREAD, "KILL_PROCESS": KILL_PROCESS,
-    "TRAP": TRAP, "ERRNO": ERRNO, "TRACE": TRACE, "LOG": LOG, "ALLOW": ALLOW,
-}  # fmt: skip
-
-
-def wrong(what: str) -> RuntimeFault:
-    """Phrase what is wrong with a profile."""
-    return RuntimeFault(f"decoding seccomp profile failed: {what}")
-
-
-def action_of(text: object, number: object) -> int:
-    """Return an action by its name in a profile; ``number`` is its errno, or None."""
-    found = ACTIONS.get(str(text).removeprefix("SCMP_ACT_"))
-    if found is None:
-        raise wrong(f'unknown action "{text}"')
-    if found not in (ERRNO, TRACE):
-        return found
-    value = errno.EPERM if number is None else number
-    if not isinstance(value, int) or not 0 <= value <= 4095:
-        raise wrong(f'invalid errnoRet "{value}"')
-    return found | value
-
-
-def compare_of(found: dict[str, Any]) -> Compare:
-    """Return a test from its JSON."""
-    op = str(found.get("op")).removeprefix("SCMP_CMP_")
-    numbers = [found.get(key, 0) for key in ("index", "value", "valueTwo")]
-    if op not in Op.__members__ or not all(isinstance(n, int) for n in numbers):
-        raise wrong(f"invalid argument {found}")
-    index, value, wanted = numbers
-    if not 0 <= index <= 5 or not 0 <= value < 1 << 64 or not 0 <= wanted < 1 << 64:
-        raise wrong(f"invalid argument {found}")
-    return Compare(index, Op[op], value, wanted)
-
-
-# %% Docker's file format
-def has_capability(mask: int, name: str) -> bool:
-    """Say whether a mask holds a capability that is given by its whole name."""
-    bit = Capability.__members__.get(name.upper().removeprefix("CAP_"))
-    return bit is not None and bool(mask >> bit & 1)
-
-
-def kernel_at_least(text: str) -> bool:
-    """Say whether this kernel is as new as ``MAJOR.MINOR``."""
-    here = os.uname().release.split("-")[0].split(".")[:2]
-    try:
-        return [int(n) for n in here] >= [int(n) for n in text.split(".")[:2]]
-    except ValueError:
-        raise wrong(f'invalid minKernel "{text}"') from None
-
-
-def applies(rule: dict[str, Any], capabilities: int, machine: Machine) -> bool:
-    """Say whether a rule is there for this container, on this machine."""
-    wants, bars = rule.get("includes") or {}, rule.get("excludes") or {}
-    arches = wants.get("arches") or [machine.name]
-    kernel, too_new = wants.get("minKernel"), bars.get("minKernel")
-    return (
-        machine.name in arches
-        and machine.name not in (bars.get("arches") or ())
-        and all(has_capability(capabilities, c) for c in wants.get("caps") or ())
-        and not any(has_capability(capabilities, c) for c in bars.get("caps") or ())
-        and (not kernel or kernel_at_least(kernel))
-        and not (too_new and kernel_at_least(too_new))
-    )
-
-
-# %% Docker's file format
-def rules_of(found: dict[str, Any]) -> Iterable[Rule]:
-    """Yield the rules of one entry: two tests of one argument are joined by or.
-
-    That is runc's reading of the format, and profiles count on it.
-    """
-    names = found.get("names") or [found.get("name")]
-    if not all(isinstance(name, str) for name in names):
-        raise wrong(f"a rule without names: {found}")
-    action = action_of(found.get("action"), found.get("errnoRet"))
-    args = tuple(compare_of(arg) for arg in found.get("args") or ())
-    if len({arg.index for arg in args}) == len(args):
-        yield Rule(tuple(names), action, args)
-    else:
-        yield from (Rule(tuple(names), action, (arg,)) for arg in args)
-
-
-def read_profile(text: str, capabilities: int, machine: Machine) -> Profile:
-    """Return a profile from Docker's JSON, for a mask of capabilities.
-
-    Raises RuntimeFault for what is no JSON, and for what is none of Docker's.
-    """
-    try:
-        found = parse_json(text)
-        fallback = found.get("defaultErrnoRet")
-        entries = [r for r in found.get("syscalls") or () if isinstance(r, dict)]
-        chosen = [r for r in entries if applies(r, capabilities, machine)]
-        default = action_of(found.get("defaultAction"), fallback)
-        return Profile(default, tuple(rule for r in chosen for rule in rules_of(r)))
-    except (ValueError, AttributeError, TypeError) as why:
-        raise wrong(str(why)) from why
 
 
 # %% One record
@@ -474,10 +375,14 @@ def filter_program(choice: str, capabilities: int) -> bytes:
         return b""
     machine = this_machine()
     if choice:
+        from minidocker.profiles import machines_of, read_profile
+
         profile = read_profile(choice, capabilities, machine)
-    else:
-        profile = docker_profile(capabilities, machine)
-    return compile_profile(profile, machine)
+        return compile_profiles(
+            *((profile, one) for one in machines_of(choice, machine))
+        )
+    machines = (machine, *machine.others)
+    return compile_profiles(*((docker_profile(capabilities, m), m) for m in machines))
 
 
 def prepared(security: Security) -> Security:

@@ -146,24 +146,73 @@ def test_a_profile_of_one_s_own(box: Box):
     assert why.value.status == 125
 
 
-def test_a_foreign_machine_is_killed(box: Box):
-    """int 0x80 with the number of getpid in the 32-bit table: an ELF of our own."""
-    if os.uname().machine != "x86_64":
-        return
-    code = bytes.fromhex("b814000000cd8031ffb83c0000000f05")  # getpid; exit(0)
+def small_program(*calls: bytes) -> bytes:
+    """A 32-bit ELF, all of it: it makes calls, and exits with what the last returned.
+
+    Each call ends with its number in EAX; EAX is 0 or an errno, negated, afterwards.
+    """
+    code = b"".join(call + b"\xcd\x80" for call in calls)
+    code += bytes.fromhex("89c3f7db31c040cd80")  # ebx = -eax; exit
+    size = (0x54 + len(code)).to_bytes(4, "little")
     header = bytes.fromhex(
-        "7f454c46020101000000000000000000" "02003e0001000000" "7800400000000000"
-        "4000000000000000" "0000000000000000" "00000000" "4000" "3800" "0100" "0000" "0000" "0000"
-        "0100000005000000" "0000000000000000" "0000400000000000" "0000400000000000"
-        "8100000000000000" "8100000000000000" "0010000000000000"
+        "7f454c46010101000000000000000000" "0200030001000000" "54800408" "34000000"
+        "00000000" "00000000" "3400" "2000" "0100" "0000" "0000" "0000"
+        "01000000" "00000000" "00800408" "00800408"
     )  # fmt: skip
-    assert len(header) == 0x78
-    program = Path(box.rootfs).parent / "upper/foreign"
-    program.write_bytes(header + code + bytes(8))
+    found = header + size + size + bytes.fromhex("0500000000100000") + code
+    assert len(header) == 0x44
+    return found
+
+
+def call_386(number: int, *args: int) -> bytes:
+    """The instructions that put a call's arguments and its number in place."""
+    registers = (0xBB, 0xB9, 0xBA)  # ebx, ecx, edx
+    words = [*zip(registers, args, strict=False), (0xB8, number)]
+    return b"".join(
+        bytes([code]) + value.to_bytes(4, "little") for code, value in words
+    )
+
+
+NEWNS = 0x20000
+SMALL = {
+    "brk and umask": (
+        (call_386(45, 0), call_386(60, 0), call_386(199), call_386(3, 0, 0, 0)),
+        0,
+    ),
+    "mount": ((call_386(21, 0, 0, 0),), 1),
+    "unshare": ((call_386(310, NEWNS),), 1),
+    "clone with a namespace": ((call_386(120, NEWNS),), 1),
+    "clone3": ((call_386(435, 0, 0),), 38),
+    "a number of nobody": ((call_386(222),), 38),
+    "vm86": ((call_386(166, 0),), 1),
+}
+
+
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="no 32-bit calls of x86 here"
+)
+@pytest.mark.parametrize("what", SMALL)
+def test_a_32_bit_program_runs_by_its_own_table(box: Box, what: str):
+    calls, status = SMALL[what]
+    program = Path(box.rootfs).parent / "upper/small"
+    program.write_bytes(small_program(*calls))
     program.chmod(0o755)
-    assert box.run("/foreign")[0] == 128 + 31  # SIGSYS
+    assert box.run("/small")[0] == status
+
+
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="no 32-bit calls of x86 here"
+)
+def test_a_machine_that_a_profile_does_not_name_is_killed(box: Box):
+    program = Path(box.rootfs).parent / "upper/small"
+    program.write_bytes(small_program(call_386(20), call_386(3, 0, 0, 0)))
+    program.chmod(0o755)
+    both = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    for more, status in (({}, 128 + 31), ({"architectures": both}, 0)):
+        text = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", **more})
+        assert box.run("/small", security=Security(seccomp=text))[0] == status
     unconfined = make_security(options=["seccomp=unconfined"])
-    assert box.run("/foreign", security=unconfined)[0] == 0
+    assert box.run("/small", security=unconfined)[0] == 0
 
 
 def caps(box: Box, **more: Any) -> dict[str, int]:

@@ -11,6 +11,7 @@ from test_seccomp import NUMBERS, X86, answer
 from minidocker import security
 from minidocker.errors import RuntimeFault, UsageError
 from minidocker.linux import Capability
+from minidocker.profiles import machines_of, read_profile
 from minidocker.seccomp import (
     ALLOW,
     ERRNO,
@@ -24,12 +25,13 @@ from minidocker.seccomp import (
 )
 from minidocker.security import (
     DOCKER_CAPABILITIES,
+    NEVER_386,
     PRIVILEGED,
     Security,
     capability_mask,
     docker_profile,
+    filter_program,
     make_security,
-    read_profile,
 )
 
 
@@ -321,3 +323,45 @@ def test_a_profile_that_is_none_is_refused(text: str):
 
 def test_the_names_of_this_machine_are_known():
     assert os.uname().machine in MACHINES
+
+
+FORBIDDEN_386 = ("clock_settime64", "stime", "umount")
+X86_WORD = {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({}, ["amd64"]),
+        ({"architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]}, ["amd64"]),
+        ({"architectures": ["SCMP_ARCH_X86"]}, ["amd64", "386"]),
+        ({"archMap": [X86_WORD]}, ["amd64", "386"]),
+        ({"archMap": [X86_WORD | {"architecture": "SCMP_ARCH_AARCH64"}]}, ["amd64"]),
+    ],
+)
+def test_a_profile_says_for_which_machines_it_is(more: Any, names: list[str]):
+    text = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", **more})
+    assert [one.name for one in machines_of(text, X86)] == names
+
+
+@pytest.mark.parametrize(
+    "found", [{"architectures": ["SCMP_ARCH_VAX"]}, {"archMap": [1]}]
+)
+def test_a_machine_that_nobody_knows_is_refused(found: Any):
+    with pytest.raises(RuntimeFault, match="decoding seccomp profile failed"):
+        machines_of(json.dumps(found), X86)
+
+
+def test_one_filter_knows_the_calls_of_both_machines():
+    code = filter_program("", DOCKER_CAPABILITIES)
+    small = X86.others[0]
+    for machine in (X86, small):
+        for name, number in machine.numbers().items():
+            expected = EPERM if name in {*FORBIDDEN, *FORBIDDEN_386} else ALLOW
+            if name == "clone3":
+                expected = ENOSYS
+            if machine is small and name in NEVER_386.split():
+                expected = EPERM
+            assert answer(code, number, audit=machine.audit) == expected, name
+    assert answer(code, 222, audit=small.audit) == ENOSYS
+    assert answer(code, 0, audit=MACHINES["aarch64"].audit) == KILL_PROCESS
