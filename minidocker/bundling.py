@@ -33,7 +33,7 @@ from minidocker.namespaces import (
 from minidocker.overlayfs import Overlay
 from minidocker.program import ULIMITS, ProcessSpec, User, program_env
 from minidocker.records import json_text
-from minidocker.runtime import default_mounts, whole_user
+from minidocker.runtime import default_mounts, labelled, whole_user
 from minidocker.seccomp import ACTIONS, ERRNO, Machine, Profile, this_machine
 from minidocker.security import (
     UNCONFINED,
@@ -163,6 +163,8 @@ def process_part(spec: ProcessSpec, user: User) -> dict[str, Any]:
         "capabilities": capability_sets(spec.security.capabilities, user.uid),
         "noNewPrivileges": spec.security.no_new_privileges,
     }
+    if profile := labelled(spec).security.profile:
+        found["apparmorProfile"] = profile
     found["user"]["additionalGids"] = [user.gid, *user.groups]
     if spec.oom_score_adj:
         found["oomScoreAdj"] = spec.oom_score_adj

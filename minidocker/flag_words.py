@@ -16,7 +16,7 @@ from minidocker.profiles import machines_of, read_profile
 from minidocker.program import ULIMITS, HostConfig, Network
 from minidocker.restarts import parse_policy
 from minidocker.seccomp import this_machine
-from minidocker.security import UNCONFINED
+from minidocker.security import DOCKER_SECURITY, UNCONFINED
 
 
 TYPE_CHECKING = False
@@ -102,10 +102,15 @@ def check_sysctl(text: str, host: HostConfig) -> str:
 def security_text(text: str) -> str:
     """Return a ``--security-opt`` with the file of a profile read.
 
-    Raises UsageError for a file that cannot be read, RuntimeFault for no profile.
+    Raises UsageError for a file that cannot be read, RuntimeFault for no profile, and
+    for one of AppArmor that is not loaded.
     """
-    mark = ":" if text.startswith("seccomp:") else "="
+    mark = min((m for m in "=:" if m in text), key=text.index, default="=")
     name, _, path = text.partition(mark)
+    if name == "apparmor" and path:
+        from minidocker.labels import chosen_profile
+
+        chosen_profile(DOCKER_SECURITY.replace(profile=path))
     if name != "seccomp" or path in ("", UNCONFINED, "builtin"):
         return text
     try:

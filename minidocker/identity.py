@@ -22,7 +22,7 @@ from minidocker.namespaces import first_line, put
 from minidocker.program import User
 from minidocker.records import Record
 from minidocker.runtime import TIOCSWINSZ
-from minidocker.security import Security, confine, drop_capabilities
+from minidocker.security import SELINUX, Security, confine, drop_capabilities
 
 
 # %% The nouns
@@ -124,17 +124,17 @@ def set_labels(identity: Identity) -> None:
     To be called while /proc is the host's. Raises RuntimeFault where the kernel does
     not have what is asked for.
     """
-    if identity.profile and first_line(APPARMOR) != "Y":
-        raise RuntimeFault("apparmor failed to apply profile: it is not enabled here")
     if identity.profile:
-        put("/proc/self/attr/exec", f"exec {identity.profile}")
-    if identity.label and not os.path.exists("/sys/fs/selinux/enforce"):
+        from minidocker.labels import is_enabled, label_next_execve
+
+        if not is_enabled():
+            what = "apparmor failed to apply profile: it is not enabled here"
+            raise RuntimeFault(what)
+        label_next_execve(identity.profile)
+    if identity.label and not os.path.exists(SELINUX):
         raise RuntimeFault("selinux label: SELinux is not enabled here")
     if identity.label:
         put("/proc/self/attr/exec", identity.label)
-
-
-APPARMOR = "/sys/module/apparmor/parameters/enabled"
 
 
 def size_console(terminal: int, size: tuple[int, ...]) -> None:

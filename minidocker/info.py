@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from minidocker.cgroups import find_hierarchies
 from minidocker.errors import MinidockerError
+from minidocker.labels import verdict
 from minidocker.linux import Capability, CloneFlags, capget, unshare
 from minidocker.namespaces import (
     QUIET,
@@ -186,6 +187,7 @@ def findings() -> list[Finding]:
             "layers are copied (vfs): ",
         ),
         judged("Seccomp", attempt(a_filter), "system calls are filtered", filters),
+        Finding("AppArmor", *verdict()),
         capabilities(),
         control_groups(),
         Finding("Device mapper", mapper, thin),

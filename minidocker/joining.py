@@ -18,6 +18,7 @@ from minidocker.runtime import (
     Process,
     clone_into,
     in_child,
+    labelled,
     new_channel,
     new_terminal,
     run_program,
@@ -63,6 +64,10 @@ def join_container(
 ) -> NoReturn:
     """Enter the namespaces, and run the program in a child there."""
     die_with_parent(channel)
+    if spec.security.profile:
+        from minidocker.labels import label_next_execve
+
+        label_next_execve(spec.security.profile)
     if spec.group:
         join(spec.group.joined)
     if spec.oom_score_adj:
@@ -103,7 +108,7 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     The returned Process is the one in the middle; its end is the program's. Works
     from outside the container's user namespace, for its owner. Raises as ``start``.
     """
-    spec = spec.replace(security=prepared(spec.security))
+    spec = labelled(spec.replace(security=prepared(spec.security)))
     target, owner = target_of(pid)
     try:
         flags = namespaces_to_join(pid)

@@ -72,7 +72,7 @@ from minidocker.program import (
     with_groups,
 )
 from minidocker.records import Record
-from minidocker.security import docker_mounts, prepared
+from minidocker.security import APPARMOR, docker_mounts, prepared
 
 
 TYPE_CHECKING = False
@@ -428,6 +428,19 @@ def in_child(channel: socket, body: Callable[[], object]) -> NoReturn:
         os._exit(125)
 
 
+def labelled(spec: ProcessSpec) -> ProcessSpec:
+    """Return ``spec`` with the profile of AppArmor that it gets, or none.
+
+    Raises as ``chosen_profile`` of chapter labels, which is read where there is one.
+    """
+    security = spec.security
+    if not security.profile and not os.path.exists(APPARMOR):
+        return spec
+    from minidocker.labels import chosen_profile
+
+    return spec.replace(security=security.replace(profile=chosen_profile(security)))
+
+
 def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> Process:
     """Start a container's first process; return when its program runs.
 
@@ -436,7 +449,7 @@ def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> P
     CommandNotFoundError, NotExecutableError, RuntimeFault, what ``told`` raises, and
     UnsupportedError where namespaces are forbidden; then nothing is left.
     """
-    spec = spec.replace(security=prepared(spec.security))
+    spec = labelled(spec.replace(security=prepared(spec.security)))
     ours, theirs = new_channel()
     late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
     flags = container_flags(shared=spec.shared)
@@ -469,6 +482,10 @@ def live(
     spec: ProcessSpec, channel: socket, joined: dict[str, int], late: CloneFlags
 ) -> NoReturn:
     """Be the container's first process: take its groups, build it, run the program."""
+    if spec.security.profile:
+        from minidocker.labels import label_next_execve
+
+        label_next_execve(spec.security.profile)
     if spec.group:
         join(spec.group.joined)
     if late:

@@ -196,10 +196,10 @@ def linux_features() -> dict[str, object]:
     """Return what of Linux a bundle may ask for, as the specification names it."""
     from minidocker.bundle import KINDS
     from minidocker.cgroups import find_hierarchies
-    from minidocker.identity import APPARMOR
+    from minidocker.labels import is_enabled
     from minidocker.linux import Capability
-    from minidocker.namespaces import first_line
     from minidocker.seccomp import ACTIONS, Op, this_machine
+    from minidocker.security import SELINUX
 
     version, machine = find_hierarchies().version, this_machine()
     return {
@@ -212,8 +212,8 @@ def linux_features() -> dict[str, object]:
             "operators": [f"SCMP_CMP_{op.value}" for op in Op],
             "archs": [one.word for one in (machine, *machine.others)],
         },
-        "apparmor": {"enabled": first_line(APPARMOR) == "Y"},
-        "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},
+        "apparmor": {"enabled": is_enabled()},
+        "selinux": {"enabled": os.path.exists(SELINUX)},
         "intelRdt": {"enabled": False},
         "mountExtensions": {"idmap": {"enabled": True}},
     }

@@ -180,6 +180,8 @@ def decided_by_argument(clone: bool) -> Iterable[Rule]:
 
 # %% One record
 UNCONFINED = "unconfined"
+APPARMOR = "/sys/module/apparmor/parameters/enabled"
+SELINUX = "/sys/fs/selinux/enforce"
 
 
 class Security(Record):
@@ -187,7 +189,8 @@ class Security(Record):
 
     ``capabilities`` is a mask. ``seccomp`` is empty for Docker's profile,
     ``unconfined``, or a profile's JSON. ``masked`` false shows all of /proc and /sys.
-    ``privileged`` gives the host's devices, and /sys for writing. ``filter_for`` is the
+    ``privileged`` gives the host's devices, and /sys for writing. ``profile`` is
+    AppArmor's, empty for the default. ``filter_for`` is the
     mask that the filter is made for, where that is another one; ``program`` is the
     filter itself, once ``prepared`` has made it.
     """
@@ -197,6 +200,7 @@ class Security(Record):
     no_new_privileges: bool = False
     masked: bool = True
     privileged: bool = False
+    profile: str = ""
     filter_for: int | None = None
     program: bytes | None = None
 
@@ -219,9 +223,11 @@ def security_option(security: Security, text: str) -> Security:
         return security.replace(seccomp="" if value == "builtin" else value)
     if text in ("systempaths=unconfined", "systempaths:unconfined"):
         return security.replace(masked=False)
-    if (name, value) in (("apparmor", UNCONFINED), ("label", "disable")):
+    if name == "apparmor" and value:
+        return security.replace(profile=value)
+    if name == "label" and (value == "disable" or not os.path.exists(SELINUX)):
         return security
-    hint = "no-new-privileges, seccomp=unconfined|FILE, systempaths=unconfined"
+    hint = "apparmor, label, no-new-privileges, seccomp, systempaths"
     raise UsageError(f'invalid --security-opt: "{text}"', hint=hint)
 
 

@@ -127,7 +127,7 @@ def start(
     own = [f"mem={options.mem}", f"init={init}", f"uml_dir={place}", "umid=guest"]
     env = {name: text for name, text in os.environ.items() if name not in LOST}
     return subprocess.Popen(
-        [program, *KERNEL, *own, *lines, *disks],
+        [program, *KERNEL, *options.kernel, *own, *lines, *disks],
         stdin=subprocess.DEVNULL,
         stdout=ends[0],
         stderr=ends[0],
@@ -221,6 +221,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--disk", action="append", default=[], metavar="FILE")
     found.add_argument("--module", action="append", default=[])
     found.add_argument("--env", action="append", default=[], metavar="NAME=TEXT")
+    found.add_argument("--kernel", action="append", default=[], metavar="ARG")
     found.add_argument("--cwd")
     found.add_argument("--cgroup", choices=["v2", "v1", "none"], default="v2")
     found.add_argument("command", nargs="+")
