@@ -5,7 +5,7 @@ STAMP  := .venv/installed
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 PACKAGES := graphviz busybox-static runc strace docker.io skopeo umoci podman buildah docker-registry \
   iproute2 nftables passt slirp4netns \
-  user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs fuse3 git \
+  user-mode-linux thin-provisioning-tools e2fsprogs xfsprogs fuse3 git apparmor \
   golang-github-opencontainers-image-spec-dev golang-github-opencontainers-specs-dev uidmap
 
 .DEFAULT_GOAL := help

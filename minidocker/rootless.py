@@ -221,4 +221,4 @@ def why_no_user_namespace(number: int = errno.EPERM) -> str:
     if is_filtered():
         how = "`--security-opt seccomp=unconfined`, or run as root"
         return f"a seccomp filter forbids it; where a container is around us: {how}"
-    return "neither a known setting nor a filter forbids it: run as root"
+    return "no setting or filter that we know forbids it; a chroot may: run as root"

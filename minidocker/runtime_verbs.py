@@ -343,6 +343,13 @@ def verb_named(words: tuple[str, ...]) -> tuple[Command, list[str]]:
     raise UsageError(f'no such command: "{" ".join(words[:1])}"', hint=names)
 
 
+def why_no_systemd() -> str:
+    """Say why --systemd-cgroup is refused, as runc does where no systemd runs."""
+    if os.path.isdir("/run/systemd/system"):
+        return "systemd is not asked for control groups: we make them ourselves"
+    return "systemd not running on this host, cannot use systemd cgroups manager"
+
+
 def runtime(given: Given) -> int:
     """``runtime [OPTIONS] COMMAND [ARG...]``
 
@@ -357,9 +364,7 @@ def runtime(given: Given) -> int:
             hint = (
                 "use cgroupfs: native.cgroupdriver=cgroupfs, --cgroup-manager=cgroupfs"
             )
-            raise UnsupportedError(
-                "systemd's control groups are not supported", hint=hint
-            )
+            raise UnsupportedError(why_no_systemd(), hint=hint)
         verb, words = verb_named(given.args)
         own = parse_command(verb, words)
         return verb.run(own.replace(flags={**given.flags, **own.flags}))

@@ -57,11 +57,13 @@ def somebody(tree: Path | None, set_aside: str = "") -> Iterator[User]:
     root = Path(tempfile.mkdtemp(prefix="minidocker-user-"))
     root.chmod(0o755)
     os.chown(root, NUMBER, NUMBER)
-    tun = root / "tun"
-    os.mknod(tun, 0o20666, os.makedev(10, 200))
-    tun.chmod(0o666)
     (root / "passwd").write_text(f"{NAME}:x:{NUMBER}:{NUMBER}::/:/bin/sh\n")
-    files = {HERE: "/mnt", tun: "/dev/net/tun", root / "passwd": "/etc/passwd"}
+    files = {HERE: "/mnt", root / "passwd": "/etc/passwd"}
+    for minor, path in ((200, "/dev/net/tun"), (229, "/dev/fuse")):
+        node = root / f"device-{minor}"
+        os.mknod(node, 0o20666, os.makedev(10, minor))
+        node.chmod(0o666)
+        files[node] = path
     for name in ("subuid", "subgid"):
         Path("/etc", name).touch()
         (root / name).write_text(set_aside)

@@ -14,6 +14,13 @@ from oci.conftest import Bundle, Runtime
 
 pytestmark = pytest.mark.root
 
+# 32-bit x86, all of it: exit(-getpid())
+SMALL = bytes.fromhex(
+    "7f454c46010101000000000000000000" "0200030001000000" "54800408" "34000000"
+    "00000000" "00000000" "3400" "2000" "0100" "0000" "0000" "0000"
+    "01000000" "00000000" "00800408" "00800408" "64000000" "64000000" "05000000"
+    "00100000" "b814000000cd80" "89c3f7db31c040cd80"
+)  # fmt: skip
 LOOK = """
 cat /proc/self/status | grep -E '^(Cap|NoNew|Seccomp:|Uid|Gid|Groups)'
 id; pwd; umask; hostname; echo $$; env | sort
@@ -221,3 +228,38 @@ def test_the_log_file_has_the_last_error(
         assert entry["msg"].endswith(end)
         assert done.stderr.strip().endswith(entry["msg"])
         assert not runtime.root.exists() or not os.listdir(runtime.root)
+
+
+def test_control_groups_of_a_systemd_that_does_not_run(
+    ours: Runtime, runc: Runtime, bundle: Bundle
+) -> None:
+    bundle.config["linux"]["cgroupsPath"] = "system.slice:test:box"
+    bundle.write("true")
+    said = []
+    for runtime in (ours, runc):
+        runtime.argv = [*runtime.argv, "--systemd-cgroup"]
+        done = runtime("run", "--bundle", str(bundle.path), "box")
+        assert done.returncode == 1
+        said.append(re.findall("systemd not running.*? managers?", done.stderr))
+    assert said[0] == said[1]
+    assert said[0]
+
+
+def test_machines_of_a_filter(ours: Runtime, runc: Runtime, bundle: Bundle) -> None:
+    """A 32-bit program is killed unless the filter is for it as well."""
+    small = bundle.path / "rootfs/small"
+    small.write_bytes(SMALL)
+    small.chmod(0o755)
+    native = f"SCMP_ARCH_{'X86_64' if os.uname().machine == 'x86_64' else 'AARCH64'}"
+    found = []
+    for runtime in (ours, runc):
+        for words in ([native, "SCMP_ARCH_X86"], [native]):
+            mine = {"defaultAction": "SCMP_ACT_ALLOW", "architectures": words}
+            mine["syscalls"] = [
+                {"names": ["getpid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 33}
+            ]
+            bundle.config["linux"]["seccomp"] = mine
+            bundle.write("/small")
+            done = runtime("run", "--bundle", str(bundle.path), f"box{len(words)}")
+            found.append(done.returncode)
+    assert found[:2] == found[2:] == [33, 128 + 31]
