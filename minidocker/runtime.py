@@ -252,7 +252,8 @@ def listen(channel: socket, told: Callable[[User], None] = lambda _: None) -> in
                 raise received_error(text)
             if text[:1] == b"U":
                 told(received_user(text))
-                say(channel, b"g")
+                with suppress(BrokenPipeError):  # its last word says why it has gone
+                    say(channel, b"g")
     finally:
         channel.close()
     return terminal
