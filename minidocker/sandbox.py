@@ -29,6 +29,7 @@ from minidocker.networks import (
 )
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import PortBinding
+from minidocker.pump import let_go
 from minidocker.records import json_text
 from minidocker.rtnetlink import NETFILTER, Netlink, new_netns
 from minidocker.wiring import forget, join, open_up, prepare_namespace, sweep_later
@@ -188,26 +189,18 @@ def rename_endpoints(store: ContainerStore, container: Container) -> None:
 Service = Callable[[], None]
 
 
-def close_others(keep: Iterable[int]) -> None:
-    """Close every descriptor but ``keep``; the first three become /dev/null."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for number in range(3):
-        os.dup2(null, number)
-    low = 3
-    for number in sorted(keep):
-        os.closerange(low, number)
-        low = number + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-
-
 # %% Its attendant
-def be_attendant(services: list[Service], keep: Iterable[int], netns: int) -> None:
-    """Serve until we are killed, in a namespace if one is given (not -1)."""
+def be_attendant(
+    services: list[Service], keep: Iterable[int], netns: int, parent: int
+) -> None:
+    """Serve as long as ``parent`` lives, in a namespace if one is given (not -1)."""
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     os.setsid()
     if netns >= 0:
         setns(netns, CloneFlags.NEWNET)
-    close_others(keep)
+    let_go(*keep)
     for service in services:
         _thread.start_new_thread(service, ())
     while True:
@@ -222,10 +215,11 @@ def attendant(
     if not services:
         yield
         return
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
-            be_attendant(services, keep, netns)
+            be_attendant(services, keep, netns, parent)
         finally:
             os._exit(1)
     try:
@@ -282,7 +276,7 @@ def serve_names(store: ContainerStore, container: Container, netns: int) -> None
             with suppress(BaseException):
                 os.setsid()
                 if os.fork() == 0:
-                    close_others([*keep, lock])
+                    let_go(*keep, lock)
                     for service in services:
                         _thread.start_new_thread(service, ())
                     fcntl.flock(lock, fcntl.LOCK_SH)

@@ -46,6 +46,7 @@ from minidocker.pump import (
     Client,
     JsonLog,
     Pump,
+    let_go,
     make_ends,
     open_door,
     pump_process,
@@ -414,18 +415,6 @@ def run_foreground(
 
 
 # %% Left behind on purpose
-def let_go(*keep: int) -> None:
-    """Close every descriptor but ``keep``; the first three become /dev/null."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for number in range(3):
-        os.dup2(null, number)
-    low = 3
-    for fd in sorted(keep):
-        os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-
-
 def in_background(
     work: Callable[[Callable[[int], None]], object], seat: Seat | None = None
 ) -> int:

@@ -96,9 +96,14 @@ TUN = "/dev/net/tun"
 PATIENCE = 10_000  # milliseconds until one of them must be ready
 
 
-def be_uplink(program: Uplink, netns: str, fifo: str) -> None:
-    """Turn this child into the program; its words go to the file ``FIFO.log``."""
+def be_uplink(program: Uplink, netns: str, fifo: str, parent: int) -> None:
+    """Turn this child into the program; its words go to the file ``FIFO.log``.
+
+    It ends with ``parent``, also with one that has gone already.
+    """
     prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
     reset_signals()  # a pasta of 2023 fails where SIGPIPE is ignored already
     log = os.open(f"{fifo}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     null = os.open("/dev/null", os.O_RDONLY)
@@ -139,10 +144,11 @@ def uplink(program: Uplink, netns: int, place: str) -> Iterator[None]:
     os.mkfifo(fifo, 0o600)
     mount(magic(netns), path, None, MountFlags.BIND)
     heard = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
-            be_uplink(program, path, fifo)
+            be_uplink(program, path, fifo, parent)
         os._exit(127)
     try:
         wait_ready(heard, child, f"{fifo}.log")
