@@ -16,8 +16,8 @@ from minidocker.hooks import HOOKS, annotations_of, hooks_of
 from minidocker.identity import Identity, Rights
 from minidocker.idmaps import IdRange
 from minidocker.linux import Capability
-from minidocker.mounts import MountFlags, mount
-from minidocker.namespaces import Mask, MountStep, ReadOnly, Sysctl
+from minidocker.mounts import MountAttr, MountFlags, mount
+from minidocker.namespaces import Bind, Device, Mask, MountStep, ReadOnly, Sysctl
 from minidocker.oci_groups import clean_path
 from minidocker.oci_mounts import (
     PROPAGATION,
@@ -26,6 +26,7 @@ from minidocker.oci_mounts import (
     GroupView,
     NewFilesystem,
     Node,
+    Words,
     read_words,
 )
 from minidocker.program import ULIMITS, ProcessSpec
@@ -217,6 +218,36 @@ def mount_of(found: Part, bundle: str, group: Group, own_group: bool) -> MountSt
 
 
 # %% The root and what is mounted
+PRIVATE = MountFlags.PRIVATE | MountFlags.REC
+COPY = Words(MountFlags.BIND | MountFlags.REC, propagation=(PRIVATE,))
+NODE = Words(MountFlags.BIND, propagation=(PRIVATE,))
+
+
+def plainest(step: MountStep, before: Iterable[MountStep], private: bool) -> MountStep:
+    """Return the step of a plan of ours that does the same, or ``step``.
+
+    ``before`` are those that come first, ``private`` tells of the root's propagation.
+    """
+    if isinstance(step, NewFilesystem):
+        flags, data = step.words.flags, step.words.data
+        same = step.words == Words(flags, data=data)
+        return step.plain(flags) if same else step
+    if not isinstance(step, Attach) or not private or step.uids or step.gids:
+        return step
+    there, name = os.path.split(step.target)
+    if step.words == NODE and step.source == step.target and there == "/dev":
+        kinds = {one.describe()[0]: one.describe()[1] for one in before}
+        own = kinds.get("/dev") == "tmpfs" and step.target not in kinds
+        return Device(name) if own else step
+    below = step.words.below
+    same = step.words.replace(below=MountAttr(0)) == COPY
+    if same and not below & ~(MountAttr.RDONLY | MountAttr.NODEV):
+        readonly, devices = below & MountAttr.RDONLY, not below & MountAttr.NODEV
+        return Bind(step.source, step.target, bool(readonly), devices)
+    return step
+
+
+# %% The root and what is mounted
 USUAL_NODES = (
     Node("/dev/null", "c", 1, 3), Node("/dev/zero", "c", 1, 5),
     Node("/dev/full", "c", 1, 7), Node("/dev/random", "c", 1, 8),
@@ -246,9 +277,10 @@ def node_of(found: Part) -> Node:
 
 def device_steps(linux: Part, mounts: Iterable[MountStep]) -> tuple[MountStep, ...]:
     """Return the steps that fill /dev: none where it is somebody else's."""
-    if any(isinstance(one, Attach) and one.target == "/dev" for one in mounts):
+    kinds = {target: kind for target, kind, _ in (one.describe() for one in mounts)}
+    if kinds.get("/dev") == "bind":
         return ()
-    nodes = {one.target: one for one in USUAL_NODES}
+    nodes = {one.target: one for one in USUAL_NODES if one.target not in kinds}
     nodes |= {one.target: one for one in map(node_of, linux.get("devices").each())}
     core = [DevLink("core", "/proc/kcore")] if os.path.exists("/proc/kcore") else []
     return (*nodes.values(), *USUAL_LINKS, *core)
@@ -258,8 +290,11 @@ def mount_steps(
     config: Part, path: str, group: Group, own: bool
 ) -> tuple[MountStep, ...]:
     """Return every step of the container's root, in the order of the specification."""
-    linux = config.get("linux")
-    mounts = [mount_of(one, path, group, own) for one in config.get("mounts").each()]
+    linux, mounts = config.get("linux"), list[MountStep]()
+    private = propagation_of(linux.get("rootfsPropagation").text()) == PRIVATE
+    for one in config.get("mounts").each():
+        step = mount_of(one, path, group, own)
+        mounts.append(plainest(step, mounts, private))
     return (
         *mounts,
         *device_steps(linux, mounts),

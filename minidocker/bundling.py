@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from minidocker.cgroups import Limits, swap_of
 from minidocker.drivers import Directory, RootView
@@ -413,12 +413,13 @@ def write_config(
 
 
 # %% Beside the container
-def user_in(store: ContainerStore, container: Container, spec: ProcessSpec) -> User:
-    """Look the user of a container up in its tree."""
+@contextmanager
+def tree_of(store: ContainerStore, container: Container) -> Iterator[int]:
+    """Show a container's tree for a ``with`` block; yield a descriptor of its top."""
     with store.layers.rw_mounted(container.id, writable=False) as tree:
         root = os.open(tree, PLACE | os.O_DIRECTORY)
         try:
-            return whole_user(root, spec)
+            yield root
         finally:
             os.close(root)
 
@@ -427,4 +428,6 @@ def write_down(store: ContainerStore, container: Container) -> None:
     """Write the config.json of a container that does not start yet, if one can."""
     with suppress(RuntimeFault, ConflictError):
         spec = process_spec(store, container)
-        write_config(store, container, spec, user_in(store, container, spec))
+        with tree_of(store, container) as root:
+            user = whole_user(root, spec)
+        write_config(store, container, spec, user)

@@ -220,7 +220,8 @@ def too_revealing(fstype: str, target: str) -> RuntimeFault:
 class Filesystem(MountStep):
     """Mount a new file system at a directory; a link in its way is refused.
 
-    With ``links`` one is followed, inside the root. ``source`` is its label.
+    With ``links`` one is followed, inside the root. ``source`` is its label. A tmpfs
+    has the mode of the directory that it covers, unless ``data`` has one.
     """
 
     target: str
@@ -230,8 +231,19 @@ class Filesystem(MountStep):
     links: bool = False
     source: str = ""
 
+    def whole_data(self, root: int) -> str:
+        """Return the data for a mount below ``root``."""
+        told = self.fstype != "tmpfs" or "mode=" in self.data
+        covered = None if told else open_if_there(root, self.target)
+        if covered is None:
+            return self.data
+        mode = stat.S_IMODE(os.fstat(covered).st_mode)
+        os.close(covered)
+        return ",".join(filter(None, [self.data, f"mode={mode:04o}"]))
+
     def apply(self, root: int) -> None:
         """Mount it; the directory is made when it is missing."""
+        data = self.whole_data(root)
         try:
             place = directory_in_root(root, self.target, links=self.links)
         except OSError as why:
@@ -241,7 +253,7 @@ class Filesystem(MountStep):
             ) from why
         try:
             source = self.source or self.fstype
-            mount(source, magic(place), self.fstype, self.flags, self.data)
+            mount(source, magic(place), self.fstype, self.flags, data)
         except SysError as why:
             if why.errno != errno.EPERM or self.fstype not in ("proc", "sysfs"):
                 raise

@@ -251,23 +251,29 @@ class NewFilesystem(MountStep):
     source: str
     words: Words
 
+    def plain(self, flags: MountFlags) -> Filesystem:
+        """Return the step that mounts it, with these flags and nothing more."""
+        source = "" if self.source == self.fstype else self.source
+        links = self.fstype not in ("proc", "sysfs")
+        return Filesystem(
+            self.target,
+            self.fstype,
+            flags,
+            self.words.data,
+            links=links,
+            source=source,
+        )
+
     def apply(self, root: int) -> None:
         """Mount it; the directory is made when it is missing."""
-        words, data = self.words, self.words.data
-        tmpfs = self.fstype == "tmpfs"
-        covered = open_if_there(root, self.target) if tmpfs else None
-        if covered is not None and "mode=" not in data:
-            mode = stat.S_IMODE(os.fstat(covered).st_mode)
-            data = ",".join(filter(None, [data, f"mode={mode:04o}"]))
-        late = MountFlags.RDONLY if covered is not None and words.copy_up else 0
-        flags, links = words.flags & ~late, self.fstype not in ("proc", "sysfs")
-        Filesystem(
-            self.target, self.fstype, flags, data, links=links, source=self.source
-        ).apply(root)
+        words, covered = self.words, None
+        if self.fstype == "tmpfs" and words.copy_up:
+            covered = open_if_there(root, self.target)
+        late = MountFlags.RDONLY if covered is not None else MountFlags(0)
+        self.plain(words.flags & ~late).apply(root)
         place = open_in_root(root, self.target)
         if covered is not None:
-            if words.copy_up:
-                copy_tree(f"{magic(covered)}/.", f"{magic(place)}/.")
+            copy_tree(f"{magic(covered)}/.", f"{magic(place)}/.")
             os.close(covered)
         if late & words.flags:
             mount_setattr(place, "", MountAttr.RDONLY, flags=AT_EMPTY_PATH)

@@ -10,7 +10,7 @@ import shutil
 import sys
 from itertools import chain
 
-from minidocker.bundling import config_file, user_in
+from minidocker.bundling import config_file, tree_of
 from minidocker.containers import Container, ContainerStore, discard
 from minidocker.durable import write_whole
 from minidocker.engine import Engine
@@ -19,9 +19,11 @@ from minidocker.etc_files import INSIDE
 from minidocker.flags import Given
 from minidocker.lifecycle import process_spec
 from minidocker.linux import capget
+from minidocker.namespaces import Filesystem, MountStep
 from minidocker.networks import DEFAULT
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import Network
+from minidocker.runtime import whole_user
 from minidocker.sandbox import UNSAID, bindings_of
 from minidocker.security import prepared
 from minidocker.supervisor import container_group, leave_group, whole_spec
@@ -33,7 +35,8 @@ from minidocker.walkthrough import calls_of, network_calls
 def dry_run(store: ContainerStore, container: Container, *, whole: bool = False) -> str:
     """Return the config.json of a container; ``whole`` for one with its own tree."""
     spec = process_spec(store, container)
-    user = user_in(store, container, spec)
+    with tree_of(store, container) as root:
+        user = whole_user(root, spec)
     plan = spec.replace(view=None) if whole else spec
     return config_file(container, store.path(container.id), plan, user)
 
@@ -62,7 +65,10 @@ def explained(store: ContainerStore, container: Container) -> str:
         plan = process_spec(store, container)
         spec = whole_spec(plan, container, group).replace(netns=0 if bridged else -1)
         spec = spec.replace(security=prepared(spec.security))
-        calls = calls_of(spec, user_in(store, container, spec), capget()[1])
+        with tree_of(store, container) as root:
+            user = whole_user(root, spec)
+            mounts = tuple(settled(step, root) for step in spec.mounts)
+        calls = calls_of(spec.replace(mounts=mounts), user, capget()[1])
         if bridged and is_first_user_namespace():
             named = container.host.network_of not in ("", UNSAID, DEFAULT)
             before = network_calls(named, bool(bindings_of(container)))
@@ -70,6 +76,13 @@ def explained(store: ContainerStore, container: Container) -> str:
         return "\n".join(map(str, calls))
     finally:
         leave_group(store, container, group)
+
+
+def settled(step: MountStep, root: int) -> MountStep:
+    """Return a step as it will be: what it covers in the tree ``root`` counts."""
+    if isinstance(step, Filesystem):
+        return step.replace(data=step.whole_data(root))
+    return step
 
 
 def is_bridged(container: Container) -> bool:

@@ -141,6 +141,9 @@ stty ulimit vm86 vm86old
 # %% Docker's list of calls
 NEW_NAMESPACES = 0x7E02_0000  # CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID, NET
 AF_ALG, AF_VSOCK = 38, 40
+OTHER_FAMILIES = (
+    Compare(0, Op.LT, AF_ALG), Compare(0, Op.EQ, 39), Compare(0, Op.GT, AF_VSOCK),
+)  # fmt: skip
 PERSONALITIES = (0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)  # the last one only asks
 
 
@@ -174,8 +177,8 @@ def decided_by_argument(clone: bool) -> Iterable[Rule]:
         yield Rule(("clone",), ALLOW, (same,))
     for number in PERSONALITIES:
         yield Rule(("personality",), ALLOW, (Compare(0, Op.EQ, number),))
-    families = (Compare(0, Op.NE, AF_ALG), Compare(0, Op.NE, AF_VSOCK))
-    yield Rule(("socket",), ALLOW, families)
+    for family in OTHER_FAMILIES:
+        yield Rule(("socket",), ALLOW, (family,))
 
 
 # %% One record

@@ -15,6 +15,15 @@ from jsonschema import Draft4Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT4
 
+from minidocker.bundle import bundle_of, read_config
+from minidocker.cgroups import Group
+from minidocker.engine import Engine
+from minidocker.lifecycle import process_spec
+from minidocker.namespaces import Filesystem, Link, MountStep, container_flags, flags_of
+from minidocker.oci_mounts import DevLink, GroupView
+from minidocker.program import program_env
+from minidocker.runtime import default_mounts
+from minidocker.security import prepared
 from oci.conftest import Runtime, make_tree
 from oci.test_beside_runc import LOOK
 
@@ -160,6 +169,37 @@ def test_a_created_container_is_a_bundle(
     assert others == [first, first]
     again = json.loads((created / "config.json").read_text())
     assert again == found
+
+
+def bare_steps(steps: tuple[MountStep, ...]) -> list[MountStep]:
+    """Steps without what depends on the runtime: links, groups, who may be a link."""
+    kept = [s for s in steps if not isinstance(s, Link | DevLink | GroupView)]
+    plain = [s.replace(links=False) if isinstance(s, Filesystem) else s for s in kept]
+    return sorted(plain, key=repr)
+
+
+@pytest.mark.parametrize("name", [*FLAGS, "volumes"])
+def test_what_is_read_back_is_the_plan(
+    store: Store, name: str, request: pytest.FixtureRequest
+) -> None:
+    volumes = "-v /usr:/data:ro -v named:/more --tmpfs /run:mode=700 --init"
+    words = ["create", "--network", "none", *FLAGS.get(name, volumes).split()]
+    id = store.says(*words, "small", "sh", "-c", "true").strip()
+    request.addfinalizer(lambda: store.says("rm", "-v", id))
+    containers = Engine(str(store.root), store.driver).containers
+    plan, place = process_spec(containers, containers.get(id)), containers.path(id)
+    read = bundle_of(read_config(place), place, id, Group(f"/minidocker/{id}", 0))
+    steps = (*default_mounts(plan), *plan.mounts)
+    assert bare_steps(read.spec.mounts) == bare_steps(steps)
+    assert prepared(read.spec.security).program == prepared(plan.security).program
+    assert flags_of(read.kinds) == container_flags(shared=plan.shared)
+    env = dict(line.split("=", 1) for line in read.spec.env)
+    assert env == program_env(plan, env["HOME"])
+    for field in ("argv", "cwd", "tty", "readonly", "ulimits", "oom_score_adj"):
+        assert getattr(read.spec, field) == getattr(plan, field)
+    rights = ("capabilities", "no_new_privileges")
+    for field in rights:
+        assert getattr(read.spec.security, field) == getattr(plan.security, field)
 
 
 def test_the_init_of_a_bundle_of_ours(
