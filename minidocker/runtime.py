@@ -161,7 +161,7 @@ def run_program(
     """
     root, found = settle(spec, slave, user)
     if user:
-        wait_for_go(channel)
+        ask_to_go(channel)
     become(found, spec.security, channel)
     env = program_env(spec, found.home)
     alone = bool(user) and "pid" not in spec.shared
@@ -252,8 +252,10 @@ def listen(channel: socket, told: Callable[[User], None] = lambda _: None) -> in
                 raise received_error(text)
             if text[:1] == b"U":
                 told(received_user(text))
-                with suppress(BrokenPipeError):  # its last word says why it has gone
-                    say(channel, b"g")
+            if text[:1] == b"W":
+                say(channel, b"g")
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it was killed, which whoever waits for it will see
     finally:
         channel.close()
     return terminal
@@ -269,6 +271,16 @@ def wait_for_go(channel: socket) -> None:
     """Wait until the parent has done its part; end with it when it has gone."""
     if channel.recv(1) != b"g":
         os._exit(125)
+
+
+def ask_to_go(channel: socket) -> None:
+    """Say that all is ready, and wait until the parent has done its part.
+
+    A word that nobody reads would reset the line, and what was said on it is lost; so
+    the parent answers, and says nothing by itself.
+    """
+    say(channel, b"W")
+    wait_for_go(channel)
 
 
 def introduce(channel: socket, user: User) -> None:

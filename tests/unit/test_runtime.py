@@ -9,8 +9,20 @@ import pytest
 
 from minidocker import runtime
 from minidocker.errors import CommandNotFoundError, RuntimeFault
-from minidocker.program import ProcessSpec, find_user, program_env
-from minidocker.runtime import die_with_parent, listen, new_channel, send_error
+from minidocker.program import (
+    ProcessSpec,
+    User,
+    die_with_parent,
+    find_user,
+    program_env,
+)
+from minidocker.runtime import (
+    ask_to_go,
+    introduce,
+    listen,
+    new_channel,
+    send_error,
+)
 
 
 def test_doctests_hold():
@@ -32,6 +44,32 @@ def test_the_end_of_the_channel_says_that_the_program_runs():
     ours, theirs = new_channel()
     theirs.close()
     assert listen(ours) == -1
+
+
+def test_who_it_will_be_and_why_it_failed_are_both_heard():
+    ours, theirs = new_channel()
+    user = User(7, 8, (9, 10), "/a:b")
+    introduce(theirs, user)
+    send_error(theirs, RuntimeFault("no"))
+    theirs.close()
+    told: list[User] = []
+    with pytest.raises(RuntimeFault, match="no"):
+        listen(ours, told.append)
+    assert told == [user]
+
+
+def test_it_goes_on_when_the_parent_has_done_its_part(tmp_path: Path):
+    done = tmp_path / "done"
+    ours, theirs = new_channel()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        introduce(theirs, User(0, 0))
+        ask_to_go(theirs)
+        os._exit(0 if done.exists() else 1)
+    theirs.close()
+    assert listen(ours, lambda _: done.touch()) == -1
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("gone", [True, False])
