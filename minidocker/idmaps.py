@@ -74,7 +74,7 @@ def name_of(uid: int) -> str:
         return ""
 
 
-# %% Writing one
+# %% Writing a map
 def find_helper(name: str) -> str:
     """Return the path of newuidmap or newgidmap, or nothing."""
     for place in os.environ.get("PATH", "/usr/bin").split(":"):
@@ -103,7 +103,7 @@ def write_map(pid: int, kind: str, ranges: Iterable[IdRange]) -> None:
             raise UnsupportedError(what, hint=hint) from why
 
 
-# %% Writing one
+# %% Writing a map
 def user_namespace(uids: Iterable[IdRange], gids: Iterable[IdRange]) -> int:
     """Return a descriptor of a new user namespace with these maps; nobody is in it.
 
