@@ -20,6 +20,7 @@ from contextlib import (
 
 from minidocker.archive import Aside, Tally, TarWriter, TreeWriter, entry_of
 from minidocker.changes import ChangeKind
+from minidocker.cleaning import mount_points
 from minidocker.context import SMALL, Item, Source, SourceTree
 from minidocker.copying import (
     Target,
@@ -32,7 +33,7 @@ from minidocker.copying import (
 from minidocker.drivers import StorageDriver
 from minidocker.errors import BuildError, ConflictError
 from minidocker.headers import SECOND, Entry, Kind
-from minidocker.layers import Known, Layer, LayerStore, Packed, mount_points
+from minidocker.layers import Known, Layer, LayerStore, Packed
 from minidocker.manner import Manner, dress
 from minidocker.records import Record
 from minidocker.trees import copy_data, write_all, xattrs_of

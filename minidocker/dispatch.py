@@ -11,20 +11,14 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
+from minidocker.commits import writable_layer
 from minidocker.context import SourceTree, read_patterns
 from minidocker.dockerfile import Instruction, Word, duration, trigger_text
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
 from minidocker.expansion import expand_words
 from minidocker.linked import files_step
 from minidocker.manner import Manner, symbolic_mode
-from minidocker.moves import (
-    Copying,
-    Origin,
-    clean_path,
-    directory_step,
-    metadata_step,
-    writable_layer,
-)
+from minidocker.moves import Copying, Origin, clean_path, directory_step, metadata_step
 from minidocker.outside import (
     FOREIGN,
     SCHEMES,

@@ -9,6 +9,17 @@ import re
 from collections.abc import Callable, Iterator
 
 from minidocker.errors import DockerfileError, MinidockerError, did_you_mean
+from minidocker.forms import (
+    Form,
+    health,
+    json_or_text,
+    json_or_words,
+    one_text,
+    only_json,
+    pairs,
+    plain_words,
+    quoted_words,
+)
 from minidocker.lines import (
     SEPARATOR,
     Directive,
@@ -16,14 +27,12 @@ from minidocker.lines import (
     LogicalLine,
     directives,
     heredoc_mark,
-    json_list,
     logical_lines,
     physical_lines,
     point,
     printable,
     raise_all,
     shown_at,
-    split_words,
     strip,
     take_flags,
 )
@@ -102,84 +111,6 @@ class Dockerfile(Record):
     instructions: tuple[Instruction, ...]
     escape: str
     directives: tuple[Directive, ...] = ()
-
-
-# %% The forms of arguments
-Args = tuple[tuple[str, ...], bool]
-Form = Callable[[str, str], Args]
-
-
-def one_text(rest: str, escape: str) -> Args:
-    """Read all of the rest as one argument."""
-    return ((rest,) if rest else ()), False
-
-
-def plain_words(rest: str, escape: str) -> Args:
-    """Read words between blanks; quotes mean nothing."""
-    return tuple(word for word in SEPARATOR.split(rest) if word), False
-
-
-def quoted_words(rest: str, escape: str) -> Args:
-    """Read words that may hold quoted blanks."""
-    return split_words(rest, escape), False
-
-
-# %% The forms of arguments
-def pairs(rest: str, escape: str) -> Args:
-    """Read ``name=value name=value``, or the old form ``name value with blanks``."""
-    words = split_words(rest, escape)
-    if words and "=" not in words[0]:
-        name, *value = SEPARATOR.split(rest, maxsplit=1)
-        if not value:
-            hint = "write NAME=VALUE"
-            raise DockerfileError(f'no value for "{name}"', hint=hint, word=name)
-        return (name, *value), False
-    flat: list[str] = []
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name:
-            what = f'"{word}" is not of the form NAME=VALUE'
-            raise DockerfileError(what, word=word)
-        flat += [name, text]
-    return tuple(flat), False
-
-
-# %% The forms of arguments
-def json_or_words(rest: str, escape: str) -> Args:
-    """Read a JSON list, or words between blanks."""
-    found = json_list(rest)
-    return plain_words(rest, escape) if found is None else (found, True)
-
-
-def json_or_text(rest: str, escape: str) -> Args:
-    """Read a JSON list (the exec form), or one text (the shell form)."""
-    found = json_list(rest)
-    return one_text(rest, escape) if found is None else (found, True)
-
-
-def only_json(rest: str, escape: str) -> Args:
-    """Read a JSON list, and nothing else: the form of SHELL."""
-    found = json_list(rest)
-    if found is None:
-        hint = 'such as ["/bin/bash", "-c"]'
-        raise DockerfileError("SHELL needs a JSON list", hint=hint, word=rest)
-    return found, True
-
-
-def health(rest: str, escape: str) -> Args:
-    """Read ``NONE``, or ``CMD`` and what CMD takes."""
-    if not rest:
-        return (), False
-    kind, *tail = SEPARATOR.split(rest, maxsplit=1)
-    if kind.upper() not in {"CMD", "NONE"}:
-        hint = did_you_mean(kind.upper(), ["CMD", "NONE"], other="CMD or NONE")
-        raise DockerfileError(f'unknown type "{kind}"', hint=hint, word=kind)
-    args, is_json = json_or_text(tail[0] if tail else "", escape)
-    if bool(args) != (kind.upper() == "CMD"):
-        raise DockerfileError(
-            "NONE takes no arguments" if args else "CMD needs a command", word=kind
-        )
-    return (kind.upper(), *args), is_json
 
 
 # %% Flags

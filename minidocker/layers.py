@@ -11,7 +11,6 @@ On disk below ``image/<driver>/layerdb``, as in Docker: for the first
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 
@@ -90,77 +89,6 @@ def chain_on(parent: str | None, diff_id: str) -> str:
     return chain_ids([parent, diff_id] if parent else [diff_id])[-1]
 
 
-# %% What is not the container's doing
-MOUNT_POINTS = (
-    "/dev", "/dev/console", "/dev/mqueue", "/dev/pts", "/etc", "/etc/hostname",
-    "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys",
-    "/dev/shm",  # noqa: S108
-)  # fmt: skip
-
-
-def is_blank(path: str) -> bool:
-    """Whether a path is a directory or an empty file."""
-    try:
-        st = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISDIR(st.st_mode) or (stat.S_ISREG(st.st_mode) and not st.st_size)
-
-
-def mount_points(
-    driver: StorageDriver, layer: str, stubs: tuple[str, ...] = ()
-) -> list[str]:
-    """Return the paths of a layer that only mounts need, deepest first.
-
-    ``stubs`` are further paths that something was mounted on.
-    """
-    from minidocker.changes import ChangeKind
-
-    with driver.opened(layer) as tree:
-        blank = {path for path in (*MOUNT_POINTS, *stubs) if is_blank(tree + path)}
-    if not blank:
-        return []
-    added, needed = set(), set()
-    for change in driver.changes(layer):
-        if change.path in blank and change.kind is ChangeKind.ADDED:
-            added.add(change.path)
-        else:
-            needed |= {path for path in blank if change.path.startswith(f"{path}/")}
-    return sorted(added - needed, reverse=True)
-
-
-# %% What is not the container's doing
-def remove_mount_points(
-    driver: StorageDriver, layer: str, stubs: tuple[str, ...] = ()
-) -> bool:
-    """Remove the files that were made to be mounted on; say whether there were any.
-
-    Times stay as they are.
-    """
-    paths = mount_points(driver, layer, stubs)
-    with driver.opened(layer, writable=True) as tree:
-        for path in paths:
-            above = os.path.dirname(tree + path)
-            st = os.lstat(above)
-            remove_path(tree + path)
-            os.utime(above, ns=(st.st_atime_ns, st.st_mtime_ns))
-    return bool(paths)
-
-
-# %% Times that differ from build to build
-def set_times_back(driver: StorageDriver, layer: str, epoch: int) -> None:
-    """Set times after ``epoch`` (seconds) in a layer's own files to it."""
-    from minidocker.changes import ChangeKind
-
-    newest = epoch * 1_000_000_000
-    with driver.opened(layer, writable=True) as tree:
-        for change in driver.changes(layer):
-            if change.kind is not ChangeKind.DELETED:
-                path = tree + change.path
-                if os.lstat(path).st_mtime_ns > newest:
-                    os.utime(path, ns=(newest, newest), follow_symlinks=False)
-
-
 # %% The store: what is there
 class KnownLayers:
     """The read-only layers below ``root`` that ``driver`` keeps, to be read.
@@ -236,6 +164,8 @@ class SealedLayers(KnownLayers):
         """
         packed = known.packed
         if self.epoch is not None:
+            from minidocker.cleaning import set_times_back
+
             set_times_back(self.driver, cache_id, self.epoch)
             packed = None
         packed = packed or self.packed(cache_id, known.contents)
@@ -381,6 +311,8 @@ class WritableLayers(ReadOnlyLayers):
     def changes(self, name: str) -> Iterator[Change]:
         """Yield what a container changed over its image, sorted by path."""
         mount_id = self.mount_id(name)
+        from minidocker.cleaning import mount_points
+
         ours = frozenset(mount_points(self.driver, mount_id))
         return self.driver.changes(mount_id, without=ours)
 
@@ -427,6 +359,8 @@ class LayerStore(WritableLayers):
         The container has no layer any more. None when nothing was changed. ``stubs``
         are paths that something was mounted on; they go if nothing else is there.
         """
+        from minidocker.cleaning import remove_mount_points
+
         mount_id, parent = self.mount_id(name), self.rw_parent(name)
         if remove_mount_points(self.driver, mount_id, stubs):
             known = known.replace(packed=None)
@@ -460,6 +394,7 @@ class LayerStore(WritableLayers):
         What was made only to be mounted on is left out.
         """
         from minidocker.archive import Aside
+        from minidocker.cleaning import mount_points
 
         ours = frozenset(mount_points(self.driver, mount_id))
         with open(spool, "wb") as file, Aside(file.write) as tally:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 from minidocker.archive import Tally
+from minidocker.cleaning import set_times_back
+from minidocker.commits import commit, writable_layer
 from minidocker.errors import IntegrityError, NotFoundError
-from minidocker.layers import EMPTY_TAR, Layer, chain_on, set_times_back
+from minidocker.layers import EMPTY_TAR, Layer, chain_on
 from minidocker.moves import (
     Copying,
     Found,
     absolute,
-    commit,
     copy_step,
     copying_config,
     digest_of_all,
@@ -23,7 +24,6 @@ from minidocker.moves import (
     is_cached,
     is_found,
     told_by,
-    writable_layer,
 )
 from minidocker.oci import chain_id, hex_of, sha256_text
 from minidocker.stage import Stage, Workshop

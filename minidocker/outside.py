@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minidocker.commits import writable_layer
 from minidocker.context import SourceTree, open_context
 from minidocker.errors import (
     BuildError,
@@ -23,7 +24,6 @@ from minidocker.errors import (
 )
 from minidocker.expansion import expand_document
 from minidocker.lines import Heredoc
-from minidocker.moves import writable_layer
 from minidocker.oci import is_digest, parse_reference
 from minidocker.records import Record
 from minidocker.stage import Stage, Workshop

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from minidocker.cache import digest_of_source
+from minidocker.commits import begin_container, commit, end_container, writable_layer
 from minidocker.context import clean_source, one_source
 from minidocker.copying import copy_sources
 from minidocker.dockerfile import Instruction, no_variables
@@ -25,14 +26,7 @@ from minidocker.errors import (
 )
 from minidocker.lines import heredoc_mark
 from minidocker.manner import Manner, set_owner
-from minidocker.moves import (
-    begin_container,
-    clean_path,
-    commit,
-    end_container,
-    is_cached,
-    writable_layer,
-)
+from minidocker.moves import clean_path, is_cached
 from minidocker.oci import ContainerConfig, chain_id, sha256_text
 from minidocker.outside import context_of, emptied, replaced_image, tree_from
 from minidocker.records import Enum, Record
