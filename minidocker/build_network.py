@@ -34,6 +34,7 @@ class BuildNetwork:
     def __init__(self, store: Callable[[], ContainerStore]) -> None:
         self._store, self._stack = store, ExitStack()
         self._made: tuple[int, tuple[Bind, ...]] | None = None
+        self._lonely: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -58,6 +59,25 @@ class BuildNetwork:
                 os.write(2, f"minidocker: RUN has no network: {why.what}\n".encode())
                 self._made = NOT_JOINED
         return self._made
+
+    def alone(self) -> int:
+        """Return a namespace with no network but the loopback, the same for all steps.
+
+        -1 where this kernel, or this user, can have none.
+        """
+        if self._lonely is None:
+            from minidocker.namespaces import raise_loopback
+            from minidocker.rtnetlink import inside, new_netns
+
+            try:
+                self._lonely = new_netns()
+            except OSError:  # a container of its own fails too, and says more
+                self._lonely = -1
+                return self._lonely
+            self._stack.callback(os.close, self._lonely)
+            with inside(self._lonely):
+                raise_loopback()
+        return self._lonely
 
     def _make(self) -> tuple[int, tuple[Bind, ...]]:
         """Make a namespace and join the default network with it."""

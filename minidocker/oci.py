@@ -9,6 +9,7 @@ A digest is a text ``sha256:`` and 64 hexadecimal digits. Layers are bottom-firs
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from minidocker.errors import IntegrityError, ReferenceFault
 from minidocker.records import Record, json_text, parse_json
@@ -389,6 +390,7 @@ def go_json(value: Any) -> bytes:
 
 
 # %% The image JSON
+@lru_cache(4)  # a step of a build asks for the same one three times
 def parse_image(data: bytes, where: str = "image JSON") -> ImageConfig:
     """Return the image that a JSON text describes.
 

@@ -109,6 +109,8 @@ class ContainerRunner(Runner):
         netns, files = NOT_JOINED
         if around.joins and self.network:
             netns, files = self.network.joined()
+        elif self.network and not around.host_network:
+            netns = self.network.alone()
         with empty_directory(self.tmp) as rootfs, self.files(config, around) as more:
             yield ProcessSpec(
                 (),
