@@ -377,13 +377,13 @@ def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
 
 
 def enter_container(
-    spec: ProcessSpec, channel: socket, shm: int = -1
+    spec: ProcessSpec, plan: tuple[MountStep, ...], channel: socket, shm: int = -1
 ) -> tuple[int, User]:
     """Build the container around this process; return its terminal's slave, or -1.
 
     With it comes who the process is to be. It was cloned into new namespaces, and what
-    it mounts goes with it. ``shm`` is a copy of another container's /dev/shm, or -1;
-    it is closed.
+    it mounts goes with it. ``plan`` has Docker's mounts. ``shm`` is a copy of another
+    container's /dev/shm, or -1; it is closed.
     """
     die_with_parent(channel)
     shared = spec.shared
@@ -393,7 +393,7 @@ def enter_container(
     root = mount_view(spec.view, spec.rootfs)
     user = whole_user(root, spec)
     introduce(channel, user)
-    apply_mounts(default_mounts(spec), root)
+    apply_mounts(plan, root)
     if shm >= 0:
         attach_copy(shm, directory_in_root(root, "/dev/shm"), MountAttr.NODEV)  # noqa: S108
     apply_mounts(spec.mounts, root)
@@ -465,7 +465,7 @@ def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> P
     spec = labelled(spec.replace(security=prepared(spec.security)))
     ours, theirs = new_channel()
     late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
-    flags = container_flags(shared=spec.shared)
+    flags, plan = container_flags(shared=spec.shared), default_mounts(spec)
     with joined_processes(spec) as joined:
         try:
             pid, pidfd = clone_into(spec, flags & ~late, joined)
@@ -475,7 +475,7 @@ def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> P
             raise no_namespaces(why) from why
         if pid == 0:
             ours.close()
-            in_child(theirs, lambda: live(spec, theirs, joined, flags & late))
+            in_child(theirs, lambda: live(spec, plan, theirs, joined, flags & late))
     theirs.close()
     return watch_start(pid, pidfd, ours, told)
 
@@ -492,7 +492,11 @@ def no_namespaces(why: SysError) -> UnsupportedError:
 
 
 def live(
-    spec: ProcessSpec, channel: socket, joined: dict[str, int], late: CloneFlags
+    spec: ProcessSpec,
+    plan: tuple[MountStep, ...],
+    channel: socket,
+    joined: dict[str, int],
+    late: CloneFlags,
 ) -> NoReturn:
     """Be the container's first process: take its groups, build it, run the program."""
     if spec.security.profile:
@@ -506,7 +510,7 @@ def live(
     if "pid" in spec.shared:  # those who are there may not look into us
         prctl(Prctl.SET_DUMPABLE, 0)
     shm = join_namespaces(spec, joined)
-    slave, user = enter_container(spec, channel, shm)
+    slave, user = enter_container(spec, plan, channel, shm)
     run_program(spec, channel, slave, user)
 
 
