@@ -1,5 +1,6 @@
 """`RUN --mount`, here-documents and networks in real containers."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +97,21 @@ def test_the_first_change_is_told(store: Store, context: Context) -> None:
     out = store.says("build", context(text, note="new"))
     assert ' ---> Not cached: content of "note" was ' in out
     assert " ---> Not cached: parent was " in out
+
+
+def test_steps_without_a_network_share_one_that_has_the_loopback_only(
+    store: Store, context: Context
+) -> None:
+    path = context(
+        """FROM small:v1
+RUN readlink /proc/self/ns/net > /first && cat /proc/net/dev > /devices
+RUN readlink /proc/self/ns/net > /second
+RUN --network=default readlink /proc/self/ns/net > /third
+"""
+    )
+    store.says("build", "-q", "--network", "none", "-t", "lonely", path)
+    names = ("/first", "/second", "/third", "/devices")
+    said = store.says("run", "--rm", "lonely", "cat", *names).splitlines()
+    assert said[0] == said[1]
+    assert len({said[0], said[2], os.readlink("/proc/self/ns/net")}) == 3
+    assert [line.split()[0] for line in said[3:] if "|" not in line] == ["lo:"]
