@@ -264,7 +264,7 @@ class ContainerStore:
         """Return the ids of the containers that are there whole."""
         with suppress(FileNotFoundError), os.scandir(self.root) as entries:
             names = [e.name for e in entries]
-            return [n for n in names if is_written(self.path(n, "config.v2.json"))]
+            return [n for n in names if os.path.exists(self.path(n, "config.v2.json"))]
         return []
 
     def list(self) -> list[tuple[Container, State]]:
@@ -408,14 +408,23 @@ def write_container(store: ContainerStore, container: Container) -> None:
     batch.publish()
 
 
+RECORDS = ("config.v2.json", "hostconfig.json")  # each tells whether it removes itself
+
+
 def is_torn(store: ContainerStore, id: str) -> bool:
-    """Say whether a power cut has left only a part of one that removes itself."""
-    try:
-        lasts = not read_json(store.path(id, "config.v2.json")).get("AutoRemove")
-    except (FileNotFoundError, ValueError):
-        return False
-    whole = lasts or is_written(store.path(id, "hostconfig.json"))
-    return not (whole and (lasts or store.layers.rw_is_whole(id)))
+    """Say whether a power cut has left only a part of one that removes itself.
+
+    One whose records are both empty is such a one: those of others are synced.
+    """
+    there = [n for n in RECORDS if is_written(store.path(id, n))]
+    for name in there:
+        try:
+            goes = read_json(store.path(id, name)).get("AutoRemove")
+        except (FileNotFoundError, ValueError):
+            return False  # it is damaged, and by no power cut
+        if not goes:
+            return False
+    return len(there) < len(RECORDS) or not store.layers.rw_is_whole(id)
 
 
 def mounts_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 
 from minidocker.errors import (
     ConflictError,
+    IntegrityError,
     MinidockerError,
     NotFoundError,
     UnsupportedError,
@@ -291,9 +292,15 @@ class Overlay2(StorageDriver):
         """Return the ids below ``layer``, top-first."""
         try:
             with open(f"{self.home}/{layer}/lower") as file:
-                return file.read().split()
+                found = file.read().split()
         except FileNotFoundError as why:
             raise NotFoundError(f'no such layer: "{layer}"') from why
+        if not found and os.path.isdir(f"{self.home}/{layer}/work"):
+            what = f'what the layer "{layer}" lies on is lost'
+            raise IntegrityError(
+                what, hint="`minidocker system check` tells whose it is"
+            )
+        return found
 
     def create(self, layer: str, parent: str | None) -> None:
         """Make the directories; a layer without a parent needs no ``work``."""

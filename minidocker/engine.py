@@ -93,12 +93,12 @@ def choose_driver(
         hint = did_you_mean(name, DRIVER_NAMES, other=known)
         raise UsageError(f'no storage driver "{name}"', hint=hint)
     written = driver_of(root) or first_driver(root, name)
-    if name and written != name:
-        what = f'the store has the driver "{written}" and cannot have "{name}"'
-        raise ConflictError(what, where=root, hint="choose another --root")
     if written not in DRIVER_NAMES:
         what = f'the store has the driver "{written}", which is not known'
         raise IntegrityError(what, where=f"{root}/driver")
+    if name and written != name:
+        what = f'the store has the driver "{written}" and cannot have "{name}"'
+        raise ConflictError(what, where=root, hint="choose another --root")
     return make_driver(root, written, options)
 
 

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 PAUSE = 0.1  # seconds
 
 
+def event_in(line: bytes) -> Event | None:
+    """Return the event of a line; None for one that a power cut tore."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "timeNano" in found else None
+
+
 def events_of(path: str, since: int, until: int | None) -> Iterator[Event]:
     """Yield the events of a store between two moments (nanoseconds since 1970).
 
@@ -44,8 +53,7 @@ def events_of(path: str, since: int, until: int | None) -> Iterator[Event]:
         while True:
             now = time.time_ns()
             for file in tuple(files):
-                for line in file:
-                    event = json.loads(line)
+                for event in filter(None, map(event_in, file)):
                     if since <= event["timeNano"] <= (until or event["timeNano"]):
                         yield event
             del files[:-1]

@@ -13,11 +13,11 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from minidocker.container_verbs import Needs, notice, open_engine
-from minidocker.containers import is_torn
+from minidocker.containers import Container, is_torn
 from minidocker.durable import MARKS, looking, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
@@ -27,6 +27,8 @@ from minidocker.mounts import UmountFlags, mountinfo, umount2
 from minidocker.networks import NetworkStore
 from minidocker.oci import ImageConfig, chain_ids, hex_of, is_digest, short_id
 from minidocker.records import Record
+from minidocker.sandbox import wishes_of
+from minidocker.storing import used_volumes
 from minidocker.volumes import VolumeStore
 
 
@@ -230,7 +232,8 @@ def lies_wrong(survey: Survey, tree: str, below: str | None) -> Iterator[str]:
     try:
         found = survey.engine.driver.lowers(tree)
     except (MinidockerError, OSError) as why:
-        yield f"its tree cannot be read: {why}"
+        words = why.what if isinstance(why, MinidockerError) else why
+        yield f"its tree cannot be read: {words}"
         return
     if found != survey.trees_of(below):
         yield f"its tree {tree[:12]} does not lie on those of the layers below it"
@@ -287,16 +290,28 @@ def check_containers(survey: Survey) -> Iterator[Fault]:
             yield orphan(where, "a power cut has torn it, which had --rm")
             continue
         with survey.told(id):
-            if owners.get(store.get(id).name) != id:
-                yield Fault(where, "its name is not its own", rm)
-            if id not in survey.mounts:
-                yield Fault(where, "it has no read-write layer", rm)
+            for what in container_faults(survey, store.get(id), owners):
+                yield Fault(where, what, rm)
         if id in survey.bad:
             remove = f"remove {store.path(id)}, then `minidocker system prune`"
             yield Fault(where, survey.bad[id], remove)
     for name, id in owners.items():
         if not os.path.exists(store.path(id)):
             yield orphan(f"container name {name}", "there is no such container")
+
+
+def container_faults(
+    survey: Survey, box: Container, owners: Mapping[str, str]
+) -> Iterator[str]:
+    """Say what is wrong with a container that can be read."""
+    if owners.get(box.name) != box.id:
+        yield "its name is not its own"
+    if box.id not in survey.mounts:
+        yield "it has no read-write layer"
+    try:
+        wishes_of(survey.engine.containers, box)
+    except IntegrityError as why:
+        yield why.what
 
 
 SCRATCH = ("tmp", MARKS)
@@ -382,19 +397,20 @@ def check_networks(survey: Survey) -> Iterator[Fault]:
 
 def check_volumes(survey: Survey) -> Iterator[Fault]:
     """Each volume has a record, and each that a container mounts is here."""
-    store = VolumeStore(survey.root)
-    for name in store.leftovers():
-        yield orphan(f"volume {name}", "it was only half made, or half removed")
-    for volume in store.list():
+    store, used = VolumeStore(survey.root), used_volumes(survey.engine.containers)
+    for name in store.names():
+        if name not in used and name in store.leftovers():
+            yield orphan(f"volume {name}", "it was only half made, or half removed")
+            continue
         try:
-            store.recorded(volume.name)
+            store.recorded(name)
         except (ValueError, FileNotFoundError):
 
-            def again(name: str = volume.name) -> None:
+            def again(name: str = name) -> None:
                 store.create(name)
 
             what = "its record cannot be read; its files are there"
-            yield mended(f"volume {volume.name}", what, "writes it anew", again)
+            yield mended(f"volume {name}", what, "writes it anew", again)
     for id in survey.boxes - survey.torn - survey.bad.keys():
         for point in survey.engine.containers.get(id).mounts:
             if point.kind == "volume" and not os.path.isdir(point.source):

@@ -120,7 +120,8 @@ class KnownLayers:
         if diff_id is None or cache_id is None:
             raise NotFoundError(f'no such layer: "{chain}"')
         size, parent = read_text(f"{place}/size"), read_text(f"{place}/parent")
-        if chain_on(parent, diff_id) != chain or size is None:
+        whole = chain_on(parent, diff_id) == chain and cache_id
+        if not whole or size is None or not size.isdecimal():
             raise IntegrityError("the files of this layer are damaged", where=place)
         return Layer(chain, diff_id, parent, cache_id, int(size))
 
@@ -430,7 +431,7 @@ def sweep(
             wanted.add(parent)
     kept = keep_layers(store, wanted)
     kept |= {known_mount(store, name) for name in store.batch.names(store.mounts)}
-    kept |= {below for one in kept for below in store.driver.lowers(one)}
+    kept |= {below for one in kept for below in known_lowers(store, one)}
     rubbish = [one for one in store.driver.ids() if one not in kept]
     for one in rubbish:
         store.driver.remove(one)
@@ -444,6 +445,14 @@ def known_mount(store: LayerStore, name: str) -> str:
         return store.mount_id(name)
     except NotFoundError as why:
         raise IntegrityError(why.what, where=f"{store.mounts}/{name}") from why
+
+
+def known_lowers(store: LayerStore, tree: str) -> list[str]:
+    """Return the trees that a tree lies on. Raises IntegrityError."""
+    try:
+        return store.driver.lowers(tree)
+    except NotFoundError as why:
+        raise IntegrityError(f"the tree {tree[:12]} of a layer is not here") from why
 
 
 def keep_layers(store: LayerStore, chains: set[str]) -> set[str]:

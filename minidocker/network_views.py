@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from minidocker.containers import Container, ContainerStore
-from minidocker.errors import NotFoundError
+from minidocker.errors import IntegrityError, NotFoundError
 from minidocker.networks import DEFAULT, BridgeNetwork, Endpoint, Subnet, Wish
 from minidocker.oci import sha256_text
 from minidocker.program import Network
@@ -70,8 +71,10 @@ def networks_of(
         none = endpoint_fields(container, name, fixed_id(name), Wish(), None)
         return {name: none}
     here = {one.network: one for one in endpoints}
-    found = {}
-    for text, wish in sorted(wishes_of(store, container).items()):
+    found, wishes = {}, dict[str, Wish]()
+    with suppress(IntegrityError):  # `start` and `system check` tell of it
+        wishes = wishes_of(store, container)
+    for text, wish in sorted(wishes.items()):
         try:
             network = network_store(store).resolve(text)
             name, id = network.name, network.id

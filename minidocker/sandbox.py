@@ -14,12 +14,18 @@ from functools import partial
 
 from minidocker.containers import Container, ContainerStore, timestamp
 from minidocker.durable import read_json, write_lasting, write_whole
-from minidocker.errors import MinidockerError, RuntimeFault, UnsupportedError
+from minidocker.errors import (
+    IntegrityError,
+    MinidockerError,
+    RuntimeFault,
+    UnsupportedError,
+)
 from minidocker.etc_files import name_servers, network_files, write_network_files
 from minidocker.linux import CloneFlags, Prctl, prctl, setns, signal
 from minidocker.networks import (
     DEFAULT,
     OPTION,
+    TORN,
     Endpoint,
     NetworkStore,
     Wish,
@@ -52,14 +58,20 @@ def network_store(store: ContainerStore) -> NetworkStore:
 
 
 def wishes_of(store: ContainerStore, container: Container) -> dict[str, Wish]:
-    """Return the networks of a container by name, and what it wants of each."""
+    """Return the networks of a container by name, and what it wants of each.
+
+    Raises IntegrityError where that cannot be read: it gets on no other than asked for.
+    """
+    path = store.path(container.id, "networks.json")
     try:
-        found = read_json(store.path(container.id, "networks.json"))
+        return {name: wish_from(wish) for name, wish in read_json(path).items()}
     except FileNotFoundError:
         name = container.host.network_of
         own = Wish(mac=container.config.mac_address)
         return {DEFAULT if name in ("", UNSAID) else name: own}
-    return {name: wish_from(wish) for name, wish in found.items()}
+    except TORN as why:
+        what = "the record of this container's networks is damaged"
+        raise IntegrityError(what, where=path, hint=f"rm {container.name}") from why
 
 
 def write_wishes(

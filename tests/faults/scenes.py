@@ -1,8 +1,10 @@
 """Commands to break, the store they start from, and what must be true afterwards."""
 
+import importlib
 import io
 import json
 import os
+import pkgutil
 import sys
 import tarfile
 import tempfile
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import minidocker
 from faults.tracer import speak_plainly
 from minidocker.cli import main
 from minidocker.integrity import left_mounted
@@ -76,6 +79,13 @@ SCENES = {
     "load": Scene(("load", "-i", "{saved}"), makes=("saved:latest",)),
     "prune": Scene(("system", "prune", "-af"), takes=("box", "top:latest")),
 }  # fmt: skip
+
+
+def import_all() -> None:
+    """Load every chapter, for the children that commands are done in load none."""
+    for one in pkgutil.iter_modules(minidocker.__path__):
+        if one.name not in ("__main__", "the_example"):
+            importlib.import_module(f"minidocker.{one.name}")
 
 
 class Stage:

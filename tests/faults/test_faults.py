@@ -5,9 +5,7 @@ Otherwise `rm` is done whole, and of the others every STEP-th call, another one 
 """
 
 import errno
-import importlib
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -18,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-import minidocker
 from faults.replay import Moment, recorded, wrongs
-from faults.scenes import BUSYBOX, SCENES, Stage
+from faults.scenes import BUSYBOX, SCENES, Stage, import_all
 from faults.stress import stress
 from faults.tracer import (
     CHANGING,
@@ -56,9 +53,7 @@ MADE = (
 @pytest.fixture(scope="module", params=["overlay2"] + ["vfs"] * ALL)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A store in memory; every chapter is loaded, for children load none."""
-    for one in pkgutil.iter_modules(minidocker.__path__):
-        if one.name not in ("__main__", "the_example"):
-            importlib.import_module(f"minidocker.{one.name}")
+    import_all()
     shm = "/dev/shm"
     place = tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None)
     yield Stage(Path(place), request.param)

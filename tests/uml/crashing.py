@@ -10,6 +10,7 @@ whole after the next boot. Prints ``verified`` when all that was committed is wh
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -37,6 +38,11 @@ COPY f /f
 RUN echo one > /one && echo {n} > /n && rm /etc/motd
 RUN busybox seq 20000 > /numbers
 """
+
+
+def number_of(line: str) -> int:
+    """Return the number in the name of a thing that was made."""
+    return int(re.sub(r"\D", "", line.split()[1]))
 
 
 def fail(why: str) -> None:
@@ -130,12 +136,13 @@ class Store:
 
     def forget(self, lines: list[str]) -> None:
         """Remove all but the newest things, so that the disk does not fill."""
-        kept = lines[:1]
-        old = {kind: [] for kind in LISTS}
-        for kind in LISTS:
-            own = [line for line in lines[1:] if line.split()[0] == kind]
-            kept += own[-KEPT:]
-            old[kind] = [line.split()[1] for line in own[:-KEPT]]
+        numbers = sorted({number_of(line) for line in lines[1:]})[-KEPT:]
+        kept = [one for one in lines if one in lines[:1] or number_of(one) in numbers]
+        old = {kind: list[str]() for kind in LISTS}
+        for line in lines:
+            if line not in kept:
+                kind, name = line.split()[:2]
+                old[kind].append(name)
         self.note(kept)
         for kind, verb in REMOVE.items():
             if old[kind]:
