@@ -371,7 +371,8 @@ def os_words(why: OSError) -> str:
     """
     if type(why).__str__ is not OSError.__str__ or not why.strerror:
         return str(why)  # strace's line
-    where = f"{os.fsdecode(why.filename)}: " if why.filename else ""
+    named = isinstance(why.filename, (str, bytes)) and why.filename
+    where = f"{os.fsdecode(named)}: " if named else ""  # it may be a descriptor
     full = why.errno in (errno.ENOSPC, errno.EDQUOT)
     hint = "\nhint: `minidocker system prune` frees some" if full else ""
     return f"{where}{why.strerror.lower()}{hint}"

@@ -330,15 +330,18 @@ def check_scratch(survey: Survey) -> Iterator[Fault]:
 
 def check_distribution(survey: Survey) -> Iterator[Fault]:
     """Each record of where a layer came from can be read."""
-    home = f"{survey.engine.images.home}/distribution/v2metadata-by-diffid/sha256"
+    home = survey.engine.layers.origins
     for name in sorted(os.listdir(home)) if os.path.isdir(home) else ():
         path = f"{home}/{name}"
+        if not is_digest(f"sha256:{name}"):
+            yield orphan(path, "whoever made it was killed")
+            continue
         try:
             with open(path, encoding="utf-8") as file:
                 fine = all(is_digest(one["Digest"]) for one in json.load(file))
         except (ValueError, KeyError, TypeError):
             fine = False
-        if not fine or not is_digest(f"sha256:{name}"):
+        if not fine:
 
             def drop(path: str = path) -> None:
                 os.unlink(path)

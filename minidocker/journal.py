@@ -39,8 +39,7 @@ class Journal:
     """Which blobs a layer is in which repositories, below ``distribution``."""
 
     def __init__(self, layers: LayerStore) -> None:
-        home = f"{layers.root}/image/{layers.driver.name}/distribution"
-        self.by_diff_id = f"{home}/v2metadata-by-diffid/sha256"
+        self.by_diff_id = layers.origins
 
     def blobs(self, diff_id: str) -> list[Blob]:
         """Return what is known of a layer, the newest first."""

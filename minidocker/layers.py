@@ -112,6 +112,8 @@ class KnownLayers:
         self.epoch: int | None = None
         home = f"{root}/image/{driver.name}/layerdb"
         self.chains, self.mounts = f"{home}/sha256", f"{home}/mounts"
+        journal = f"{root}/image/{driver.name}/distribution"
+        self.origins = f"{journal}/v2metadata-by-diffid/sha256"
 
     def get(self, chain: str) -> Layer:
         """Return the layer of a chain id. Raises NotFoundError, IntegrityError."""
@@ -435,7 +437,16 @@ def sweep(
     rubbish = [one for one in store.driver.ids() if one not in kept]
     for one in rubbish:
         store.driver.remove(one)
+    forget_origins(store)
     return rubbish
+
+
+def forget_origins(store: LayerStore) -> None:
+    """Remove what is known of where layers came from that are here no more."""
+    known = {hex_of(store.get(chain).diff_id) for chain in store.ids()}
+    for name in os.listdir(store.origins) if os.path.isdir(store.origins) else ():
+        if name not in known:
+            os.unlink(f"{store.origins}/{name}")
 
 
 # %% What a crash leaves, and who removes it

@@ -333,6 +333,8 @@ def placed(entry: Entry, why: MinidockerError | OSError) -> Exception:
         why.where = why.where or where
         return why
     if why.errno not in NAMES_AT_FAULT:
+        if isinstance(why.filename, int):  # a descriptor, which tells nobody anything
+            why.filename = where
         return why
     return IntegrityError(os.strerror(why.errno).lower(), where=where)
 

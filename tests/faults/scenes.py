@@ -1,10 +1,12 @@
 """Commands to break, the store they start from, and what must be true afterwards."""
 
+import http.client
 import importlib
 import io
 import json
 import os
 import pkgutil
+import signal
 import sys
 import tarfile
 import tempfile
@@ -13,10 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.fake import Handler, fake_registry
+
 import minidocker
 from faults.tracer import speak_plainly
 from minidocker.cli import main
 from minidocker.integrity import left_mounted
+from minidocker.linux import Prctl, prctl
 from minidocker.trees import copy_tree, remove_path
 
 
@@ -70,9 +75,18 @@ SCENES = {
         shows=(("inspect", "-f", "{{{{.HostConfig.CpuShares}}}}", "box"), "77\n"),
     ),
     "network create": Scene(("network", "create", "new"), makes=("network:new",), again=(0, 1)),
+    "network connect": Scene(
+        ("network", "connect", "net", "box"),
+        shows=(("inspect", "-f", "{{{{range $k, $v := .NetworkSettings.Networks}}}}{{{{$k}}}} {{{{end}}}}", "box"), "bridge net \n"),
+        again=(0, 1),
+    ),
     "network rm": Scene(("network", "rm", "net"), takes=("network:net",), again=(0, 1)),
     "volume create": Scene(("volume", "create", "new"), makes=("volume:new",)),
     "volume rm": Scene(("volume", "rm", "vol"), takes=("volume:vol",), again=(0, 1)),
+    "cp": Scene(("cp", "{context}/f", "box:/copied")),
+    "cp out": Scene(("cp", "box:/y", "{out}")),
+    "pull": Scene(("pull", "{registry}/team/pulled"), makes=("{registry}/team/pulled:latest",)),
+    "push": Scene(("push", "{registry}/team/pushed")),
     "rm": Scene(("rm", "box"), takes=("box",), again=(0, 1)),
     "rmi": Scene(("rmi", "top"), takes=("top:latest",), again=(0, 1)),
     "tag": Scene(("tag", "base", "new"), makes=("new:latest",)),
@@ -81,11 +95,16 @@ SCENES = {
 }  # fmt: skip
 
 
+LATE = ("gzip", "isal.igzip", "pyroute2", "urllib3", "zstandard", "concurrent.futures.thread", "zipfile")  # fmt: skip
+
+
 def import_all() -> None:
     """Load every chapter, for the children that commands are done in load none."""
     for one in pkgutil.iter_modules(minidocker.__path__):
         if one.name not in ("__main__", "the_example"):
             importlib.import_module(f"minidocker.{one.name}")
+    for name in LATE:
+        importlib.import_module(name)
 
 
 class Stage:
@@ -100,7 +119,9 @@ class Stage:
             "other": str(place / "other.tar"),
             "context": str(place / "context"),
             "saved": str(place / "saved.tar"),
+            "out": str(place / "out.file"),
         }
+        self.server, self.files["registry"] = start_registry()
         (place / "context").mkdir()
         (place / "context/Dockerfile").write_text(DOCKERFILE)
         (place / "context/f").write_text("file\n")
@@ -118,12 +139,15 @@ class Stage:
             ("import", base, "base"),
             ("build", "-t", "saved", self.files["context"]),
             ("save", "-o", self.files["saved"], "saved"),
-            ("rmi", "saved"),
             ("import", self.files["other"], "other"),
             ("build", "-t", "top", "-f", self.top(), self.files["context"]),
             ("run", "--name", "box", "base", "sh", "-c", "echo y > /y"),
+            ("tag", "saved", "{registry}/team/pulled"),
+            ("push", "{registry}/team/pulled"),
+            ("rmi", "saved", "{registry}/team/pulled"),
             ("network", "create", "net"),
             ("volume", "create", "vol"),
+            ("tag", "other", "{registry}/team/pushed"),
             ("images", "-a"),
             ("system", "check"),
         ):
@@ -144,6 +168,13 @@ class Stage:
             remove_path(str(self.store))
         os.mkdir(self.store)
         copy_tree(str(self.first), str(self.store))
+        forget_pushed(self.files["registry"])
+
+    def end(self) -> None:
+        """Stop the registry, and remove all."""
+        os.kill(self.server, signal.SIGKILL)
+        os.waitpid(self.server, 0)
+        remove_path(str(self.place))
 
     def command(self, words: tuple[str, ...]) -> Callable[[], int]:
         """Return what does a command line on the store."""
@@ -197,13 +228,14 @@ class Stage:
         found = self.do(*LOOKS, scene.words, *LOOKS, CHECK, ("ps", "-aq"))
         there, again = names_in(found[:count]), found[count]
         later, (check, boxes) = names_in(found[count + 1 : -2]), found[-2:]
+        makes = [one.format(**self.files) for one in scene.makes]
         if status == 0:
-            wrong += lacking(scene, there)
+            wrong += lacking(scene, makes, there)
         wrong += [f"{name} is lost: {there}" for name in scene.keeps() - there]
         if again[0] not in scene.again or "Traceback" in again[1]:
             wrong.append(f"again: {again}")
         if again[0] == 0:
-            wrong += [f"again, {one}" for one in lacking(scene, later)]
+            wrong += [f"again, {one}" for one in lacking(scene, makes, later)]
         wrong += [f"{name} is lost later" for name in scene.keeps() - later]
         if check != (0, ""):
             wrong.append(f"check: {check}")
@@ -273,9 +305,9 @@ def names_in(found: list[tuple[int, str]]) -> set[str]:
     }
 
 
-def lacking(scene: Scene, there: set[str]) -> list[str]:
+def lacking(scene: Scene, makes: list[str], there: set[str]) -> list[str]:
     """Return what a command that succeeded should have made or removed."""
-    return [f"{name} was not made" for name in scene.makes if name not in there] + [
+    return [f"{name} was not made" for name in makes if name not in there] + [
         f"{name} was not removed" for name in scene.takes if name in there
     ]
 
@@ -297,6 +329,44 @@ def make_tar(path: Path, *, busybox: bool) -> None:
                 member = tarfile.TarInfo(f"bin/{name}")
                 member.type, member.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(member)
+
+
+def start_registry() -> tuple[int, str]:
+    """Start a registry that dies with us; return its process and its host and port."""
+    heard, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
+            with fake_registry() as fake:
+                fake.fault = forgets
+                os.write(told, fake.host.encode())
+                os.close(told)
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(told)
+    with open(heard) as file:
+        return child, file.read()
+
+
+def forgets(it: Handler) -> bool:
+    """Drop what was pushed, when the registry is asked for it."""
+    if it.path != "/forget":
+        return False
+    for kept in (it.fake.blobs, it.fake.manifests):
+        for key in [key for key in kept if key[0] == "team/pushed"]:
+            del kept[key]
+    it.reply(200)
+    return True
+
+
+def forget_pushed(host: str) -> None:
+    """Have the registry drop what was pushed, so that it must be sent again."""
+    channel = http.client.HTTPConnection(host)
+    channel.request("GET", "/forget")
+    channel.getresponse().read()
+    channel.close()
 
 
 def reaped() -> None:

@@ -31,7 +31,6 @@ from faults.tracer import (
 )
 from minidocker import durable
 from minidocker.engine import Engine
-from minidocker.trees import remove_path
 
 
 pytestmark = pytest.mark.root
@@ -56,8 +55,9 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     import_all()
     shm = "/dev/shm"
     place = tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else None)
-    yield Stage(Path(place), request.param)
-    remove_path(place)
+    made = Stage(Path(place), request.param)
+    yield made
+    made.end()
 
 
 def chosen(count: int, *, whole: bool) -> list[int]:

@@ -10,7 +10,6 @@ import pytest
 
 from faults.scenes import Stage, import_all
 from faults.torn import COMMANDS, EVERYTHING, records, unclear, wrongs
-from minidocker.trees import remove_path
 
 
 pytestmark = pytest.mark.root
@@ -35,8 +34,9 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A store in memory with everything in it."""
     import_all()
     place = tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    yield FullStage(Path(place), request.param)
-    remove_path(place)
+    made = FullStage(Path(place), request.param)
+    yield made
+    made.end()
 
 
 def test_of_the_store_that_is_whole_every_command_is_done(stage: Stage) -> None:
