@@ -15,25 +15,30 @@ import time
 from collections.abc import Iterator
 from contextlib import (
     AbstractContextManager,
+    closing,
     contextmanager,
     nullcontext,
     suppress,
 )
+from functools import partial
 
 from minidocker.devices import (
     BLOCK,
     Call,
     DeviceMapper,
     arm,
+    devices,
     find,
     heard,
     parse_status,
     remove,
     status,
+    tell,
 )
-from minidocker.drivers import Mountable, StorageDriver, shown
+from minidocker.drivers import Mountable, StorageDriver, Stray, shown
 from minidocker.errors import (
     ConflictError,
+    IntegrityError,
     MinidockerError,
     NotFoundError,
 )
@@ -49,10 +54,20 @@ from minidocker.mounts import (
     mountinfo,
     umount2,
 )
-from minidocker.poolrecords import FILE_SYSTEMS, PoolOptions, Records
+from minidocker.poolmetadata import (
+    MetadataDisk,
+    PoolContents,
+    metadata_faults,
+    read_contents,
+    read_counts,
+    read_superblock,
+)
+from minidocker.poolrecords import BASE, FILE_SYSTEMS, PoolOptions, Records, Thin
 from minidocker.thinpool import (
+    GONE,
     LOW_WATER,
     Disks,
+    Session,
     activate_layer,
     base_device,
     find_disks,
@@ -71,6 +86,9 @@ if TYPE_CHECKING:
 
 
 # %% Mounting a layer
+GRACE = 3.0  # seconds that a device may be gone, or not be there yet
+
+
 class ThinRoot(Mountable):
     """The root of a layer, which is mounted from its thin device."""
 
@@ -84,8 +102,7 @@ class ThinRoot(Mountable):
         disks, thin = self.driver.disks, self.driver.records.layer(self.layer)
         place = disks.place(self.layer)
         with open_session(disks) as session:
-            device = activate_layer(session, self.layer, thin)
-            mount_device(device, place, disks.options.fs, self.writable)
+            mount_layer(session, self.layer, thin, place, self.writable)
             remove(session.dm, session.device(self.layer), deferred=True)
             try:  # while no other thread may mount the device at this place
                 mount(f"{place}/rootfs", target, None, MountFlags.BIND)
@@ -104,6 +121,24 @@ class ThinRoot(Mountable):
         }
 
 
+def mount_layer(
+    session: Session, layer: str, thin: Thin, place: str, writable: bool
+) -> None:
+    """Activate a layer's device and mount it, anew where it went in between.
+
+    That of an earlier mount goes when its last user does, and asks nobody.
+    """
+    until = time.monotonic() + GRACE
+    while True:
+        device = activate_layer(session, layer, thin)
+        try:
+            return mount_device(device, place, session.disks.options.fs, writable)
+        except SysError as why:
+            if why.errno not in GONE or time.monotonic() > until:
+                raise
+        time.sleep(0.005)
+
+
 def mount_device(device: str, place: str, fs: str, writable: bool) -> None:
     """Mount a device; read-only unless somebody has it mounted for writing already."""
     options = FILE_SYSTEMS[fs].options
@@ -117,9 +152,6 @@ def mount_device(device: str, place: str, fs: str, writable: bool) -> None:
 
 
 # %% Who hears the alarm
-GRACE = 3.0  # seconds that the pool may be gone, or not be there yet
-
-
 def watch(disks: Disks) -> None:
     """Attend the pool until it is gone; there is one watcher, the others return."""
     fd = os.open(f"{disks.home}/watch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -195,6 +227,33 @@ def let_go(home: str) -> None:
         if one.source.startswith("/dev/dm-") or one.target.startswith(home):
             with suppress(OSError):
                 umount2(one.target, UmountFlags.DETACH)
+
+
+# %% Looking into the pool
+def inspect(session: Session) -> tuple[PoolContents, list[str]]:
+    """Return what the pool's metadata says, and what in it does not agree.
+
+    Uses are counted while no layer is mounted. Raises IntegrityError.
+    """
+    own = f"{session.disks.prefix}-"
+    others = {one for one in devices(session.dm) if one.startswith(own)}
+    idle = others <= {session.pool.name}
+    with held_root(session), closing(MetadataDisk(session.disks.pool.metadata)) as disk:
+        found = read_contents(disk, held=True)
+        counts = read_counts(disk, read_superblock(disk).space) if idle else None
+        return found, list(metadata_faults(found, counts))
+
+
+@contextmanager
+def held_root(session: Session) -> Iterator[None]:
+    """Have the pool hold the roots of its trees as they are now, for a block."""
+    with suppress(SysError):  # somebody was killed while it held one
+        tell(session.dm, session.pool, "release_metadata_snap")
+    tell(session.dm, session.pool, "reserve_metadata_snap")
+    try:
+        yield
+    finally:
+        tell(session.dm, session.pool, "release_metadata_snap")
 
 
 # %% The driver
@@ -328,6 +387,13 @@ class Devicemapper(ThinLayers):
         """Ask the pool, and compare the layers' files with it and with each other."""
         with open_session(self.disks) as session:
             now = session.status()
+            try:
+                found, wrong = inspect(session)
+            except IntegrityError as why:
+                yield "", f"the pool's metadata cannot be read: {why}"
+                return
+        yield from (("", what) for what in wrong)
+        there = {one.id for one in found.devices}
         if now.mode != "rw" or now.needs_check:
             check = ", and its metadata needs thin_check" if now.needs_check else ""
             yield "", f"the thin pool is in mode {now.mode}{check}"
@@ -336,8 +402,40 @@ class Devicemapper(ThinLayers):
             thin = self.records.layer(layer)
             if thin.transaction_id > now.transaction:
                 yield layer, "the pool does not know the transaction that made it"
+            if thin.device_id not in there:
+                yield layer, f"its device {thin.device_id} is not in the pool"
             if seen.setdefault(thin.device_id, layer) != layer:
                 yield layer, f"layer {seen[thin.device_id][:12]} has the same device"
+
+    def strays(self) -> list[Stray]:
+        """Return the pool's devices that are no layer's, and not the base."""
+        with open_session(self.disks) as session:
+            found, _ = inspect(session)
+        layers = [*self.ids(), BASE]
+        known = {int(self.records.read(one).get("device_id", 0)) for one in layers}
+        return [
+            Stray(
+                f"thin device {one.id}",
+                found.own({one.id}),
+                partial(self.remove_device, one.id),
+            )
+            for one in found.devices
+            if one.id not in known
+        ]
+
+    def remove_device(self, id: int) -> None:
+        """Delete a device that is no layer's: it becomes one, and that is removed."""
+        name, size = f"stray-{id}", self.disks.options.base_size
+        self.records.write(name, Thin(id, size, 0, initialized=True).to_json())
+        self.remove(name)
+
+    def space(self, layers: list[str]) -> list[int]:
+        """Return the bytes of the blocks that each has and no other device."""
+        if not layers:
+            return []
+        with open_session(self.disks) as session:
+            found, _ = inspect(session)
+        return [found.own({self.records.layer(one).device_id}) for one in layers]
 
 
 # %% The driver

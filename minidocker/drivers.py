@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from minidocker.errors import (
@@ -43,6 +43,14 @@ if TYPE_CHECKING:
 
 
 # %% The nouns: how a root is mounted
+class Stray(Record):
+    """Something of a driver's that is no layer: its name, bytes, and how it goes."""
+
+    name: str
+    size: int
+    remove: Callable[[], object]
+
+
 class Directory(Record):
     """A root that is a plain directory, to be bound."""
 
@@ -143,6 +151,10 @@ class ProtoDriver(ABC):
     def remove(self, layer: str) -> None:
         """Remove a layer, or what a crash left of it; nothing if there is none."""
 
+    def strays(self) -> list[Stray]:
+        """Return what takes space and is no layer; mostly there can be nothing."""
+        return []
+
     def held(self) -> AbstractContextManager[None]:
         """Keep what the driver needs meanwhile for a ``with`` block: mostly nothing."""
         return nullcontext()
@@ -221,6 +233,14 @@ class StorageDriver(ProtoDriver):
                         found[st.st_dev, st.st_ino] = st.st_size
         return sum(found.values())
 
+    def space(self, layers: list[str]) -> list[int]:
+        """Return the bytes on disk that come back when each is removed."""
+        found = []
+        for layer in layers:
+            with self.opened(layer) as tree:
+                found.append(bytes_below(tree))
+        return found
+
     def sync(self, layer: str) -> None:
         """Put the layer's data on disk, so that it may be named."""
         from minidocker.linux import syncfs
@@ -234,6 +254,17 @@ class StorageDriver(ProtoDriver):
 
 
 # %% The contract
+def bytes_below(top: str) -> int:
+    """Return the bytes that the files below a directory take on the disk."""
+    found: dict[int, int] = {}
+    for place, _, names in os.walk(top):
+        for name in names:
+            with suppress(FileNotFoundError):
+                st = os.lstat(f"{place}/{name}")
+                found[st.st_ino] = st.st_blocks * 512
+    return sum(found.values())
+
+
 @contextmanager
 def shown(view: RootView, target: str) -> Iterator[str]:
     """Yield a directory that shows a view; mount and unmount if it takes a mount."""

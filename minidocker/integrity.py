@@ -29,6 +29,7 @@ from minidocker.oci import ImageConfig, chain_ids, hex_of, is_digest, short_id
 from minidocker.records import Record
 from minidocker.sandbox import wishes_of
 from minidocker.storing import used_volumes
+from minidocker.tables import human_size
 from minidocker.volumes import VolumeStore
 
 
@@ -247,13 +248,19 @@ def check_trees(survey: Survey) -> Iterator[Fault]:
     for tree, what in driver.faults():
         where = f"tree {tree[:12]}" if tree else driver.name
         if not tree:
-            yield Fault(where, what, "see chapter `thinpool`")
+            yield Fault(where, what, "see chapter `poolmetadata`")
         elif owner.get(tree) in survey.needed:
             yield Fault(where, what, survey.again(owner[tree]))
         elif used.get(tree) in survey.boxes - survey.torn:
             yield Fault(where, what, f"`minidocker rm {used[tree][:12]}`")
-    for tree in sorted(survey.trees - owner.keys() - used.keys()):
-        yield orphan(f"tree {tree[:12]}", "it is no layer's and no container's")
+    lost = sorted(survey.trees - owner.keys() - used.keys())
+    for tree, size in zip(lost, driver.space(lost), strict=True):
+        what = f"it is no layer's and no container's, and has {human_size(size)}"
+        yield orphan(f"tree {tree[:12]}", what)
+    with suppress(IntegrityError):  # which is one of the driver's faults
+        for one in driver.strays():
+            what = f"it is no layer's, and has {human_size(one.size)}"
+            yield mended(one.name, what, "gives them back", one.remove)
 
 
 # %% Containers, and what was being made
