@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 # %% Each step has its words
 WORDS = {
-    word: flags
+    word: int(flags)
     for word, flags in MOUNT_WORDS.items()
     if flags and word not in ("rbind", "remount")
 }
@@ -63,7 +63,8 @@ def options_of(flags: MountFlags, data: str = "") -> list[str]:
     >>> options_of(MountFlags.RDONLY | MountFlags.NOSUID, "mode=755,size=1k")
     ['nosuid', 'ro', 'mode=755', 'size=1k']
     """
-    words = [word for word, bits in WORDS.items() if flags & bits]
+    given = int(flags)
+    words = [word for word, bits in WORDS.items() if given & bits]
     return words + [word for word in data.split(",") if word]
 
 

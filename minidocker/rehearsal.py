@@ -23,7 +23,7 @@ from minidocker.namespaces import Filesystem, MountStep
 from minidocker.networks import DEFAULT
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import Network
-from minidocker.runtime import whole_user
+from minidocker.runtime import labelled, whole_user
 from minidocker.sandbox import UNSAID, bindings_of
 from minidocker.security import prepared
 from minidocker.supervisor import container_group, leave_group, whole_spec
@@ -64,7 +64,7 @@ def explained(store: ContainerStore, container: Container) -> str:
     try:
         plan = process_spec(store, container)
         spec = whole_spec(plan, container, group).replace(netns=0 if bridged else -1)
-        spec = spec.replace(security=prepared(spec.security))
+        spec = labelled(spec.replace(security=prepared(spec.security)))
         with tree_of(store, container) as root:
             user = whole_user(root, spec)
             mounts = tuple(settled(step, root) for step in spec.mounts)

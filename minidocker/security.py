@@ -148,6 +148,7 @@ PERSONALITIES = (0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)  # the last one only a
 
 
 @lru_cache(4)  # the filter and the bundle both ask
+@lru_cache(4)  # asked for twice: to be loaded, and to be written down
 def docker_profile(capabilities: int, machine: Machine) -> Profile:
     """Return Docker's default profile for a mask of capabilities."""
     given = {

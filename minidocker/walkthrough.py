@@ -271,6 +271,9 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     yield Call("clone3", args, why, "unshare --fork --pid --mount ...", "namespaces")
     if joins:
         yield Call("setns", "FD, CLONE_NEWPID", "(the parent's) back at home")
+    if profile := spec.security.profile:
+        why, shell = "AppArmor's profile, from the execve on", f"aa-exec -p {profile}"
+        yield Call("write", f'FD, "exec {profile}"', why, shell, "labels")
     for place in spec.group.joined if spec.group else ():
         shell = f"echo $$ > {place}/cgroup.procs"
         yield Call("write", 'FD, "0"', "from here on its limits hold", shell, "cgroups")
