@@ -1,12 +1,14 @@
 """A store of each driver, with one small image."""
 
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cli.stage import Stage, stage
 from cli.store import Store
 
 
@@ -72,3 +74,26 @@ def store(
     if left:
         found("rm", "-f", *left)
     assert not left, "a test must remove its containers"
+
+
+@pytest.fixture
+def host() -> Iterator[Stage]:
+    """A host of our own, with a network beside it."""
+    with stage() as found:
+        yield found
+
+
+@pytest.fixture
+def shop(host: Stage, imported: Callable[[str], Path]) -> Iterator[Store]:
+    """A store in the stage's host; its containers and networks are removed."""
+    store = Store(imported("overlay2"))
+    shutil.rmtree(store.root / "networks", ignore_errors=True)
+    yield store
+    clean(store)
+
+
+def clean(store: Store) -> None:
+    """Remove all containers, and the networks that nobody uses."""
+    if ids := store.says("ps", "-aq").split():
+        store("rm", "-f", *ids)
+    store("network", "prune", "-f")

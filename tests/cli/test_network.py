@@ -2,20 +2,19 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from cli.stage import HOST, OUTSIDE, Stage, fetch, left, run, stage, wait_until
+from cli.stage import HOST, OUTSIDE, Stage, fetch, left, run, wait_until
 from cli.store import Store
 
 
@@ -23,24 +22,6 @@ pytestmark = pytest.mark.root
 
 SERVER = "exec busybox nc -ll -p {port} -e echo served"
 SLEEP = ("small:v1", "sleep", "600")
-
-
-@pytest.fixture
-def host() -> Iterator[Stage]:
-    with stage() as found:
-        yield found
-
-
-@pytest.fixture
-def shop(host: Stage, imported: Callable[[str], Path]) -> Iterator[Store]:
-    """A store in the stage's host; its containers are removed."""
-    store = Store(imported("overlay2"))
-    shutil.rmtree(store.root / "networks", ignore_errors=True)
-    yield store
-    left = store.says("ps", "-aq").split()
-    if left:
-        store("rm", "-f", *left)
-    store("network", "prune", "-f")
 
 
 def serve(store: Store, name: str, port: int, *flags: str) -> None:

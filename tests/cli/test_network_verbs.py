@@ -10,32 +10,14 @@ from pathlib import Path
 import pytest
 from peers import running
 
-from cli.stage import HOST, OUTSIDE, Stage, left, stage, wait_until
+from cli.conftest import clean
+from cli.stage import HOST, OUTSIDE, Stage, left, wait_until
 from cli.store import Store
 
 
 pytestmark = pytest.mark.root
 
 SLEEP = ("small:v1", "sleep", "600")
-
-
-@pytest.fixture
-def host() -> Iterator[Stage]:
-    with stage() as found:
-        yield found
-
-
-@pytest.fixture
-def shop(host: Stage, imported: Callable[[str], Path]) -> Iterator[Store]:
-    store = Store(imported("overlay2"))
-    yield store
-    clean(store)
-
-
-def clean(store: Store) -> None:
-    if ids := store.says("ps", "-aq").split():
-        store("rm", "-f", *ids)
-    store("network", "prune", "-f")
 
 
 def lookup(store: Store, who: str, name: str) -> list[str]:
