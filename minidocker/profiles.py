@@ -138,6 +138,7 @@ WORDS = {
 def words_for(found: dict[str, Any], machine: Machine) -> set[str]:
     """Return the machines that a profile names for use on this one.
 
+    >>> from minidocker.seccomp import MACHINES
     >>> here = MACHINES["x86_64"]
     >>> sub = {"architecture": here.word, "subArchitectures": ["SCMP_ARCH_X86"]}
     >>> words_for({"archMap": [sub]}, here)
