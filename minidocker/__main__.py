@@ -1,6 +1,11 @@
-"""``python -m minidocker``."""
+"""``python -m minidocker``, and the program ``minidocker``."""
 
-from minidocker.cli import script
+import gc
+
+
+gc.set_threshold(50_000)  # before anything is imported, see `script`
+
+from minidocker.cli import script  # noqa: E402
 
 
 if __name__ == "__main__":

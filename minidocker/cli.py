@@ -386,11 +386,9 @@ def end(status: int) -> None:
 
 
 def script() -> None:
-    """Be the program ``minidocker``.
+    """Be the program ``minidocker``; ``__main__`` has put off looking for cycles.
 
-    What a short life leaves of cycles may wait: looking for them costs a millisecond.
+    What a short life leaves of them may wait: a look at all that was imported so far
+    costs a millisecond.
     """
-    import gc
-
-    gc.set_threshold(50_000)
     end(main())

@@ -37,7 +37,7 @@ def test_a_wheel_is_the_same_whenever_it_is_built(tmp_path: Path) -> None:
     with zipfile.ZipFile(first) as found:
         names = set(found.namelist())
         points = found.read("minidocker-0.1.0.dist-info/entry_points.txt").decode()
-    assert "minidocker=minidocker.cli:script" in points.replace(" ", "")
+    assert "minidocker=minidocker.__main__:script" in points.replace(" ", "")
     modules = {f"minidocker/{p.name}" for p in (ROOT / "minidocker").glob("*.py")}
     assert modules | {"minidocker/py.typed"} == {
         n for n in names if "dist-info" not in n
