@@ -59,10 +59,27 @@ def owner_namespace(pid: int) -> int:
         os.close(mounts)
 
 
+# %% Which namespaces, and whose
+def needs_middle(flags: CloneFlags, spec: ProcessSpec) -> bool:
+    """Say whether the program must be the child of a process that has gone inside."""
+    return bool(flags & CloneFlags.NEWUSER) or bool(spec.oom_score_adj)
+
+
+def stand_between(channel: socket) -> None:
+    """Clone; return in the child. The parent waits for it, and ends as it does."""
+    pid, _ = clone3(CloneFlags(0))
+    if pid:
+        channel.close()
+        os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os._exit(code if code >= 0 else 128 - code)
+
+
+# %% Which namespaces, and whose
 def join_container(
     pidfd: int, owner: int, flags: CloneFlags, spec: ProcessSpec, channel: socket
 ) -> NoReturn:
-    """Enter the namespaces, and run the program in a child there."""
+    """Enter the namespaces, and run the program; in a child where NEWPID is one."""
     die_with_parent(channel)
     if spec.security.profile:
         from minidocker.labels import label_next_execve
@@ -76,12 +93,8 @@ def join_container(
     if flags & CloneFlags.NEWUSER:
         setns(owner, CloneFlags.NEWUSER)
     setns(pidfd, flags & ~CloneFlags.NEWUSER)
-    pid, _ = clone3(CloneFlags(0))
-    if pid:
-        channel.close()
-        os.closerange(0, os.sysconf("SC_OPEN_MAX"))
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os._exit(code if code >= 0 else 128 - code)
+    if flags & CloneFlags.NEWPID:
+        stand_between(channel)
     slave = -1
     if spec.tty:
         slave = new_terminal(os.open("/", PLACE), spec, channel)
@@ -97,15 +110,46 @@ def target_of(pid: int) -> tuple[int, int]:
         owner = owner_namespace(pid)
         return pidfd_open(pid), owner
     except OSError as why:
-        if why.errno in {errno.ESRCH, errno.ENOENT}:
-            raise ConflictError("the container is not running any more") from why
+        raise_if_ended(why)
         raise
+
+
+def raise_if_ended(why: OSError) -> None:
+    """Raise ConflictError for an error that means that a container has ended.
+
+    Nobody is born in a pid namespace whose first process has ended: ENOMEM.
+    """
+    if why.errno in {errno.ESRCH, errno.ENOENT, errno.ENOMEM}:
+        raise ConflictError("the container is not running any more") from why
+
+
+def clone_there(
+    spec: ProcessSpec, target: int, flags: CloneFlags
+) -> tuple[int, int, CloneFlags]:
+    """Clone, in the pid namespace if we may; return what of ``flags`` is left to do.
+
+    The child is born hidden: processes inside may not look into it.
+    """
+    if needs_middle(flags, spec) or not flags & CloneFlags.NEWPID:
+        return *clone_into(spec, CloneFlags(0), {}), flags
+    before = prctl(Prctl.GET_DUMPABLE)
+    prctl(Prctl.SET_DUMPABLE, 0)
+    child = -1
+    try:
+        child, pidfd = clone_into(spec, CloneFlags(0), {"pid": target})
+    except OSError as why:
+        raise_if_ended(why)
+        raise
+    finally:
+        if child:
+            prctl(Prctl.SET_DUMPABLE, before)
+    return child, pidfd, flags & ~CloneFlags.NEWPID
 
 
 def exec_in(pid: int, spec: ProcessSpec) -> Process:
     """Start a process in the container whose first process is ``pid``.
 
-    The returned Process is the one in the middle; its end is the program's. Works
+    The returned Process may be one in the middle; its end is the program's. Works
     from outside the container's user namespace, for its owner. Raises as ``start``.
     """
     spec = labelled(spec.replace(security=prepared(spec.security)))
@@ -113,10 +157,10 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     try:
         flags = namespaces_to_join(pid)
         ours, theirs = new_channel()
-        child, pidfd = clone_into(spec, CloneFlags(0), {})
+        child, pidfd, rest = clone_there(spec, target, flags)
         if child == 0:
             ours.close()
-            in_child(theirs, lambda: join_container(target, owner, flags, spec, theirs))
+            in_child(theirs, lambda: join_container(target, owner, rest, spec, theirs))
         theirs.close()
     finally:
         os.close(target)
