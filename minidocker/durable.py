@@ -98,8 +98,8 @@ def is_written(path: str) -> bool:
 
 def read_json(path: str) -> dict[str, Any]:
     """Return the object in a JSON file. Raises ValueError when there is none in it."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        found = parse_json(file.read())
+    with open(path, "rb") as file:
+        found = parse_json(file.read().decode(errors="surrogateescape"))
     if not isinstance(found, dict):
         raise ValueError(f"{path}: not a JSON object")
     return found

@@ -207,5 +207,5 @@ def supported(scratch: str) -> None:
 
 def is_first_user_namespace() -> bool:
     """Whether user ids are not mapped: the whole range stands for itself."""
-    with open("/proc/self/uid_map") as lines:
-        return lines.read().split() == ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map", "rb") as lines:
+        return lines.read().split() == [b"0", b"0", b"4294967295"]

@@ -352,11 +352,12 @@ def read_table(root: int, path: str, fields: int) -> list[list[str]]:
         handle = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise RuntimeFault("not a regular file", where=path)
-    with open(handle, "rb") as file:
-        text = os.fsdecode(file.read(MOST_OF_A_FILE))
+    with open(handle, "rb") as file:  # as many bytes as it has: asked for are mapped
+        text = os.fsdecode(file.read(min(status.st_size, MOST_OF_A_FILE)))
     lines = (line.strip() for line in text.split("\n"))
     return [line.split(":", fields) for line in lines if line and line[0] != "#"]
 

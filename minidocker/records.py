@@ -26,9 +26,6 @@ else:
 
 
 # %% A class body, before it is a class
-SET = object.__setattr__  # the one way into a frozen record
-
-
 def annotations_of(space: dict[str, Any]) -> list[str]:
     """Return the names of the fields that a class body declares, in order."""
     notes = space.get("__annotations__", {})
@@ -52,10 +49,14 @@ class RecordType(type):
         space["__slots__"] = [n for n in own if n not in fields]
         space["__match_args__"] = fields + tuple(space["__slots__"])
         space["_defaults"] = defaults
-        made = super().__new__(cls, name, bases, space)
-        found = (getattr(made, n).__set__ for n in space["__match_args__"])
-        made._puts = tuple(found)  # type: ignore[attr-defined]
-        return made
+        space["_puts"] = ()
+        return super().__new__(cls, name, bases, space)
+
+    def learn(cls) -> tuple[Any, ...]:
+        """Return the functions that set each field; found when the first is made."""
+        made: Any = cls
+        made._puts = tuple(getattr(cls, n).__set__ for n in made.__match_args__)
+        return made._puts  # type: ignore[no-any-return]
 
 
 # %% The record
@@ -75,9 +76,9 @@ class Record(metaclass=RecordType):
     _puts: ClassVar[tuple[Any, ...]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        fields = self.__match_args__
+        fields, puts = self.__match_args__, self._puts or type(self).learn()
         if len(args) == len(fields) and not kwargs:
-            for put, value in zip(self._puts, args):  # noqa: B905
+            for put, value in zip(puts, args):  # noqa: B905
                 put(self, value)
             return
         if len(args) > len(fields):
@@ -86,10 +87,10 @@ class Record(metaclass=RecordType):
         if extra := kwargs.keys() - set(fields[len(args) :]):
             raise TypeError(f"{type(self).__name__} has no free field {min(extra)!r}")
         values = self._defaults | given | kwargs
-        for name in fields:
+        for put, name in zip(puts, fields):  # noqa: B905
             if name not in values:
                 raise TypeError(f"{type(self).__name__} needs {name!r}")
-            SET(self, name, values[name])
+            put(self, values[name])
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen: cannot set {name!r}")
@@ -128,32 +129,37 @@ class Record(metaclass=RecordType):
 
 # %% Closed sets
 class EnumType(type):
-    """Make the plain values of a class body members of the class."""
+    """Make the plain values of a class body members of the class, one by one."""
 
-    __members__: dict[str, Any]
-    _by_value: dict[Any, Any]
+    _values: dict[str, Any]
 
     def __new__(
         cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **options: Any
     ) -> EnumType:
-        """Make the class, then its members; of equal values the first is the member."""
+        """Make the class; no two of its values are equal."""
         own = [n for n in space if n[0] != "_" and not hasattr(space[n], "__get__")]
-        values = {n: space.pop(n) for n in own}
-        made: Any = super().__new__(cls, name, bases, space, **options)
-        made.__members__, made._by_value = {}, {}
-        for key, value in values.items():
-            member = made._by_value.get(value)
-            if member is None:
-                number = issubclass(made, int)
-                member = int.__new__(made, value) if number else object.__new__(made)
-                member.name, member.value = key, value
-                made._by_value[value] = member
-            made.__members__[key] = member
-            setattr(made, key, member)
-        return made  # type: ignore[no-any-return]
+        space["_values"] = {n: space.pop(n) for n in own}
+        return super().__new__(cls, name, bases, space, **options)
+
+    def __getattr__(cls, name: str) -> Any:
+        """Make a member that is asked for the first time."""
+        if name not in cls._values:
+            raise AttributeError(f"{cls.__name__} has no {name!r}")
+        value = cls._values[name]
+        made: Any = cls
+        member = (
+            int.__new__(made, value) if issubclass(cls, int) else object.__new__(made)
+        )
+        member.name, member.value = name, value
+        setattr(cls, name, member)
+        return member
 
     def __iter__(cls) -> Iterator[Any]:
-        return iter(cls._by_value.values())
+        return (getattr(cls, name) for name in cls._values)
+
+    @property
+    def __members__(cls) -> dict[str, Any]:
+        return {name: getattr(cls, name) for name in cls._values}
 
     def __getitem__(cls, name: str) -> Any:
         return cls.__members__[name]
@@ -166,9 +172,10 @@ if not TYPE_CHECKING:
         """A member of a closed set; ``Enum(value)`` finds it, or raises ValueError."""
 
         def __new__(cls, value):
-            if value not in cls._by_value:
-                raise ValueError(f"{value!r} is not a valid {cls.__name__}")
-            return cls._by_value[value]
+            for name, one in cls._values.items():
+                if one == value:
+                    return getattr(cls, name)
+            raise ValueError(f"{value!r} is not a valid {cls.__name__}")
 
         def __reduce__(self):
             return type(self), (self.value,)
