@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
-from minidocker.container_verbs import open_engine, print_text
+from minidocker.container_verbs import Needs, open_engine, print_text
 from minidocker.containers import Container, Status
 from minidocker.engine import Engine
 from minidocker.errors import ConflictError, NotFoundError, UnsupportedError
@@ -25,6 +26,7 @@ from minidocker.sandbox import (
     network_store,
     read_settings,
     serve_names,
+    where_bridges_are,
     wishes_of,
     write_files,
     write_settings,
@@ -46,8 +48,6 @@ def check_connectable(container: Container, name: str) -> None:
     if name == "none" or kind is Network.NONE:
         what = "container cannot be connected to multiple networks with one of the "
         raise ConflictError(f"{what}networks in private (none) mode")
-    if not is_first_user_namespace():
-        raise UnsupportedError("networks of bridges need root")
 
 
 # %% Join and leave
@@ -59,7 +59,7 @@ def connect(given: Given) -> int:
         aliases=given.list("alias"),
     )
     text, who = given.args
-    engine = open_engine(given)
+    engine = open_engine(given, Needs.TREES)
     container = engine.containers.resolve(who)
     check_connectable(container, text)
     store = network_store(engine.containers)
@@ -82,14 +82,21 @@ def connect_running(
     """Put a container that runs on one more network."""
     store = engine.containers
     before, ports = read_settings(store, container.id)
+    if not before and not is_first_user_namespace():
+        what = f"container {container.name} has an uplink of its own while it runs"
+        raise UnsupportedError(what, hint="stop it, connect it, and start it again")
     netns = open_netns(f"/proc/{pid}/ns/net")
-    try:
+
+    def plug_in() -> None:
         who = blank(container, wish)
         after = [*before, join(network_store(store), network.name, who, netns)]
         write_settings(store, container, after, ports=ports)
         if has_names(after) and not has_names(before):
             serve_names(store, container, netns)
         write_files(store, container, after)
+
+    try:
+        where_bridges_are(store, plug_in)
     finally:
         os.close(netns)
 
@@ -98,7 +105,7 @@ def connect_running(
 def disconnect(given: Given) -> int:
     """``network disconnect [OPTIONS] NETWORK CONTAINER``"""
     text, who = given.args
-    engine = open_engine(given)
+    engine = open_engine(given, Needs.TREES)
     store, container = engine.containers, engine.containers.resolve(who)
     if text == "host" or container.host.network is Network.HOST:
         check_connectable(container, "host")
@@ -117,7 +124,8 @@ def disconnect(given: Given) -> int:
             gone = [one for one in before if one.network == network.name]
             rest = [one for one in before if one.network != network.name]
             for one in gone:
-                part(network_store(store), one, rest, netns)
+                pull = partial(part, network_store(store), one, rest, netns)
+                where_bridges_are(store, pull)
         finally:
             os.close(netns)
         write_settings(store, container, rest, ports=ports)

@@ -80,6 +80,10 @@ def sweep_bridges(root: str) -> None:
     """Take down networks that are up and whose containers have died."""
     with suppress(FileNotFoundError):
         if os.listdir(f"{root}/networks/up"):
+            from minidocker.overlayfs import is_first_user_namespace
+
+            if os.geteuid() or not is_first_user_namespace():
+                return  # they are in a namespace of their own, and end with it
             from minidocker.containers import timestamp
             from minidocker.networks import NetworkStore
             from minidocker.wiring import sweep_networks

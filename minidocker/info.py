@@ -164,7 +164,7 @@ def network() -> Finding:
         refused = attempt(a_bridge)
     else:
         try:
-            how = f"by {find_uplink().name}, without bridges"
+            how = f"by {find_uplink().name}; named networks by bridges of one's own"
         except MinidockerError as why:
             refused = why.what
     return judged("Network", refused, how, "containers have the loopback only: ")

@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from minidocker.container_verbs import notice
 from minidocker.containers import Container
 from minidocker.engine import Engine
-from minidocker.errors import NotFoundError, UnsupportedError, UsageError
+from minidocker.errors import NotFoundError, UsageError
 from minidocker.flags import Given
 from minidocker.networks import DEFAULT, Wish, check_wish
 from minidocker.oci import ContainerConfig
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import HostConfig, Network, PortBinding
 from minidocker.publishing import close_openings, numbers_in, open_ports
 from minidocker.rtnetlink import packed
@@ -229,9 +228,6 @@ def check_network(engine: Engine, host: HostConfig, wish: Wish) -> None:
             raise UsageError(f"{what}defined networks")
     if host.network is not Network.BRIDGE:
         return
-    if name != DEFAULT and not is_first_user_namespace():
-        what = f"network {name} is a bridge, which needs root"
-        raise UnsupportedError(what, hint="without root there is the default network")
     try:
         check_wish(network_store(engine.containers).resolve(name), wish)
     except NotFoundError:

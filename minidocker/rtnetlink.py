@@ -252,7 +252,7 @@ def routes(kernel: Netlink, family: int) -> Iterator[tuple[str, int]]:
 
 
 # %% A namespace to be prepared
-OWN = "/proc/self/ns/net"
+OWN = "/proc/thread-self/ns/net"
 
 
 def open_netns(path: str = OWN) -> int:
@@ -262,7 +262,7 @@ def open_netns(path: str = OWN) -> int:
 
 @contextmanager
 def inside(netns: int) -> Iterator[None]:
-    """Be in another network namespace for a ``with`` block. One thread only."""
+    """Be in another network namespace for a ``with`` block: this thread only."""
     home = open_netns()
     try:
         setns(netns, CloneFlags.NEWNET)

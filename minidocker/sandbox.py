@@ -382,10 +382,12 @@ def sandbox(store: ContainerStore, container: Container) -> Iterator[int]:
     """
     with ExitStack() as stack:
         openings = open_all(store, container, stack)
-        if not is_first_user_namespace():
-            netns = uplinked(store, container, openings, stack)
-        else:
+        if is_first_user_namespace():
             netns = bridged(store, container, openings, stack)
+        elif set(wishes_of(store, container)) != {DEFAULT}:
+            netns = shared(store, container, openings, stack)
+        else:
+            netns = uplinked(store, container, openings, stack)
         yield netns
 
 
@@ -413,6 +415,49 @@ def bridged(
         more, sockets = names_service(store, container, netns, stack)
         services, keep = services + more, keep + sockets
     stack.enter_context(attendant(services, keep))
+    return netns
+
+
+def where_bridges_are(store: ContainerStore, work: Callable[[], None]) -> None:
+    """Do ``work`` in the host's network, or in the commons of a user without root."""
+    if is_first_user_namespace():
+        work()
+        return
+    from minidocker.commons import commons, within
+
+    root = os.path.dirname(store.root)
+    with commons(root, partial(tell_once, store)) as here:
+        within(here, work)
+
+
+def shared(
+    store: ContainerStore,
+    container: Container,
+    openings: list[Opening],
+    stack: ExitStack,
+) -> int:
+    """Put a container on networks in the commons of a user without root.
+
+    Until the stack unwinds; returns its namespace.
+    """
+    from minidocker.commons import commons, within
+    from minidocker.uplink import netns_of_child
+
+    root = os.path.dirname(store.root)
+    here = stack.enter_context(commons(root, partial(tell_once, store)))
+    netns = netns_of_child(prepare_namespace)
+    stack.callback(os.close, netns)
+    endpoints = within(here, lambda: join_all(store, container, netns))
+    stack.callback(within, here, lambda: leave_all(store, container))
+    write_files(store, container, endpoints)
+    settle_in(store, container, endpoints, openings, stack)
+    if has_names(endpoints):
+        names = partial(names_service, store, container, netns, stack)
+        stack.enter_context(attendant(*within(here, names)))
+    if openings:
+        keep = [one.socket.fileno() for one in openings]
+        services = serve_ports(openings, endpoints[0].ip)
+        stack.enter_context(attendant(services, keep, here))
     return netns
 
 
