@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from minidocker.archive import Put, Tally
+from minidocker.calls import LIBC
 from minidocker.errors import IntegrityError, UsageError
 from minidocker.layers import LayerStore
 from minidocker.manifests import Descriptor, Media
@@ -45,7 +46,7 @@ MEDIA = {
     Codec.ZSTD: Media.OCI_LAYER_ZSTD,
 }
 LEVELS = {Codec.GZIP: range(4), Codec.ZSTD: range(1, 23)}
-USUAL = {Codec.GZIP: 2, Codec.ZSTD: 3}
+USUAL = {Codec.GZIP: 1, Codec.ZSTD: 3}
 
 
 def codec_of(head: bytes) -> Codec:
@@ -85,12 +86,23 @@ def deflated(parts: list[memoryview], level: int) -> bytes:
 
 
 # %% Gzip on all processors
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed, for the next piece; musl has no say."""
+    with suppress(OSError):
+        LIBC.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        LIBC.mallopt(M_MMAP_THRESHOLD, 16 << 20)
+
+
 class Gzip:
     """Compress what is put, on all processors; the result goes to ``put`` in order."""
 
     def __init__(self, put: Put, level: int) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
+        keep_freed_memory()
         self._put, self._level = put, level
         self._workers = ThreadPoolExecutor(os.cpu_count() or 1)
         self._most = (os.cpu_count() or 1) + 2
