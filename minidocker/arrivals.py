@@ -429,22 +429,38 @@ def paths_to(place: str) -> list[str]:
 
 
 # %% A container's layer
+class PlainTree(SourceTree):
+    """A layer's files, to be copied as long as none of them has an attribute."""
+
+    def open_item(self, path: str) -> int:
+        """Open a file. Raises BuildError for one with an attribute."""
+        fd = super().open_item(path)
+        if xattrs_of(fd):
+            os.close(fd)
+            raise BuildError(f'"{path}" has attributes')
+        return fd
+
+
 def plain_items(
     driver: StorageDriver, layer: str, without: frozenset[str]
 ) -> list[Item] | None:
     """Return what a layer changes, in order; None where that is more than files."""
     items: list[Item] = []
-    with driver.opened(layer) as tree:
+    with driver.opened(layer) as root, PlainTree(root) as tree:
         for change in driver.changes(layer, without=without):
-            path, name = tree + change.path, change.path.rpartition("/")[2]
+            path = change.path[1:]
+            fd, name = tree.beside(path)
             if change.kind is ChangeKind.DELETED or name.startswith(".wh."):
                 return None
-            info = os.lstat(path)
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
             kind = stat.S_IFMT(info.st_mode)
             single = kind in {stat.S_IFREG, stat.S_IFLNK} and info.st_nlink == 1
-            if not (single or kind == stat.S_IFDIR) or xattrs_of(path):
+            data = kind == stat.S_IFREG and not info.st_mode & 0o111
+            if not (single or kind == stat.S_IFDIR):
                 return None
-            items.append(Item(change.path[1:], info))
+            if not data and xattrs_of(root + change.path):
+                return None
+            items.append(Item(path, info))
     return items
 
 
@@ -477,7 +493,7 @@ def copy_items(
     with (
         driver.opened(layer) as old,
         driver.opened(copy, writable=True) as new,
-        SourceTree(old, owned=True, lasting=False) as tree,
+        PlainTree(old, owned=True, lasting=False) as tree,
     ):
         info = os.stat(new)
         root = Landing("", "", (info.st_atime_ns, info.st_mtime_ns))

@@ -113,7 +113,15 @@ def test_a_copy_in_one_pass_is_the_copy_in_two(
     assert bench.layers.copy_rw("box") == layer
 
 
-@pytest.mark.parametrize("do", [change, lambda root: (root / "srv/old").unlink()])
+def annotate(root: Path) -> None:
+    """Give an attribute to a file that is no program."""
+    (root / "srv/new").write_text("new")
+    os.setxattr(root / "srv/new", "user.note", b"kept")
+
+
+@pytest.mark.parametrize(
+    "do", [change, annotate, lambda root: (root / "srv/old").unlink()]
+)
 def test_what_is_more_than_files_is_copied_the_long_way(
     bench: Workbench,  # noqa: F811
     do: Callable[[Path], object],
@@ -133,6 +141,9 @@ def test_what_is_more_than_files_is_copied_the_long_way(
     assert layer
     assert asked == ["box"]
     bench.layers.tar_of(layer.chain_id, lambda data: None)
+    if do is annotate:
+        with bench.driver.opened(layer.cache_id) as tree:
+            assert os.getxattr(f"{tree}/srv/new", "user.note") == b"kept"
 
 
 def test_a_file_that_a_container_changes_meanwhile_is_committed_as_it_is_then(
