@@ -242,7 +242,7 @@ class SourceFiles(SourceRoot):
         return os.readlink(name, dir_fd=fd)
 
     def keep(self, path: str, data: bytes) -> None:
-        """Keep a small file's bytes for who reads it next, while there is room."""
+        """Keep a small file's bytes for whoever reads it next, if it fits."""
         if len(data) <= self.room:
             self.room -= len(data)
             self.larder[path] = data

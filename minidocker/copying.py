@@ -46,7 +46,7 @@ class TargetRoot:
 
     ``when`` is the modification time, in nanoseconds, of directories made; ``owner``
     theirs. ``written`` has the contents of small files that were put there, by name,
-    for who reads them next.
+    for whoever reads them next.
     """
 
     __slots__ = "fd", "owner", "room", "when", "written"

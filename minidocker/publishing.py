@@ -255,7 +255,7 @@ QUIET_TIME = 90.0  # seconds, as Docker's
 
 
 def serve_datagrams(one: Opening, address: str) -> None:
-    """Pass datagrams on for ever, and the answers back to who asked."""
+    """Pass datagrams on for ever, and the answers back to whoever asked."""
     known: dict[tuple[str, int], socket] = {}
 
     def answers(who: tuple[str, int], there: socket) -> None:

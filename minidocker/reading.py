@@ -88,7 +88,7 @@ PATIENCE = 1.0  # seconds
 
 
 class Ahead:
-    """Read in a thread, a few pieces ahead of who asks; end with ``with``.
+    """Read in a thread, a few pieces ahead of the caller; end with ``with``.
 
     Digesting and decompressing release Python's lock, so that they go on beside the
     making of files. What the thread meets is raised where the piece is asked for.
