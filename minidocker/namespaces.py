@@ -268,7 +268,8 @@ class Filesystem(MountStep):
 
 def str_of(flags: MountFlags) -> str:
     """Write flags as mount(8) does."""
-    return ",".join((flag.name or "").lower() for flag in flags)
+    words = ",".join((flag.name or "").lower() for flag in flags)
+    return words.replace("rdonly", "ro")
 
 
 # %% The plan is data

@@ -112,8 +112,8 @@ def filesystem_calls(step: MountStep) -> Calls:
     kind, where, flags = step.fstype, step.target, step.flags.strace()
     args = f'"{kind}", "{where}", "{kind}", {flags}, "{step.data}"'
     why = FILESYSTEMS.get(kind, "a file system of the container's own")
-    words = [(f.name or "").lower() for f in step.flags] + [step.data] * bool(step.data)
-    options = f" -o {','.join(words)}" if words else ""
+    words = step.describe()[2]
+    options = f" -o {words}" if words else ""
     shell = f"mount -t {kind}{options} {kind} {where}"
     yield Call("mount", args, why, shell, "security")
 

@@ -249,7 +249,7 @@ def test_the_plan_can_be_printed_and_is_docker_s():
     )
     assert described["/proc/kcore"] == ("mask", "ro")
     assert described["/proc/sys"] == ("readonly", "ro")
-    assert described["/sys"] == ("sysfs", "rdonly,nosuid,nodev,noexec")
+    assert described["/sys"] == ("sysfs", "ro,nosuid,nodev,noexec")
 
 
 def test_without_root_one_id_is_mapped():
