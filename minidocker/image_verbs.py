@@ -1,6 +1,6 @@
 # From book/630-image-verbs.md. Edit there and tangle, or here and tangle --back.
 
-# %% Image verbs: one function for each command
+# %% Image verbs: import, commit, diff, export
 """The commands on images: take what was given, ask the engine, print."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # From book/666-runtime-verbs.md. Edit there and tangle, or here and tangle --back.
 
-# %% Runtime: a program for programs
+# %% Runtime verbs: a program for programs
 """``runtime``: the OCI runtime's commands, with runc's command line and messages."""
 
 from __future__ import annotations
