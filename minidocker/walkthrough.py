@@ -21,10 +21,11 @@ from minidocker.namespaces import (
     ReadOnly,
     Sysctl,
     container_flags,
+    first_line,
     flags_of,
 )
 from minidocker.overlayfs import Overlay, has_appending
-from minidocker.program import ULIMITS, ProcessSpec, User
+from minidocker.program import ULIMITS, ProcessSpec, User, is_mapped
 from minidocker.records import Record
 from minidocker.runtime import default_mounts
 
@@ -376,12 +377,11 @@ def settle_calls(spec: ProcessSpec) -> Calls:
 def rights_calls(spec: ProcessSpec, user: User, held: int) -> Calls:
     """Yield how rights are given up; ``held`` is the mask of those that we have."""
     rights = spec.security.capabilities & held
-    for one in Capability:
-        if not rights >> one & 1:
-            args, why = f"PR_CAPBSET_DROP, CAP_{one.name}", "never again, by no program"
-            shell = f"capsh --drop=cap_{one.name.lower()}"
-            yield Call("prctl", args, why, shell, "security")
-    yield from id_calls(user, held)
+    yield from bounding_calls(rights)
+    if is_mapped("uid", user.uid) and is_mapped("gid", user.gid):
+        yield from id_calls(user, held)
+    else:
+        yield from renaming_calls(user, rights)
     why = "said again: a change of user clears it"
     yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "", "program")
     if spec.security.no_new_privileges:
@@ -395,10 +395,35 @@ def rights_calls(spec: ProcessSpec, user: User, held: int) -> Calls:
     yield Call("capset", f"{mask:#x}", why, "setpriv --inh-caps", "security")
 
 
+def bounding_calls(rights: int) -> Calls:
+    """Yield how the rights that are not in a mask are given up for ever."""
+    for one in Capability:
+        if not rights >> one & 1:
+            args, why = f"PR_CAPBSET_DROP, CAP_{one.name}", "never again, by no program"
+            shell = f"capsh --drop=cap_{one.name.lower()}"
+            yield Call("prctl", args, why, shell, "security")
+
+
+def renaming_calls(user: User, rights: int) -> Calls:
+    """Yield how our one id, without root, gets the number of another user."""
+    why, shell = "our only id is to have another number", "unshare --user"
+    yield Call("unshare", "CLONE_NEWUSER", why, shell, "program")
+    args, why = "PR_SET_DUMPABLE, 1", "so that /proc/self is ours to write to"
+    yield Call("prctl", args, why, "", "program")
+    for kind, number in (("uid", user.uid), ("gid", user.gid)):
+        shell = f"echo {number} 0 1 > /proc/self/{kind}_map"
+        args = f'FD, "{number} 0 1"'
+        yield Call("write", args, f"here our {kind} is {number}", shell, "program")
+    yield Call("prctl", "PR_SET_DUMPABLE, 0", "and nobody else's", "", "program")
+    yield from bounding_calls(rights)  # a new namespace has all of them again
+
+
 def id_calls(user: User, held: int) -> Calls:
     """Yield how the process takes the ids of its user."""
     groups = ", ".join(map(str, (user.gid, *user.groups)))
-    yield Call("setgroups", f"[{groups}]", "its groups, none of ours", "", "program")
+    if first_line("/proc/self/setgroups") != "deny":
+        why = "its groups, none of ours"
+        yield Call("setgroups", f"[{groups}]", why, "", "program")
     args = f"{user.gid}, {user.gid}, {user.gid}"
     yield Call("setresgid", args, "for good", "setpriv --regid", "program")
     if user.uid:

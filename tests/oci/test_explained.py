@@ -1,11 +1,15 @@
 """What `run --explain` tells is what strace sees of a run: no call more, and none less."""
 
 import io
+import os
 import re
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import pytest
 from cli.store import Store
@@ -156,24 +160,64 @@ def test_what_is_explained_is_what_happens(
     words += [] if "host" in name or "other" in name else ["-h", "box"]
     argv = ["small", "/bin/true", "one"]
     text = store.says(*words, "--explain", *argv)
-    explained = [line for line in text.splitlines() if line[0] != " "]
     trace = tmp_path / "trace"
-    strace = [
-        "strace",
-        "-f",
-        "-s",
-        "500",
-        "-o",
-        str(trace),
-        "-e",
-        f"trace={','.join(TOLD)}",
-    ]
-    subprocess.run([*strace, *store.argv(*words, *argv)], check=True)
-    real = Traced(trace.read_text()).start()
-    assert [essence(one) for one in explained if is_told(one)] == [
-        essence(one) for one in real if is_told(one)
-    ]
+    subprocess.run([*strace(trace), *store.argv(*words, *argv)], check=True)
+    explained, real = lines_of(text), Traced(trace.read_text()).start()
+    assert essences(explained) == essences(real)
     assert text.count("    chapter ") == len(explained)
     chapters = set(re.findall(r"    chapter (\w+)", text))
     book = {path.stem[4:] for path in Path(__file__).parents[2].glob("book/*.md")}
     assert {name.replace("_", "-") for name in chapters} <= book
+
+
+def strace(trace: Path) -> list[str]:
+    told = f"trace={','.join(TOLD)}"
+    return ["strace", "-f", "-s", "500", "-o", str(trace), "-e", told]
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line[0] != " "]
+
+
+def essences(calls: list[str]) -> list[str]:
+    return [essence(one) for one in calls if is_told(one)]
+
+
+SCRIPT = """
+mount --bind {checkout} /mnt && cd /mnt
+exec setpriv --reuid 4243 --regid 4243 --clear-groups env HOME={home} "$@"
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "web"])
+def test_it_is_so_without_root_too(user: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        home, checkout = Path(place), Path(__file__).parents[2]
+        os.chown(home, 4243, 4243)
+        script = SCRIPT.format(checkout=checkout, home=home)
+        there = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
+        ours = [".venv/bin/python", "-m", "minidocker", "--root", f"{home}/store"]
+
+        def says(*words: str, **more: Any) -> str:
+            argv = [*there, *words]
+            return subprocess.run(
+                argv, check=True, stdout=PIPE, text=True, **more
+            ).stdout
+
+        make_tree(home / "tree")
+        with open(home / "tar", "wb") as tar:
+            subprocess.run(["tar", "-cC", home / "tree", "."], stdout=tar, check=True)
+        with open(home / "tar", "rb") as tar:
+            says(*ours, "import", "-", "small", stdin=tar)
+        words = ["run", "--rm", "--network", "none", "-h", "box", "-u", user]
+        argv = ["small", "/bin/true", "one"]
+        explained = lines_of(says(*ours, *words, "--explain", *argv))
+        says(*strace(home / "trace"), *ours, *words, *argv)
+        real = essences(Traced((home / "trace").read_text()).start())
+        born = next(i for i, call in enumerate(real) if call.startswith("clone3"))
+        told = essences(explained)
+        assert told[:-1] == real[born:-1]
+        assert (told[-1][:6], real[-1][:6]) == (
+            "execve",
+            "execve",
+        )  # words out of sight
