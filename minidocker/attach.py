@@ -11,7 +11,7 @@ from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket, soc
 from contextlib import suppress
 from functools import partial
 
-from minidocker.errors import ConflictError, MinidockerError, UsageError
+from minidocker.errors import ConflictError, MinidockerError, WordFault
 from minidocker.lifecycle import door_of
 from minidocker.pump import Client, Pump, Tee, raw_terminal, write_out
 from minidocker.records import Record
@@ -39,7 +39,7 @@ def key_bytes(text: str) -> bytes:
             found += bytes((CONTROL.index(letter),))
         else:
             what = f"invalid detach keys ({text}) provided: Unknown character: '{key}'"
-            raise UsageError(what, hint="a letter or ctrl-LETTER, parted by commas")
+            raise WordFault(what, hint="a letter or ctrl-LETTER, parted by commas")
     return found
 
 

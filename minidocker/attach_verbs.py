@@ -17,7 +17,13 @@ from minidocker.container_verbs import (
     open_engine,
 )
 from minidocker.engine import Engine
-from minidocker.errors import ConflictError, MinidockerError, RuntimeFault
+from minidocker.errors import (
+    ConflictError,
+    MinidockerError,
+    NotExecutableError,
+    RuntimeFault,
+    recast,
+)
 from minidocker.flags import TEXT, Command, Flag, Given
 
 
@@ -150,7 +156,7 @@ def start_attached(given: Given) -> int:
         try:
             return run_as_guest(store, container, client, given)
         except RuntimeFault as why:  # only `run` has statuses of its own for these
-            raise MinidockerError(why.what, where=why.where, hint=why.hint) from why
+            raise recast(why, MinidockerError) from why
     return 0
 
 
@@ -181,6 +187,7 @@ def exec_(given: Given) -> int:
     from minidocker.security import DOCKER_SECURITY, PRIVILEGED
 
     need_terminal(given)
+    detach_keys(given, tty=False)
     engine = open_engine(given)
     container = engine.containers.resolve(given.args[0])
     spec = ProcessSpec(
@@ -191,15 +198,29 @@ def exec_(given: Given) -> int:
         tty=given.on("tty"),
         security=PRIVILEGED if given.on("privileged") else DOCKER_SECURITY,
     )
+    detached = given.on("detach")
+    try:
+        return launched(engine.containers, container, spec, given)
+    except RuntimeFault as why:  # to make a container is not what went wrong
+        if type(why) is RuntimeFault or detached:
+            kind = MinidockerError if detached else NotExecutableError
+            raise recast(why, kind) from why
+        raise
+
+
+def launched(
+    store: ContainerStore, container: Container, spec: ProcessSpec, given: Given
+) -> int:
+    """Run one more process: in the background, as a guest of it, or as its parent."""
     from minidocker.executing import exec_detached, exec_foreground
 
     stdin = given.on("interactive")
     if given.on("detach"):
-        exec_detached(engine.containers, container, spec)
+        exec_detached(store, container, spec)
         return 0
     if spec.tty and stdin:
-        return exec_as_guest(engine.containers, container, spec, given)
-    return exec_foreground(engine.containers, container, spec, stdin=stdin)
+        return exec_as_guest(store, container, spec, given)
+    return exec_foreground(store, container, spec, stdin=stdin)
 
 
 def exec_as_guest(

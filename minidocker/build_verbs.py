@@ -38,7 +38,7 @@ from minidocker.errors import (
     UsageError,
     did_you_mean,
 )
-from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given
+from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, refused
 from minidocker.oci import parse_reference
 from minidocker.progress import progress_of
 from minidocker.records import Record
@@ -416,6 +416,20 @@ def context_ls(given: Given) -> int:
 
 
 # %% The commands
+LIMITS = (
+    "add-host", "cgroup-parent", "cpu-period", "cpu-quota", "cpu-shares",
+    "cpuset-cpus", "cpuset-mems", "isolation", "memory", "memory-swap",
+    "security-opt", "shm-size", "ulimit",
+)  # fmt: skip
+
+
+def refused_limit(name: str) -> Flag:
+    """Return a flag of Docker's that bounds the containers of RUN."""
+    why = "a RUN is bounded as the build is; bound the build, or use `run`"
+    short = {"cpu-shares": "c", "memory": "m"}.get(name, "")
+    return refused(name, why).replace(short=short)
+
+
 COMMANDS = (
     Command(
         "build", "[OPTIONS] PATH|-", "Build an image from a Dockerfile", build,
@@ -445,6 +459,9 @@ COMMANDS = (
             Flag("secret", "Secret for a RUN: id=ID,src=FILE|env=NAME", takes=LIST),
             Flag("shell-on-error", "Open a shell in the container of a failed RUN"),
             Flag("squash", "Refused, with the reason"),
+            Flag("compress", "Compress the context (there is nobody to send it to)"),
+            Flag("disable-content-trust", "Skip image verification (always)"),
+            *map(refused_limit, LIMITS),
             Flag("tag", "Name and optionally a tag (format: name:tag)", "t", LIST),
             Flag("target", "Set the target build stage to build", takes=TEXT),
             Flag("until", "Stop after this step", takes=NUMBER),

@@ -72,20 +72,22 @@ def options_of(flags: MountFlags, data: str = "") -> list[str]:
 def mount_entry(step: MountStep) -> dict[str, Any] | None:
     """Return a step as an entry of ``mounts``; None for one that is something else.
 
-    Our binds are private copies, and what they set holds for all that is below.
+    Our binds are copies, private unless they travel, and what they set holds for all
+    that is below.
     """
     if isinstance(step, Filesystem):
         return {
             "destination": step.target,
             "type": step.fstype,
-            "source": step.fstype,
+            "source": step.source or step.fstype,
             "options": options_of(step.flags, step.data),
         }
     if isinstance(step, Device):
         path, words = f"/dev/{step.name}", ["bind", "rprivate"]
         return {"destination": path, "type": "bind", "source": path, "options": words}
     if isinstance(step, Bind):
-        words = ["rbind", "rprivate"]
+        travels = f"r{step.propagation or 'private'}"
+        words = ["rbind" if step.recursive else "bind", travels]
         words += ["rro"] * step.readonly + ["rnodev"] * (not step.devices)
         return {
             "destination": step.target,

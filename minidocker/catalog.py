@@ -20,6 +20,7 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
     UsageError,
+    WordFault,
 )
 from minidocker.records import Record
 from minidocker.tables import human_size, nanoseconds_of, short
@@ -239,8 +240,9 @@ def parse_filters(given: Iterable[str], known: tuple[str, ...]) -> Filters:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            what = f'invalid argument "{text}" for "--filter"'
-            raise UsageError(what, hint=f"NAME=VALUE, such as {known[0]}=...")
+            what = f'invalid argument "{text}" for "-f, --filter" flag'
+            hint = f"NAME=VALUE, such as {known[0]}=..."
+            raise UsageError(f"{what}: bad format of filter", hint=hint)
         name = name.strip().lower()
         if name not in known:
             what = f"invalid filter '{name}'"
@@ -373,7 +375,7 @@ def is_dangling(entry: Entry) -> bool:
 def moment_of(text: str, now: int) -> int:
     """Return the nanoseconds of ``24h``, ``1h30m``, a date, a time or Unix seconds.
 
-    A duration counts back from ``now`` (nanoseconds). Raises UsageError.
+    A duration counts back from ``now`` (nanoseconds). Raises WordFault.
 
     >>> moment_of("1h30m", 7200 * 10**9) // 10**9, moment_of("1970-01-02", 0) // 10**9
     (1800, 86400)
@@ -390,7 +392,7 @@ def moment_of(text: str, now: int) -> int:
     if (found := nanoseconds_of(whole)) or whole.startswith("1970-01-01T00:00:00"):
         return found
     hint = "24h, 2018-02-05, 2018-02-05T08:00:00Z, or seconds since 1970"
-    raise UsageError(f'cannot read the time "{text}"', hint=hint)
+    raise WordFault(f'cannot read the time "{text}"', hint=hint)
 
 
 # %% The tree

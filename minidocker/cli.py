@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from minidocker.errors import MinidockerError, UsageError, did_you_mean
+from minidocker.errors import MinidockerError, WordFault, did_you_mean
 from minidocker.flags import (
     LIST,
     TEXT,
@@ -23,6 +23,7 @@ from minidocker.flags import (
     parse_command,
     parse_flags,
     program_help,
+    refused,
 )
 
 
@@ -217,10 +218,16 @@ GROUPS = {
     "volume": "Manage volumes",
 }
 ALIASES: dict[str, tuple[str, ...]] = {
-    "container ls": ("ps",),
+    **dict.fromkeys(("container ls", "container ps", "container list"), ("ps",)),
     "container inspect": ("inspect", "--type", "container"),
-    "image ls": ("images",),
-    "image rm": ("rmi",),
+    **dict.fromkeys(("image ls", "image list"), ("images",)),
+    **dict.fromkeys(("image rm", "image remove"), ("rmi",)),
+    "container remove": ("rm",),
+    **{
+        f"{group} {long}": (f"{group} {short}",)
+        for group in ("network", "volume")
+        for long, short in (("list", "ls"), ("remove", "rm"))
+    },
     "image inspect": ("inspect", "--type", "image"),
     "system info": ("info",),
     "system events": ("events",),
@@ -256,7 +263,7 @@ def every_command() -> dict[str, Command]:
 def find_command(words: list[str]) -> tuple[Command, list[str]]:
     """Return the command that the first words name, and the other words.
 
-    Raises UsageError when there is none.
+    Raises WordFault when there is none.
     """
     name, *rest = words
     if name in GROUPS and rest:
@@ -269,7 +276,7 @@ def find_command(words: list[str]) -> tuple[Command, list[str]]:
             return command, rest
     known = [*HOMES, *ALIASES, *GROUPS]
     hint = did_you_mean(name, known, other="`minidocker --help` lists them")
-    raise UsageError(f'"{name}" is not a minidocker command', hint=hint)
+    raise WordFault(f'"{name}" is not a minidocker command', hint=hint)
 
 
 # %% Our own commands
@@ -283,8 +290,23 @@ def show_version(given: Given) -> int:
     """``version``"""
     from minidocker import __version__
 
+    if form := given.text("format"):
+        from minidocker.values import fill
+
+        print(fill(form, version_fields(__version__)))
+        return 0
     print(f"minidocker version {__version__}")
     return 0
+
+
+def version_fields(version: str) -> dict[str, Any]:
+    """Return Docker's fields for the two halves of a program that is one."""
+    from minidocker.manifests import host_platform
+
+    here = host_platform()
+    half = {"Version": version, "Os": here.os, "Arch": here.architecture}
+    more = {"KernelVersion": os.uname().release, "ApiVersion": "1.41"}
+    return {"Client": half, "Server": half | more}
 
 
 # %% Our own commands
@@ -294,7 +316,14 @@ COMMANDS = (
         show_completion, least=1, most=1,
         example="source <(minidocker completion bash)",
     ),
-    Command("version", "", "Show the version", show_version, most=0),
+    Command(
+        "version", "[OPTIONS]", "Show the version", show_version,
+        (
+            Flag("format", "Format the output using a template", "f", TEXT),
+            refused("kubeconfig", "there is no Kubernetes behind this program"),
+        ),
+        most=0,
+    ),
 )  # fmt: skip
 GLOBAL_FLAGS = (
     Flag("root", "Directory of the store (or MINIDOCKER_ROOT)", takes=TEXT),

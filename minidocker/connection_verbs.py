@@ -12,10 +12,9 @@ from minidocker.container_verbs import Needs, open_engine, print_text
 from minidocker.containers import Container, Status
 from minidocker.engine import Engine
 from minidocker.errors import ConflictError, NotFoundError, UnsupportedError
-from minidocker.flags import LIST, TEXT, Command, Flag, Given
+from minidocker.flags import LIST, TEXT, Command, Flag, Given, refused
 from minidocker.network_flags import check_address, protocol_of
-from minidocker.network_verbs import find_one
-from minidocker.network_views import port_lines
+from minidocker.network_views import find_one, port_lines
 from minidocker.networks import BridgeNetwork, Wish, check_wish
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import Network
@@ -155,6 +154,9 @@ JOIN_FLAGS = (
     Flag("alias", "Add network-scoped alias for the container", takes=LIST),
     Flag("ip", "IPv4 address (e.g., 172.30.100.104)", takes=TEXT),
     Flag("ip6", "IPv6 address (e.g., 2001:db8::33)", takes=TEXT),
+    refused("driver-opt", "a bridge has no options for one container"),
+    refused("link", "names are resolved on this network; --alias gives one more"),
+    refused("link-local-ip", "an interface has the addresses of its network, only"),
 )
 COMMANDS = (
     Command(

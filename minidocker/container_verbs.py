@@ -13,6 +13,7 @@ from contextlib import suppress
 from minidocker.durable import is_marked
 from minidocker.engine import Engine
 from minidocker.errors import (
+    ConflictError,
     MinidockerError,
     NotFoundError,
     UsageError,
@@ -134,7 +135,11 @@ def lines_of(given: Given, flag: str) -> list[str]:
 
 
 def label_map(lines: Iterable[str]) -> dict[str, str]:
-    """Return ``KEY=VALUE`` lines as a mapping."""
+    """Return ``KEY=VALUE`` lines as a mapping. Raises UsageError for no key."""
+    lines = tuple(lines)
+    for line in lines:
+        if line.startswith("=") or not line:
+            raise UsageError(f"invalid label '{line}': empty name")
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
@@ -227,11 +232,35 @@ def rm(given: Given) -> int:
     """``rm [OPTIONS] CONTAINER [CONTAINER...]``"""
     from minidocker import lifecycle
 
+    if given.on("link"):
+        return unlink(given)
+
     def action(engine: Engine, container: Container) -> None:
         force, volumes = given.on("force"), given.on("volumes")
         lifecycle.remove(engine.containers, container, force=force, volumes=volumes)
 
     return each_container(given, action, Needs.TREES)
+
+
+def unlink(given: Given) -> int:
+    """Take links away, each named CONTAINER/ALIAS: ``rm --link``."""
+    from minidocker import lifecycle
+    from minidocker.neighbours import without_link
+
+    store, status = open_engine(given).containers, 0
+    for text in given.args:
+        name, slash, alias = text.removeprefix("/").partition("/")
+        try:
+            container = store.resolve(name)
+            if not slash:
+                what = "conflict, cannot remove the default link name of the container"
+                raise ConflictError(what)
+            lifecycle.rewrite_host(store, container, without_link(container, alias))
+            print(text)
+        except MinidockerError as why:
+            notice(f"minidocker: {why}")
+            status = why.status
+    return status
 
 
 def wait(given: Given) -> int:
@@ -292,6 +321,7 @@ COMMANDS = (
         "rm", "[OPTIONS] CONTAINER [CONTAINER...]", "Remove containers", rm,
         (
             Flag("force", "Kill and remove a running container", "f"),
+            Flag("link", "Remove a link: CONTAINER/ALIAS", "l"),
             Flag("volumes", "Remove anonymous volumes of the container", "v"),
         ),
         least=1,

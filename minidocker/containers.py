@@ -26,7 +26,7 @@ from minidocker.errors import (
     IntegrityError,
     NotFoundError,
     RuntimeFault,
-    UsageError,
+    WordFault,
 )
 from minidocker.etc_files import network_files, write_network_files
 from minidocker.images import ImageStore
@@ -140,9 +140,9 @@ def name_from(numbers: bytes) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return ``name``, or raise UsageError when Docker would not take it."""
+    """Return ``name``, or raise WordFault when Docker would not take it."""
     if not matches(NAME, name):
-        raise UsageError(f'invalid container name "{name}": only {NAME} are allowed')
+        raise WordFault(f"invalid container name ({name}), only {NAME} are allowed")
     return name
 
 

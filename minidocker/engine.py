@@ -269,29 +269,45 @@ class StoreEngine:
 class PullingEngine(StoreEngine):
     """A store that fetches images, and sends them."""
 
-    def find_image(self, text: str, when: Pull = Pull.MISSING) -> str:
+    def find_image(
+        self, text: str, when: Pull = Pull.MISSING, platform: str = ""
+    ) -> str:
         """Return an image's id; make the base image when it is asked for first.
 
-        One that is not here is pulled if ``when`` allows it.
+        One that is not here, or is for another ``platform``, is pulled if ``when``
+        allows it.
         """
         if text not in (BASE, f"{BASE}:latest"):
-            return self.found_or_pulled(text, when)
+            return self.found_or_pulled(text, when, platform)
         exact = self.images.names.exact
         if found := exact(text):
             return found
         with turn(f"{self.root}/base.lock"):
             return exact(text) or make_base_image(self, parse_reference(text))
 
-    def found_or_pulled(self, text: str, when: Pull) -> str:
+    def found_or_pulled(self, text: str, when: Pull, platform: str = "") -> str:
         """Return the id of an image that is here, or is fetched."""
         if when is Pull.ALWAYS:
-            return self.pull_for(parse_reference(text).tagged)
+            return self.pull_for(parse_reference(text).tagged, platform=platform)
         try:
-            return self.images.resolve(text)
+            id = self.images.resolve(text)
+            if platform:
+                self.check_platform(id, text, platform)
+            return id
         except NotFoundError as missing:
             if when is Pull.NEVER:
                 raise
-            return self.pull_missing(text, missing)
+            return self.pull_missing(text, missing, platform)
+
+    def check_platform(self, id: str, text: str, platform: str) -> None:
+        """Raise NotFoundError for an image of another platform than is asked for."""
+        from minidocker.manifests import parse_platform
+
+        image, asked = self.images.get(id), parse_platform(platform)
+        own = parse_platform(f"{image.os}/{image.architecture}")
+        if (own.os, own.architecture) != (asked.os, asked.architecture):
+            what = f"image {text} is for {own}, and {asked} was asked for"
+            raise NotFoundError(what)
 
     def pull(
         self,
@@ -321,7 +337,9 @@ class PullingEngine(StoreEngine):
         with store_lock(self.root), self.driver.held():
             return Pusher(client, self.images, self.layers, tell).push(reference)
 
-    def pull_missing(self, text: str, missing: NotFoundError) -> str:
+    def pull_missing(
+        self, text: str, missing: NotFoundError, platform: str = ""
+    ) -> str:
         """Bring an image that was asked for and is not here."""
         try:
             reference = parse_reference(text).tagged
@@ -329,20 +347,25 @@ class PullingEngine(StoreEngine):
             raise missing from None
         first = f"Unable to find image '{reference}' locally"
         try:
-            return self.pull_for(reference, first)
+            return self.pull_for(reference, first, platform)
         except (RegistryError, NotFoundError) as why:
             line = f"{why.where}: {why.what}" if why.where else why.what
             what = f"{missing.what}, and it cannot be pulled: {line}"
             raise NotFoundError(what, hint=why.hint or missing.hint) from why
 
-    def pull_for(self, reference: Reference, first: str = "") -> str:
+    def pull_for(
+        self, reference: Reference, first: str = "", platform: str = ""
+    ) -> str:
         """Bring an image for a command whose output is another's; return its id."""
 
         def tell(event: Event) -> None:
             if event.total is None:
                 self.notice(f"{event.id}: {event.status}")
 
-        found = self.pull(reference, tell, first=first)
+        from minidocker.manifests import parse_platform
+
+        wanted = parse_platform(platform) if platform else None
+        found = self.pull(reference, tell, wanted, first=first)
         self.notice(f"Digest: {found.digest}")
         self.notice(f"Status: {found.status}")
         return found.id
@@ -359,12 +382,17 @@ class ContainerEngine(PullingEngine):
         host: HostConfig | None = None,
         name: str = "",
         pull: Pull = Pull.MISSING,
+        *,
+        platform: str = "",
     ) -> Container:
-        """Make a container of an image; ``config`` is the command line's part."""
+        """Make a container of an image; ``config`` is the command line's part.
+
+        ``platform`` is the image's: ``linux/arm64``; any where none is said.
+        """
         from minidocker.lifecycle import complete_config
         from minidocker.program import HostConfig
 
-        id = self.find_image(image, pull)
+        id = self.find_image(image, pull, platform)
         whole = complete_config(self.images.get(id).config or ContainerConfig(), config)
         whole, host = whole.replace(image=image), host or HostConfig()
         own = any(not bind.startswith("/") for bind in host.binds)

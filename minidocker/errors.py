@@ -5,7 +5,8 @@
 
 MinidockerError             1
 ├── UsageError            125   the command line
-│   └── ReferenceFault      1   a name that no image can have
+│   └── WordFault           1   a word that can be read and cannot be
+│       └── ReferenceFault  1   a name that no image can have
 ├── DockerfileError         1   the text of a Dockerfile
 ├── BuildError              1   a build step (its RUN's own status)
 ├── NotFoundError           1   no such image, container, file
@@ -58,10 +59,18 @@ class UsageError(MinidockerError):
     status = 125
 
 
-class ReferenceFault(UsageError):
-    """An image cannot have this name. Docker's daemon refuses it, not its client."""
+class WordFault(UsageError):
+    """The flags can be read, and what they say cannot be, or words are too few.
+
+    Docker's client ends with 125 for a flag that it cannot read, and with 1 for the
+    rest, most of which its daemon finds. `run` ends with 125 for all of it.
+    """
 
     status = 1
+
+
+class ReferenceFault(WordFault):
+    """An image cannot have this name."""
 
 
 class DockerfileError(MinidockerError):
@@ -136,6 +145,11 @@ class CommandNotFoundError(RuntimeFault):
     """The command is not in the image."""
 
     status = 127
+
+
+def recast(why: MinidockerError, kind: type[MinidockerError]) -> MinidockerError:
+    """Return an error of another kind, and so of another status, that says the same."""
+    return kind(why.what, where=why.where, hint=why.hint)
 
 
 # %% Did you mean

@@ -14,7 +14,7 @@ from functools import partial
 
 from minidocker.catalog import Filters, has_label, moment_of, parse_filters
 from minidocker.container_verbs import open_engine
-from minidocker.errors import UsageError
+from minidocker.errors import UsageError, WordFault
 from minidocker.flags import FILTER, FORMAT, TEXT, Command, Flag, Given
 from minidocker.logs import moved_on, open_files
 from minidocker.values import fill
@@ -115,7 +115,7 @@ def moment(given: Given, flag: str) -> int | None:
     try:
         return moment_of(text, time.time_ns()) if text else None
     except UsageError as why:
-        raise UsageError(f'invalid value for "{flag}": {why.what}') from why
+        raise WordFault(f'invalid value for "{flag}": {why.what}') from why
 
 
 def events(given: Given) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 
 from minidocker.cgroups import find_group
 from minidocker.containers import Container, ContainerStore, Status, tell
-from minidocker.errors import ConflictError
+from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.joining import exec_in
 from minidocker.lifecycle import ulimits_of
 from minidocker.program import ProcessSpec
@@ -59,6 +59,8 @@ def exec_spec(
         if is_so:
             raise ConflictError(f"container {container.name} is {word}, {todo}")
     config = container.config
+    if spec.cwd and not spec.cwd.startswith("/"):
+        raise RuntimeFault("cwd must be an absolute path", where=spec.cwd)
     return state.pid, spec.replace(
         env=(config.env or ()) + spec.env,
         cwd=spec.cwd or config.working_dir or "/",

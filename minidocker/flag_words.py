@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import stat
 
-from minidocker.errors import UsageError, did_you_mean
+from minidocker.errors import UsageError, WordFault, did_you_mean
 from minidocker.flags import Given
 from minidocker.lifecycle import tmpfs_step
-from minidocker.logs import log_limits
+from minidocker.logs import DRIVERS, check_tag, log_shape
 from minidocker.profiles import machines_of, read_profile
 from minidocker.program import ULIMITS, HostConfig, Network
 from minidocker.restarts import parse_policy
@@ -141,16 +141,19 @@ def restart_text(given: Given) -> str:
 def log_options(given: Given) -> tuple[str, ...]:
     """Return the options of the log, checked, and its driver with them."""
     driver, options = given.text("log-driver") or "json-file", given.list("log-opt")
-    if driver not in ("json-file", "none"):
+    if driver not in DRIVERS:
         what = f"logger: no log driver named '{driver}' is registered"
-        raise UsageError(what, hint="json-file or none")
+        hint = f"{', '.join(DRIVERS)}: a log is a file here, and sent nowhere"
+        raise WordFault(what, hint=hint)
     for option in options:
         if "=" not in option:
-            raise UsageError(f"invalid log opt '{option}'", hint="NAME=VALUE")
+            raise WordFault(f"invalid log opt '{option}'", hint="NAME=VALUE")
     if options and driver == "none":
         raise UsageError("invalid logging opts for driver none")
     if options:
-        log_limits(options)
+        words = dict(text.split("=", 1) for text in options)
+        log_shape(driver, words)
+        check_tag(words.get("tag", ""))
     return options
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
-from minidocker.errors import UsageError, did_you_mean
+from minidocker.errors import UsageError, WordFault, did_you_mean
 from minidocker.records import Enum, Record
 
 
@@ -35,13 +35,19 @@ class Takes(Enum):
 
 
 class Flag(Record):
-    """A flag: ``--name``, perhaps ``-s``. LIST may be given many times."""
+    """A flag: ``--name``, perhaps ``-s``. LIST may be given many times.
+
+    ``other`` is an older name, which the help does not show. What is ``refused`` is
+    known from Docker, and cannot be had here for the reason said.
+    """
 
     name: str
     help: str
     short: str = ""
     takes: Takes = Takes.NOTHING
     default: str = ""
+    other: str = ""
+    refused: str = ""
 
 
 # %% The nouns
@@ -49,7 +55,8 @@ class Command(Record):
     """A command. ``usage`` is what follows its name.
 
     ``least`` and ``most`` count its arguments. ``greedy``: the first argument ends the
-    flags. ``run`` gets what was given and returns an exit status.
+    flags. ``run`` gets what was given and returns an exit status. ``rare`` returns
+    further flags, and is called only for a name that ``flags`` do not have.
     """
 
     name: str
@@ -61,6 +68,12 @@ class Command(Record):
     most: int | None = None
     greedy: bool = False
     example: str = ""
+    rare: Callable[[], tuple[Flag, ...]] = tuple
+
+    @property
+    def every_flag(self) -> tuple[Flag, ...]:
+        """All flags, those that few people give as well."""
+        return (*self.flags, *self.rare())
 
 
 class Given(Record):
@@ -89,6 +102,12 @@ class Given(Record):
 
 # %% The nouns
 TEXT, LIST, NUMBER = Takes.TEXT, Takes.LIST, Takes.NUMBER
+
+
+def refused(name: str, why: str, takes: Takes = Takes.TEXT) -> Flag:
+    """Return a flag of Docker's that is known here, and refused with a reason."""
+    return Flag(name, f"Not here: {why}", takes=takes, refused=why)
+
 
 FORMAT = Flag("format", "Format the output: json, or a template", takes=TEXT)
 MAX_SIZE = Flag(
@@ -127,8 +146,8 @@ def size(given: Given, flag: str) -> int:
     unit = number[-1:] if number[-1:].isalpha() else ""
     digits = number.removesuffix(unit).strip()
     if unit not in UNITS or not digits.replace(".", "", 1).isdecimal():
-        what = f'invalid argument "{given.text(flag)}" for "--{flag}" flag'
-        raise UsageError(f"{what}: invalid size", hint="a number, and b, k, m or g")
+        hint = "a number, and b, k, m or g"
+        raise wrong(f"--{flag}", given.text(flag), "invalid size", hint)
     return int(float(digits) * (1 << UNITS[unit]))
 
 
@@ -137,7 +156,12 @@ HELP = Flag("help", "Print usage", "h")
 
 
 def parse_flags(
-    flags: tuple[Flag, ...], words: list[str], path: str, *, greedy: bool
+    flags: tuple[Flag, ...],
+    words: list[str],
+    path: str,
+    *,
+    greedy: bool,
+    rare: Callable[[], tuple[Flag, ...]] = tuple,
 ) -> Given:
     """Split words into flags and arguments. ``path`` names the command in errors.
 
@@ -154,6 +178,8 @@ def parse_flags(
             args += rest
             break
         if word.startswith("--"):
+            if not is_known(flags, word[2:]):
+                flags, rare = (*flags, *rare()), tuple
             long_flag(flags, word[2:], rest, values, path)
         elif word.startswith("-") and word != "-":
             short_flags(flags, word[1:], rest, values, path)
@@ -166,6 +192,12 @@ def parse_flags(
 
 
 # %% Parsing
+def is_known(flags: tuple[Flag, ...], word: str) -> bool:
+    """Say whether ``name`` or ``name=value`` is one of the flags."""
+    name = word.partition("=")[0]
+    return any(flag.name == name for flag in flags)
+
+
 def long_flag(
     flags: tuple[Flag, ...],
     word: str,
@@ -175,7 +207,7 @@ def long_flag(
 ) -> None:
     """Take ``--name``, ``--name=value`` or ``--name value``."""
     name, equals, value = word.partition("=")
-    flag = next((f for f in (*flags, HELP) if f.name == name), None)
+    flag = next((f for f in (*flags, HELP) if name and name in (f.name, f.other)), None)
     if flag is None:
         hint = did_you_mean(name, [f.name for f in flags], other=see(path))
         raise UsageError(f"unknown flag: --{name}", hint=hint)
@@ -220,9 +252,11 @@ def take(
     shown: str,
 ) -> None:
     """Store the value of a flag, from the next word where it has none yet."""
+    if flag.refused:
+        raise UsageError(f"--{flag.name} cannot be had here", hint=flag.refused)
     if flag.takes is Takes.NOTHING:
         if value is not None and value.lower() not in BOOLEANS:
-            raise UsageError(f'invalid value "{value}" for {shown}: true or false')
+            raise wrong(pflag(flag), value, "true or false")
         values[flag.name] = True if value is None else BOOLEANS[value.lower()]
         return
     if value is None:
@@ -231,32 +265,52 @@ def take(
             raise UsageError(f"flag needs an argument: {shown}", hint=hint)
         value = rest.pop(0)
     if flag.takes is Takes.NUMBER and not value.removeprefix("-").isdecimal():
-        raise UsageError(f'invalid value "{value}" for {shown}: a number is needed')
+        raise wrong(pflag(flag), value, "a number is needed")
     if flag.takes is Takes.LIST:
         values[flag.name] = [*values.get(flag.name, []), value]
     else:
         values[flag.name] = value
 
 
+def pflag(flag: Flag) -> str:
+    """Return a flag's names as Go's pflag shows them."""
+    return f"-{flag.short}, --{flag.name}" if flag.short else f"--{flag.name}"
+
+
+def wrong(names: str, value: str, why: str, hint: str | None = None) -> UsageError:
+    """Phrase as pflag does that a flag cannot have a value."""
+    what = f'invalid argument "{value}" for "{names}" flag: {why}'
+    return UsageError(what, hint=hint)
+
+
 # %% Parsing
 def parse_command(command: Command, words: list[str]) -> Given:
-    """Return what was given to a command; UsageError when it is too much or little."""
-    given = parse_flags(command.flags, words, command.name, greedy=command.greedy)
+    """Return what was given to a command; WordFault when it is too much or little."""
+    flags, greedy, rare = command.flags, command.greedy, command.rare
+    given = parse_flags(flags, words, command.name, greedy=greedy, rare=rare)
     if given.on("help"):
         return given
     count, least, most = len(given.args), command.least, command.most
     if count >= least and (most is None or count <= most):
         return given
-    if most == 0:
-        wants = "accepts no arguments"
-    elif least == most:
-        wants = f"requires exactly {least} argument{'s' * (least != 1)}"
-    elif count < least:
-        wants = f"requires at least {least} argument{'s' * (least != 1)}"
-    else:
-        wants = f"requires at most {most} argument{'s' * (most != 1)}"
+    wants = f"requires {counted(least, most)}" if most != 0 else "accepts no arguments"
     usage = f"usage: {PROGRAM} {command.name} {command.usage}"
-    raise UsageError(f'"{PROGRAM} {command.name}" {wants}', hint=usage)
+    raise WordFault(f'"{PROGRAM} {command.name}" {wants}', hint=usage)
+
+
+def counted(least: int, most: int | None) -> str:
+    """Return how many arguments are wanted.
+
+    >>> counted(1, None), counted(1, 2), counted(0, 1)
+    ('at least 1 argument', 'at least 1 and at most 2 arguments', 'at most 1 argument')
+    """
+    last = least if most is None else most
+    noun = "argument" if last == 1 else "arguments"
+    if least == most:
+        return f"exactly {least} {noun}"
+    bounds = [f"at least {least}"] * bool(least)
+    bounds += [f"at most {most}"] * (most is not None)
+    return f"{' and '.join(bounds)} {noun}"
 
 
 # %% Help
@@ -274,8 +328,8 @@ def flag_lines(flags: tuple[Flag, ...]) -> Iterator[str]:
 def command_help(command: Command) -> str:
     """Return what ``--help`` prints for a command."""
     lines = [f"Usage:  {PROGRAM} {command.name} {command.usage}", "", command.help]
-    if command.flags:
-        lines += ["", "Options:", *flag_lines(command.flags)]
+    if flags := command.every_flag:
+        lines += ["", "Options:", *flag_lines(flags)]
     if command.example:
         lines += ["", "Example:", f"  {command.example}"]
     return "\n".join(lines)
@@ -373,7 +427,7 @@ def bash_lines(named: Mapping[str, Command]) -> Iterator[str]:
     yield "  if [[ $COMP_CWORD -gt $at ]]; then words=; fi"
     yield '  [[ $COMP_CWORD -gt $at ]] && case "$name" in'
     for name, command in named.items():
-        flags = " ".join(f"--{flag.name}" for flag in command.flags)
+        flags = " ".join(f"--{flag.name}" for flag in command.every_flag)
         choice = command.usage.replace("|", " ") if command.usage.islower() else ""
         yield f"    '{name}') words='{choice or flags + ' --help'}' ;;"
     yield "  esac"
@@ -391,7 +445,7 @@ def fish_lines(named: Mapping[str, Command]) -> Iterator[str]:
         where = f"'__fish_seen_subcommand_from {group}'" if group else FISH_FIRST
         text = command.help.replace("'", "\\'")
         yield f"complete -c {PROGRAM} -n {where} -a {second} -d '{text}'"
-        for flag in () if group else command.flags:
+        for flag in () if group else command.every_flag:
             short = f" -s {flag.short}" if flag.short else ""
             yield (
                 f"complete -c {PROGRAM} -l {flag.name}{short} "

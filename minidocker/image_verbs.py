@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from minidocker.container_verbs import (
     Needs,
@@ -19,6 +19,7 @@ from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, UsageError
 from minidocker.flags import LIST, MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.oci import Reference, go_json, parse_reference
+from minidocker.pausing import paused
 
 
 TYPE_CHECKING = False
@@ -63,13 +64,15 @@ def commit(given: Given) -> int:
     """``commit [OPTIONS] CONTAINER [REPOSITORY[:TAG]]``"""
     reference = optional_reference(given.args[1:])
     engine = open_engine(given, Needs.MOUNTS)
-    id = engine.commit(
-        engine.containers.resolve(given.args[0]),
-        reference,
-        author=given.text("author"),
-        comment=given.text("message"),
-        changes=given.list("change"),
-    )
+    container = engine.containers.resolve(given.args[0])
+    with paused(engine.containers, container) if given.on("pause") else nullcontext():
+        id = engine.commit(
+            container,
+            reference,
+            author=given.text("author"),
+            comment=given.text("message"),
+            changes=given.list("change"),
+        )
     print(id)
     return 0
 
@@ -219,6 +222,7 @@ COMMANDS = (
         (
             Flag("author", "Author", "a", TEXT), CHANGE,
             Flag("message", "Commit message", "m", TEXT),
+            Flag("pause", "Pause container during commit", "p", default="true"),
         ),
         least=1, most=2,
     ),

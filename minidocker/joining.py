@@ -10,9 +10,9 @@ import fcntl
 import os
 
 from minidocker.cgroups import join
-from minidocker.errors import ConflictError
+from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
-from minidocker.namespaces import NAMESPACES, PLACE, put
+from minidocker.namespaces import NAMESPACES, PLACE, open_in_root, put
 from minidocker.program import ProcessSpec, die_with_parent
 from minidocker.runtime import (
     Process,
@@ -98,7 +98,19 @@ def join_container(
     slave = -1
     if spec.tty:
         slave = new_terminal(os.open("/", PLACE), spec, channel)
+    need_directory(spec.cwd)
     run_program(spec, channel, slave)
+
+
+def need_directory(path: str) -> None:
+    """Raise RuntimeFault where there is no such directory: an exec makes none."""
+    root = os.open("/", PLACE)
+    try:
+        os.close(open_in_root(root, path, PLACE | os.O_DIRECTORY))
+    except OSError as why:
+        raise RuntimeFault(f"chdir to cwd failed: {why}", where=path) from why
+    finally:
+        os.close(root)
 
 
 def target_of(pid: int) -> tuple[int, int]:

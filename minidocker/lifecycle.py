@@ -42,6 +42,7 @@ from minidocker.errors import (
     NotFoundError,
     RuntimeFault,
     UsageError,
+    WordFault,
     did_you_mean,
 )
 from minidocker.etc_files import network_binds
@@ -142,6 +143,9 @@ TMPFS_FLAGS = {
 }  # fmt: skip
 
 
+TRAVELLING = ("shared", "rshared", "slave", "rslave")
+
+
 def bind_step(text: str) -> Bind:
     """Return the step that ``-v SOURCE:TARGET[:ro]`` asks for.
 
@@ -150,11 +154,17 @@ def bind_step(text: str) -> Bind:
     """
     source, _, rest = text.partition(":")
     target, _, mode = rest.partition(":")
-    absolute = source.startswith("/") and target.startswith("/")
-    if not absolute or mode not in ("", "ro", "rw"):
+    if not (source.startswith("/") and target.startswith("/")):
         hint = "SOURCE:TARGET[:ro], both absolute paths"
         raise UsageError(f'invalid volume "{text}"', hint=hint)
-    return Bind(source, os.path.normpath(target), mode == "ro")
+    words = mode.split(",")
+    travels = [word.removeprefix("r") for word in words if word in TRAVELLING]
+    return Bind(
+        source,
+        os.path.normpath(target),
+        "ro" in words,
+        propagation=travels[0] if travels else "",
+    )
 
 
 # %% To the runtime
@@ -297,7 +307,7 @@ def signal_number(text: str) -> int:
 
     known = Signals.__members__
     if name not in known:
-        raise UsageError(f'invalid signal: "{text}"', hint=did_you_mean(name, known))
+        raise WordFault(f"invalid signal: {text}", hint=did_you_mean(name, known))
     return known[name]
 
 
@@ -458,6 +468,13 @@ def take_mark(store: ContainerStore, container: Container, name: str) -> bool:
 
 
 # %% Another name
+def rewrite_host(store: ContainerStore, container: Container, host: HostConfig) -> None:
+    """Write down what holds on this host for a container; who attends it reads it."""
+    path = store.path(container.id, "hostconfig.json")
+    write_lasting(path, json_text(host.to_dict()))
+    make_mark(store, container, CHANGED)
+
+
 def rename(store: ContainerStore, container: Container, name: str) -> None:
     """Give a container another name, running or not.
 
@@ -496,10 +513,11 @@ def remove(
     """
     state = store.state(container.id)
     if state.status is Status.RUNNING and not force:
-        raise ConflictError(
-            f'cannot remove container "/{container.name}": container is running',
-            hint="stop it first, or remove it with -f",
-        )
+        what = f'you cannot remove a running container "/{container.name}"'
+        hint = "stop it first, or remove it with -f"
+        if state.paused:
+            what, hint = what.replace("running", "paused"), f"unpause, then {hint}"
+        raise ConflictError(what, hint=hint)
     if state.status is Status.RUNNING:
         kill(store, container, signal.SIGKILL)
         wait(store, container)

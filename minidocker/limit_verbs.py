@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Iterable
 
 from minidocker.cgroups import (
-    NO_LIMITS,
     Group,
     fields,
     find_group,
@@ -26,12 +24,17 @@ from minidocker.container_verbs import (
     open_engine,
     print_text,
 )
-from minidocker.containers import Container, ContainerStore, State, Status
-from minidocker.durable import write_lasting
+from minidocker.containers import Container, ContainerStore, State, Status, tell
 from minidocker.engine import Engine
-from minidocker.errors import UsageError
-from minidocker.flags import FORMAT, NO_TRUNC, Command, Flag, Given
+from minidocker.errors import ConflictError, UsageError, WordFault
+from minidocker.finer_limits import check_finer, finer_settings, limit_finely
+from minidocker.flag_words import restart_text
+from minidocker.flags import FORMAT, NO_TRUNC, TEXT, Command, Flag, Given
+from minidocker.lifecycle import rewrite_host
 from minidocker.pausing import members_of
+from minidocker.program import HostConfig
+from minidocker.rare_flags import LIMIT_FLAGS as RARE_LIMITS
+from minidocker.rare_flags import finer_limits
 from minidocker.records import Record
 from minidocker.run_verb import LIMIT_FLAGS, limits_of
 from minidocker.tables import View, formatted, human_size
@@ -240,7 +243,10 @@ def give_group(container: Container, state: State, store: ContainerStore) -> Non
     before = find_group(container.id)
     with open(store.path(container.id, "grouped"), "wb"):
         pass
-    after = make_group(container.id, container.host.limits)
+    plan = finer_settings(dict(container.host.further))
+    also = (one.controller for one in plan)
+    after = make_group(container.id, container.host.limits, *also)
+    limit_finely(after, plan)
     new = tuple(pair for pair in after.places if pair not in before.places)
     if new:
         everybody = members_of(container.id, state.pid)
@@ -259,21 +265,34 @@ def update_one(store: ContainerStore, container: Container, given: Given) -> Non
         if asked.memory > before.memory_swap:
             what = "memory limit should be smaller than already set memoryswap limit"
             raise UsageError(what, hint="give --memory-swap at the same time")
-    host = container.host.replace(limits=limits_of(given, before))
-    if host.limits == NO_LIMITS:
-        raise UsageError("you must provide one or more flags when using this command")
-    changed = container.replace(host=host)
+    finer = dict(container.host.further) | finer_limits(given)
+    host = container.host.replace(
+        limits=limits_of(given, before), further=tuple(finer.items())
+    )
+    check_finer(finer, host.limits.nano_cpus)
+    changed = container.replace(host=with_policy(given, host))
     state = store.state(container.id)
-    if state.status is Status.RUNNING:
+    if state.status is Status.RUNNING and host != container.host:
         give_group(changed, state, store)
-    path = store.path(container.id, "hostconfig.json")
-    write_lasting(path, json.dumps(host.to_dict()))
+    rewrite_host(store, container, changed.host)
+    tell(store, container, "update")
+
+
+def with_policy(given: Given, host: HostConfig) -> HostConfig:
+    """Return a HostConfig with the policy of ``--restart``. Raises ConflictError."""
+    if not given.text("restart"):
+        return host
+    if host.auto_remove:
+        what = "restart policy cannot be updated because AutoRemove is enabled"
+        raise ConflictError(f"{what} for the container")
+    return host.replace(restart=restart_text(given))
 
 
 def update(given: Given) -> int:
     """``update [OPTIONS] CONTAINER [CONTAINER...]``"""
-    if not any(given.text(flag.name) for flag in LIMIT_FLAGS):
-        raise UsageError("you must provide one or more flags when using this command")
+    flags = (*LIMIT_FLAGS, *RARE_LIMITS, RESTART)
+    if not any(given.text(flag.name) for flag in flags):
+        raise WordFault("you must provide one or more flags when using this command")
 
     def action(engine: Engine, container: Container) -> None:
         update_one(engine.containers, container, given)
@@ -303,6 +322,11 @@ def unpause(given: Given) -> int:
 
 
 # %% pause
+RESTART = Flag(
+    "restart",
+    "Restart policy: no, always, unless-stopped, on-failure[:N]",
+    takes=TEXT,
+)
 COMMANDS = (
     Command(
         "stats", "[OPTIONS] [CONTAINER...]",
@@ -316,7 +340,8 @@ COMMANDS = (
     ),
     Command(
         "update", "[OPTIONS] CONTAINER [CONTAINER...]",
-        "Update configuration of one or more containers", update, LIMIT_FLAGS, least=1,
+        "Update configuration of one or more containers", update,
+        (*LIMIT_FLAGS, *RARE_LIMITS, RESTART), least=1,
     ),
     Command(
         "pause", "CONTAINER [CONTAINER...]",

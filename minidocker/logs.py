@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
 from minidocker.containers import Container, ContainerStore, timestamp
 from minidocker.durable import looking
-from minidocker.errors import UsageError
+from minidocker.errors import WordFault, did_you_mean
+from minidocker.pump import JsonLog
 from minidocker.records import Record, parse_json
 
 
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
 
 # %% The noun
 class LogEntry(Record):
-    """A line that a container wrote: its stream, its time (RFC 3339), its text."""
+    """A line that a container wrote: its stream, its time (RFC 3339), its text.
+
+    ``details`` are what the log's options tell besides.
+    """
 
     stream: str
     time: str
     log: str
+    details: Mapping[str, str] | None = None
 
     @property
     def moment(self) -> str:
@@ -48,7 +54,7 @@ def fixed_time(text: str) -> str:
 def entry_of(line: bytes) -> LogEntry:
     """Return the entry of a line of the file."""
     found = parse_json(line.decode())
-    return LogEntry(found["stream"], found["time"], found["log"])
+    return LogEntry(found["stream"], found["time"], found["log"], found.get("attrs"))
 
 
 def read_log(file: BinaryIO) -> Iterator[LogEntry]:
@@ -86,38 +92,134 @@ def seek_tail(file: BinaryIO, lines: int) -> int:
 
 # %% How much is kept
 UNITS = {"k": 10, "m": 20, "g": 30}
+DRIVERS = ("json-file", "local", "none")
 
 
-def log_limits(options: Iterable[str]) -> tuple[int, int]:
-    """Return the bytes of a file (0 for any) and the files of ``--log-opt`` options.
+class Shape(Record):
+    """How a log is kept: bytes of a file (0 for any), files, packed or not."""
 
-    Raises UsageError in Docker's words.
+    most: int = 0
+    files: int = 1
+    packed: bool = False
 
-    >>> log_limits(["max-size=10k", "max-file=3"])
-    (10240, 3)
+
+USUAL = {"json-file": Shape(), "local": Shape(20 << 20, 5, packed=True)}
+SIZES = ("max-size", "max-file", "compress")
+MODES = ("mode", "max-buffer-size")
+TOLD = ("labels", "labels-regex", "env", "env-regex", "tag")
+
+
+def check_names(driver: str, names: Iterable[str]) -> None:
+    """Raise WordFault for an option that a driver does not have."""
+    known = SIZES + MODES + (TOLD if driver == "json-file" else ())
+    for name in names:
+        if name not in known:
+            what = f"unknown log opt '{name}' for {driver} log driver"
+            raise WordFault(what, hint=did_you_mean(name, known))
+
+
+def log_shape(driver: str, options: Mapping[str, str]) -> Shape:
+    """Return how the log of a driver is kept with its options. Raises WordFault.
+
+    >>> log_shape("json-file", {"max-size": "10k", "max-file": "3"})
+    Shape(most=10240, files=3, packed=False)
     """
-    size, files = 0, 1
-    for option in options:
-        name, _, value = option.partition("=")
-        if name == "max-size":
-            size = log_size(value)
-        elif name == "max-file":
-            if not value.isdecimal() or int(value) < 1:
-                raise UsageError("max-file cannot be less than 1")
-            files = int(value)
-        else:
-            what = f"unknown log opt '{name}' for json-file log driver"
-            raise UsageError(what, hint="max-size, max-file")
-    return size, files
+    check_names(driver, options)
+    shape = USUAL[driver]
+    if size := options.get("max-size"):
+        shape = shape.replace(most=log_size(size))
+    if count := options.get("max-file"):
+        if not count.isdecimal() or int(count) < 1:
+            raise WordFault("max-file cannot be less than 1")
+        shape = shape.replace(files=int(count))
+    if word := options.get("compress"):
+        shape = shape.replace(packed=truth(word))
+    if shape.packed and "compress" in options and not (shape.most and shape.files > 1):
+        what = "compress cannot be true when max-file is less than 2"
+        raise WordFault(f"{what} or max-size is not set")
+    check_mode(options)
+    return shape
 
 
+# %% How much is kept
 def log_size(text: str) -> int:
-    """Return the bytes of ``10k`` or ``1m``; UsageError for what is no size."""
+    """Return the bytes of ``10k`` or ``1m``; WordFault for what is no size."""
     number = text.lower().removesuffix("b")
     digits = number.rstrip("kmg")
     if not digits.isdecimal() or not int(digits) or len(number) - len(digits) > 1:
-        raise UsageError(f"invalid size: '{text}'", hint="--log-opt max-size=10m")
+        raise WordFault(f"invalid size: '{text}'", hint="--log-opt max-size=10m")
     return int(digits) << UNITS.get(number[len(digits) :], 0)
+
+
+def truth(text: str) -> bool:
+    """Return what ``true`` or ``false`` means. Raises WordFault."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in words:
+        raise WordFault(f'invalid value "{text}" for compress: true or false')
+    return words[text.lower()]
+
+
+def check_mode(options: Mapping[str, str]) -> None:
+    """Refuse a mode that is none; both are the same here, where nobody waits."""
+    mode = options.get("mode", "blocking")
+    if mode not in ("blocking", "non-blocking"):
+        raise WordFault(f"logging mode not supported: {mode}")
+    if size := options.get("max-buffer-size"):
+        if mode != "non-blocking":
+            what = "max-buffer-size option is only supported with 'mode=non-blocking'"
+            raise WordFault(what)
+        log_size(size)
+
+
+# %% What each line tells besides
+TAG = re.compile(r"{{\s*\.(\w*)\s*}}")
+
+
+FIELDS = (
+    "ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "Command",
+    "DaemonName",
+)  # fmt: skip
+
+
+def check_tag(form: str) -> None:
+    """Raise WordFault for a ``tag`` with a field that a log does not have."""
+    for name in TAG.findall(form):
+        if name not in FIELDS:
+            hint = did_you_mean(name, FIELDS, other=", ".join(FIELDS))
+            raise WordFault(f"a log has no field {name}", hint=hint)
+
+
+def tag_text(form: str, container: Container) -> str:
+    """Return a ``tag`` with its fields filled in."""
+    values = (
+        container.id[:12], container.id, container.name, container.image[7:19],
+        container.image, container.config.image, " ".join(container.argv), "minidocker",
+    )  # fmt: skip
+    fields = dict(zip(FIELDS, values, strict=True))
+    return TAG.sub(lambda found: fields[found[1]], form)
+
+
+def attributes(container: Container, options: Mapping[str, str]) -> dict[str, str]:
+    """Return what each line of a log tells of its container, as its options ask."""
+    env = dict(line.partition("=")[::2] for line in container.config.env or ())
+    found = {}
+    for kind, values in (("labels", container.config.labels or {}), ("env", env)):
+        names = options.get(kind, "").split(",")
+        form = options.get(f"{kind}-regex")
+        for name, value in values.items():
+            if name in names or (form and re.search(form, name)):
+                found[name] = value
+    if form := options.get("tag"):
+        found["tag"] = tag_text(form, container)
+    return dict(sorted(found.items()))
+
+
+def log_for(container: Container, path: str) -> JsonLog:
+    """Return the log that a container's driver and options ask for."""
+    options = dict(text.split("=", 1) for text in container.host.log_opts)
+    shape = log_shape(container.host.log_driver, options)
+    told = attributes(container, options)
+    return JsonLog(path, shape.most, shape.files, told, packed=shape.packed)
 
 
 # %% The whole log
@@ -128,12 +230,22 @@ def open_files(path: str, stack: ExitStack) -> list[BinaryIO]:
     with suppress(FileNotFoundError):
         for number in range(1 << 30):
             name = f"{path}.{number}" if number else path
+            packed = bool(number) and not os.path.exists(name)
+            name += ".gz" if packed else ""
             file = stack.enter_context(open(name, "rb"))  # noqa: SIM115
             inode = os.fstat(file.fileno()).st_ino
             if inode not in seen:
-                found.insert(0, file)
+                found.insert(0, unpacked(file) if packed else file)
             seen.add(inode)
     return found
+
+
+def unpacked(file: BinaryIO) -> BinaryIO:
+    """Return what is in a packed file, unpacked in memory; it was bounded."""
+    import gzip
+    import io
+
+    return io.BytesIO(gzip.decompress(file.read()))
 
 
 def kept_entries(files: list[BinaryIO], tail: int | None) -> Iterator[LogEntry]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from minidocker.catalog import (
     LIST_FILTERS,
@@ -19,7 +20,7 @@ from minidocker.catalog import (
     parse_filters,
     repository_of,
 )
-from minidocker.errors import MinidockerError, NotFoundError, UsageError
+from minidocker.errors import MinidockerError, NotFoundError, UsageError, WordFault
 from minidocker.flags import (
     FILTER,
     FORMAT,
@@ -231,24 +232,44 @@ def history(given: Given) -> int:
 
 
 # %% One image
-def inspected(engine: Engine, text: str, kind: str) -> dict[str, Any]:
-    """Return the document of a container or an image. Raises NotFoundError."""
-    from minidocker.views import inspect_container, inspect_image
+KINDS = ("container", "image", "network", "volume")
 
-    if kind not in ("", "container", "image"):
-        raise MinidockerError(f'no type "{kind}"', hint="container or image")
-    if kind != "image":
-        try:
-            return inspect_container(engine, engine.containers.resolve(text))
-        except NotFoundError:
-            if kind == "container":
-                raise
-    try:
+
+def document_of(engine: Engine, text: str, kind: str, *, size: bool) -> dict[str, Any]:
+    """Return the document of a thing of a kind. Raises NotFoundError."""
+    from minidocker.network_views import inspect_network
+    from minidocker.sandbox import network_store
+    from minidocker.storing import volume_store
+    from minidocker.views import inspect_container, inspect_image, sizes_of
+
+    if kind == "image":
         return inspect_image(engine, engine.images.resolve(text))
-    except NotFoundError as why:
-        if kind == "image" or why.where:
-            raise
-        raise NotFoundError(f'no such object: "{text}"', hint=why.hint) from why
+    if kind == "network":
+        return inspect_network(network_store(engine.containers), text)
+    if kind == "volume":
+        return volume_store(engine.containers).get(text).to_dict()
+    container = engine.containers.resolve(text)
+    sizes = sizes_of(engine, container) if size else {}
+    return inspect_container(engine, container) | sizes
+
+
+def inspected(engine: Engine, text: str, given: Given) -> dict[str, Any]:
+    """Return the document of the first kind of thing that has a name.
+
+    Raises NotFoundError.
+    """
+    from minidocker.container_verbs import notice
+
+    asked, size = given.text("type"), given.on("size")
+    if asked:
+        return document_of(engine, text, asked, size=size)
+    for kind in KINDS:
+        with suppress(NotFoundError):
+            found = document_of(engine, text, kind, size=size)
+            if size and kind != "container":
+                notice(f"WARNING: --size ignored for {kind}")
+            return found
+    raise NotFoundError(f"no such object: {text}")
 
 
 def inspect(given: Given) -> int:
@@ -258,10 +279,13 @@ def inspect(given: Given) -> int:
     from minidocker.values import fill
     from minidocker.views import pretty
 
+    if given.text("type") not in ("", *KINDS):
+        what = f'"{given.text("type")}" is not a valid value for --type'
+        raise WordFault(what, hint=", ".join(KINDS))
     engine, form, found, status = open_engine(given), given.text("format"), [], 0
     for text in given.args:
         try:
-            one = inspected(engine, text, given.text("type"))
+            one = inspected(engine, text, given)
             found.append(one)
             if form:
                 print(go_json(one).decode() if form == "json" else fill(form, one))
@@ -410,8 +434,12 @@ COMMANDS = (
     ),
     Command(
         "inspect", "[OPTIONS] NAME|ID [NAME|ID...]",
-        "Return low-level information on containers and images", inspect,
-        (SHAPE, Flag("type", "container or image", takes=TEXT)),
+        "Return low-level information on containers, images, networks and volumes",
+        inspect,
+        (
+            SHAPE, Flag("size", "Display total file sizes of containers", "s"),
+            Flag("type", "container, image, network or volume", takes=TEXT),
+        ),
         least=1, example="minidocker inspect -f '{{json .Config.Env}}' web@3",
     ),
     Command(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 
 from minidocker.errors import RuntimeFault, UsageError, did_you_mean
-from minidocker.flags import Given
+from minidocker.flags import Given, wrong
 from minidocker.program import HostConfig
-from minidocker.volumes import check_volume_name
+from minidocker.volumes import PROPAGATIONS, check_options, check_volume_name
 
 
 TYPE_CHECKING = False
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 # %% -v
-MODES = {"ro", "rw", "z", "Z", "nocopy", "consistent", "cached", "delegated"}
-PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+MODES = (  # of each at most one word
+    ("ro", "rw"), ("z", "Z"), ("nocopy",), ("consistent", "cached", "delegated"),
+    PROPAGATIONS,
+)  # fmt: skip
 
 
 def check_target(target: str, text: str) -> None:
@@ -33,13 +35,39 @@ def check_target(target: str, text: str) -> None:
         raise UsageError(what)
 
 
-def check_propagation(word: str) -> None:
-    """Raise UsageError for a propagation that a container here cannot have."""
+def check_propagation(word: str, source: str) -> None:
+    """Raise UsageError for no propagation, RuntimeFault for one that cannot be.
+
+    Mounts travel to a container only from a mount from which they travel.
+    """
     if word not in PROPAGATIONS:
         hint = did_you_mean(word, PROPAGATIONS, other=", ".join(PROPAGATIONS))
         raise UsageError(f"invalid propagation mode: {word}", hint=hint)
-    if word not in ("private", "rprivate"):
-        raise UsageError(f'propagation "{word}" cannot be kept', hint="rprivate")
+    kind = word.removeprefix("r")
+    if kind == "private":
+        return
+    place, tags = mount_of(os.path.realpath(source))
+    travels = {tag.partition(":")[0] for tag in tags}
+    if not travels & ({"shared"} if kind == "shared" else {"shared", "master"}):
+        wanted = "shared" if kind == "shared" else "shared or slave"
+        what = f"path {source} is mounted on {place} but it is not a {wanted} mount"
+        raise RuntimeFault(what, hint=f"mount --make-shared {place}")
+
+
+def mount_of(path: str) -> tuple[str, list[str]]:
+    """Return where the mount is that a path lies on, and its optional fields.
+
+    Source: proc_pid_mountinfo(5).
+    """
+    best: tuple[str, list[str]] = ("/", [])
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        for line in file:
+            fields = line.split(" ")
+            place, tags = fields[4], fields[6 : fields.index("-")]
+            inside = f"{path}/".startswith(f"{place.rstrip('/')}/")
+            if inside and len(place) >= len(best[0]):
+                best = (place, tags)
+    return best
 
 
 def volume_text(text: str) -> str:
@@ -52,19 +80,24 @@ def volume_text(text: str) -> str:
     if text.count(":") > 2 or not source or not target:
         raise UsageError(f"invalid volume specification: '{text}'")
     check_target(target, text)
-    for word in mode.split(",") if mode else ():
-        if word in PROPAGATIONS:
-            check_propagation(word)
-        elif word not in MODES or {"ro", "rw"} <= set(mode.split(",")):
-            raise UsageError(f"invalid mode: {mode}", hint="ro, rw, z, nocopy")
-    if not source.startswith(("/", ".", "~")):
+    words = mode.split(",") if mode else []
+    every = {word for group in MODES for word in group}
+    if set(words) - every or any(len(set(group) & set(words)) > 1 for group in MODES):
+        raise UsageError(f"invalid mode: {mode}", hint="ro, rw, z, nocopy, rslave")
+    travels = [word for word in words if word in PROPAGATIONS]
+    if not source.startswith(("/", ".")):
         check_volume_name(source)
+        if travels:
+            what = f"invalid mode: {mode}: a volume is no mount of the host"
+            raise UsageError(what)
         return text
-    if "nocopy" in mode.split(","):
+    if "nocopy" in words:
         raise UsageError(f"invalid mode: {mode}", hint="nocopy is for volumes")
     source = os.path.abspath(source)
     if not os.path.lexists(source):
         os.makedirs(source)
+    for word in travels:
+        check_propagation(word, source)
     return f"{source}:{rest}"
 
 
@@ -89,7 +122,7 @@ def mount_fields(text: str) -> dict[str, Any]:
     True
     """
     found: dict[str, Any] = {"type": "volume"}
-    for part in text.split(","):
+    for part in csv_fields(text):
         name, equals, value = part.partition("=")
         key = KEYS.get(name.strip().lower(), "")
         if equals and not key:
@@ -111,9 +144,23 @@ def mount_fields(text: str) -> dict[str, Any]:
     return found
 
 
+def csv_fields(text: str) -> list[str]:
+    """Split a line of comma-separated values, where a quoted one may hold commas.
+
+    >>> csv_fields('type=volume,"volume-opt=o=size=1m,mode=700"')
+    ['type=volume', 'volume-opt=o=size=1m,mode=700']
+    """
+    import csv
+
+    try:
+        return next(csv.reader([text], strict=True), [])
+    except csv.Error as why:
+        raise invalid_mount(text, f"parse error: {why}") from why
+
+
 def invalid_mount(text: str, why: str, hint: str | None = None) -> UsageError:
     """Return the error for a ``--mount``."""
-    return UsageError(f'invalid argument "{text}" for "--mount" flag: {why}', hint=hint)
+    return wrong("--mount", text, why, hint)
 
 
 # %% --mount
@@ -157,21 +204,27 @@ def bind_options(found: dict[str, Any], text: str) -> dict[str, Any]:
     if not os.path.lexists(source):
         what = "bind source path does not exist"
         raise RuntimeFault(f'invalid mount config for type "bind": {what}: {source}')
+    options: dict[str, Any] = {}
     if word := found.get("bind-propagation"):
-        check_propagation(word)
+        check_propagation(word, source)
+        options["Propagation"] = word
     if found.get("bind-nonrecursive"):
-        raise invalid_mount(text, "what is mounted below a bind is bound with it")
-    return {}
+        options["NonRecursive"] = True
+    return {"BindOptions": options} if options else {}
 
 
 def volume_options(found: dict[str, Any], text: str) -> dict[str, Any]:
     """Return the options of a volume."""
     if source := found.get("source"):
         check_volume_name(source)
-    if found.get("volume-driver", "local") != "local" or found.get("volume-opt"):
-        raise invalid_mount(text, "volumes are directories: driver local, no options")
+    if (name := found.get("volume-driver", "local")) != "local":
+        what = f'error looking up volume plugin {name}: plugin "{name}" not found'
+        raise UsageError(what, hint="local is the only one here")
     labels = dict(label.partition("=")[::2] for label in found.get("volume-label", ()))
     options: dict[str, Any] = {"Labels": labels} if labels else {}
+    if words := found.get("volume-opt"):
+        opts = check_options(dict(word.partition("=")[::2] for word in words))
+        options["DriverConfig"] = {"Name": "local", "Options": dict(opts)}
     if found.get("volume-nocopy"):
         options["NoCopy"] = True
     return {"VolumeOptions": options} if options else {}

@@ -188,6 +188,10 @@ QUIET = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
 class MountStep(Record):
     """A step of the plan: it applies itself below a root, and tells what it is."""
 
+    def ahead(self) -> MountStep:
+        """Do what must come before the mounts are cut off; return what is to apply."""
+        return self
+
     def apply(self, root: int) -> None:
         """Do it below the directory ``root``, a descriptor; nothing is kept open."""
         raise NotImplementedError
@@ -291,22 +295,40 @@ def attach_copy(tree: int, place: int, attributes: MountAttr) -> None:
 class Bind(MountStep):
     """Show a path of the host at ``target``, with what is mounted below it.
 
-    Device nodes in it can be opened only with ``devices``.
+    Device nodes in it can be opened only with ``devices``. With ``propagation``
+    (``shared``, ``slave``) mounts of the host go on arriving; such a copy is made
+    ``ahead``, and ``tree`` is its descriptor.
     """
 
     source: str
     target: str
     readonly: bool = False
     devices: bool = False
+    propagation: str = ""
+    recursive: bool = True
+    tree: int = -1
 
-    def apply(self, root: int) -> None:
-        """Attach a copy of the source's mounts; the target is made when missing."""
+    def ahead(self) -> MountStep:
+        """Copy mounts that are to travel, while those of the host still do."""
+        return self.replace(tree=self.copy()) if self.propagation else self
+
+    def copy(self) -> int:
+        """Return a detached copy of the source's mounts. Raises RuntimeFault."""
+        flags = CLONE_TREE if self.recursive else OPEN_TREE_CLONE
         try:
-            tree = open_tree(AT_FDCWD, self.source, CLONE_TREE)
+            tree = open_tree(AT_FDCWD, self.source, flags)
         except SysError as why:
             if why.errno != errno.ENOENT:
                 raise
             raise RuntimeFault("no such path on the host", where=self.source) from why
+        if self.propagation == "slave":
+            slave, how = MountFlags.SLAVE, AT_EMPTY_PATH | AT_RECURSIVE
+            mount_setattr(tree, "", MountAttr(0), propagation=slave, flags=how)
+        return tree
+
+    def apply(self, root: int) -> None:
+        """Attach a copy of the source's mounts; the target is made when missing."""
+        tree = self.tree if self.tree >= 0 else self.copy()
         is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         find = directory_in_root if is_directory else file_in_root
         attributes = MountAttr.RDONLY if self.readonly else MountAttr(0)

@@ -11,7 +11,7 @@ from minidocker.container_verbs import notice
 from minidocker.containers import Container
 from minidocker.engine import Engine
 from minidocker.errors import NotFoundError, UsageError
-from minidocker.flags import Given
+from minidocker.flags import Given, wrong
 from minidocker.networks import DEFAULT, Wish, check_wish
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, PortBinding
@@ -120,15 +120,10 @@ def check_mac(text: str) -> str:
 
 
 # %% Addresses and names
-def wrong(text: str, flag: str, why: str) -> UsageError:
-    """Phrase as pflag does that a flag's text is wrong."""
-    return UsageError(f'invalid argument "{text}" for "--{flag}" flag: {why}')
-
-
 def check_dns(text: str) -> str:
     """Return the address of a name server."""
     if not is_address(text):
-        raise wrong(text, "dns", f"IP address is not correctly formatted: {text}")
+        raise wrong("--dns", text, f"IP address is not correctly formatted: {text}")
     return text
 
 
@@ -137,7 +132,7 @@ def check_domain(text: str) -> str:
     pieces = text.removesuffix(".").split(".")
     good = all(p and p.replace("-", "").replace("_", "").isalnum() for p in pieces)
     if text != "." and (not good or len(text) > 255):
-        raise wrong(text, "dns-search", f"{text} is not a valid domain")
+        raise wrong("--dns-search", text, f"{text} is not a valid domain")
     return text
 
 
@@ -145,9 +140,9 @@ def check_host(text: str) -> str:
     """Return ``NAME:ADDRESS``; the address may be ``host-gateway``."""
     name, colon, address = text.partition(":")
     if not colon or not name:
-        raise wrong(text, "add-host", f'bad format for add-host: "{text}"')
+        raise wrong("--add-host", text, f'bad format for add-host: "{text}"')
     if address != "host-gateway" and not is_address(address):
-        raise wrong(text, "add-host", f'invalid IP address in add-host: "{address}"')
+        raise wrong("--add-host", text, f'invalid IP address in add-host: "{address}"')
     return text
 
 

@@ -21,6 +21,7 @@ from minidocker.errors import (
     NotFoundError,
     UnsupportedError,
     UsageError,
+    WordFault,
 )
 from minidocker.flags import (
     FILTER,
@@ -32,9 +33,11 @@ from minidocker.flags import (
     Command,
     Flag,
     Given,
+    Takes,
+    refused,
 )
 from minidocker.network_flags import is_address
-from minidocker.network_views import fixed_id, network_fields
+from minidocker.network_views import every_network, find_one, inspect_network
 from minidocker.networks import (
     PREDEFINED,
     BridgeNetwork,
@@ -174,6 +177,9 @@ def create(given: Given) -> int:
     """``network create [OPTIONS] NETWORK``"""
     name, asked = given.args[0], asked_subnets(given)
     check_driver(given.text("driver"))
+    for flag, only in (("ipam-driver", "default"), ("scope", "local")):
+        if given.text(flag) not in ("", only):
+            raise WordFault(f"--{flag} {given.text(flag)} is not here", hint=only)
     if name in PREDEFINED:
         raise ConflictError(f"operation is not permitted on predefined {name} network")
     if not matches(NAME, name):
@@ -201,27 +207,6 @@ def create(given: Given) -> int:
         store.write(network)
     print(network.id)
     return 0
-
-
-# %% Show
-def every_network(store: NetworkStore) -> list[tuple[BridgeNetwork, str]]:
-    """Return all networks with their drivers, by name; the three first ones too."""
-    with store.turn():
-        born = default_network(store).created
-    fixed = {"host": "host", "none": "null"}
-    found = [(one, "bridge") for one in store.all()]
-    found += [(BridgeNetwork(fixed_id(n), n, born, ()), d) for n, d in fixed.items()]
-    return sorted(found, key=lambda pair: pair[0].name)
-
-
-def find_one(store: NetworkStore, text: str) -> tuple[BridgeNetwork, str]:
-    """Find a network and its driver by name, id, or the beginning of its id."""
-    known = every_network(store)
-    for pair in known:
-        if text in (pair[0].name, pair[0].id):
-            return pair
-    begins = [pair for pair in known if text and pair[0].id.startswith(text)]
-    return begins[0] if len(begins) == 1 else (store.resolve(text), "bridge")
 
 
 # %% Show
@@ -298,13 +283,10 @@ def inspect(given: Given) -> int:
     store, found, status = network_store(open_engine(given).containers), [], 0
     for text in given.args:
         try:
-            network, driver = find_one(store, text)
+            found.append(inspect_network(store, text))
         except MinidockerError as why:
             notice(f"minidocker: {why}")
             status = why.status
-            continue
-        members = sorted(live_endpoints(store, network.name), key=lambda one: one.ip)
-        found.append(network_fields(network, driver, members))
     if form := given.text("format"):
         for one in found:
             print(go_json(one).decode() if form == "json" else fill(form, one))
@@ -390,6 +372,17 @@ CREATE_FLAGS = (
     Flag("label", "Set metadata on a network", takes=LIST),
     Flag("opt", "Set driver specific options", "o", LIST),
     Flag("subnet", "Subnet in CIDR format", takes=LIST),
+    Flag("ipam-driver", "What gives addresses: default", takes=TEXT),
+    Flag("scope", "How far the network reaches: local", takes=TEXT),
+    *(
+        refused(name, "it is for the networks of a swarm, which is not here", takes)
+        for name, takes in (
+            ("config-from", TEXT),
+            ("config-only", Takes.NOTHING),
+            ("ingress", Takes.NOTHING),
+            ("ipam-opt", LIST),
+        )
+    ),
 )
 FORCE = Flag("force", "Do not prompt for confirmation", "f")
 COMMANDS = (
@@ -404,7 +397,11 @@ COMMANDS = (
     Command(
         "network inspect", "[OPTIONS] NETWORK [NETWORK...]",
         "Display detailed information on one or more networks", inspect,
-        (Flag("format", "Format the output: json, or a template", "f", TEXT),), least=1,
+        (
+            Flag("format", "Format the output: json, or a template", "f", TEXT),
+            Flag("verbose", "Verbose output for diagnostics", "v"),
+        ),
+        least=1,
     ),
     Command(
         "network rm", "NETWORK [NETWORK...]", "Remove one or more networks", rm,

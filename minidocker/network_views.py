@@ -10,7 +10,16 @@ from contextlib import suppress
 
 from minidocker.containers import Container, ContainerStore
 from minidocker.errors import IntegrityError, NotFoundError
-from minidocker.networks import DEFAULT, BridgeNetwork, Endpoint, Subnet, Wish
+from minidocker.networks import (
+    DEFAULT,
+    BridgeNetwork,
+    Endpoint,
+    NetworkStore,
+    Subnet,
+    Wish,
+    default_network,
+    live_endpoints,
+)
 from minidocker.oci import sha256_text
 from minidocker.program import Network
 from minidocker.records import Record
@@ -219,3 +228,31 @@ def network_fields(
         "Options": dict(network.options),
         "Labels": dict(network.labels),
     }
+
+
+# %% Every network
+def every_network(store: NetworkStore) -> list[tuple[BridgeNetwork, str]]:
+    """Return all networks with their drivers, by name; the three first ones too."""
+    with store.turn():
+        born = default_network(store).created
+    fixed = {"host": "host", "none": "null"}
+    found = [(one, "bridge") for one in store.all()]
+    found += [(BridgeNetwork(fixed_id(n), n, born, ()), d) for n, d in fixed.items()]
+    return sorted(found, key=lambda pair: pair[0].name)
+
+
+def find_one(store: NetworkStore, text: str) -> tuple[BridgeNetwork, str]:
+    """Find a network and its driver by name, id, or the beginning of its id."""
+    known = every_network(store)
+    for pair in known:
+        if text in (pair[0].name, pair[0].id):
+            return pair
+    begins = [pair for pair in known if text and pair[0].id.startswith(text)]
+    return begins[0] if len(begins) == 1 else (store.resolve(text), "bridge")
+
+
+def inspect_network(store: NetworkStore, text: str) -> dict[str, Any]:
+    """Return what `inspect` tells of a network. Raises NotFoundError."""
+    network, driver = find_one(store, text)
+    members = sorted(live_endpoints(store, network.name), key=lambda one: one.ip)
+    return network_fields(network, driver, members)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from minidocker.cgroups import (
     NO_LIMITS,
@@ -17,7 +18,7 @@ from minidocker.cgroups import (
     read,
 )
 from minidocker.containers import Container, ContainerStore, Status, tell
-from minidocker.errors import ConflictError, RuntimeFault
+from minidocker.errors import ConflictError, NotFoundError, RuntimeFault
 from minidocker.freezer import set_frozen
 
 
@@ -97,6 +98,25 @@ def pause(store: ContainerStore, container: Container) -> None:
         os.unlink(store.path(container.id, "paused"))
         raise
     tell(store, container, "pause")
+
+
+@contextmanager
+def paused(store: ContainerStore, container: Container) -> Iterator[None]:
+    """Let a container stand still for a ``with`` block, if it runs.
+
+    Where nobody may freeze it, it goes on.
+    """
+    state, stood = store.state(container.id), False
+    if state.status is Status.RUNNING and not state.paused and not state.restarting:
+        with suppress(ConflictError, RuntimeFault, OSError):
+            pause(store, container)
+            stood = True
+    try:
+        yield
+    finally:
+        if stood:
+            with suppress(ConflictError, NotFoundError):
+                unpause(store, container)
 
 
 def unpause(store: ContainerStore, container: Container) -> None:

@@ -133,7 +133,8 @@ class HostConfig(Record):
     ``tmpfs`` ``PATH:OPTIONS``; ``ulimits`` ``NAME=SOFT:HARD``; ``sysctls``
     and ``log_opts`` ``NAME=VALUE``; ``restart`` ``POLICY[:COUNT]`` or "". The modes are
     "", ``host`` or ``container:ID``. ``network_of`` is the other container, or the name
-    of the network (``default`` where none was said).
+    of the network (``default`` where none was said). ``further`` are fields that few
+    containers have, under Docker's names.
     """
 
     auto_remove: bool = False
@@ -171,6 +172,7 @@ class HostConfig(Record):
     dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
+    further: tuple[tuple[str, Any], ...] = ()
 
     @property
     def mode(self) -> str:
@@ -215,7 +217,7 @@ class HostConfig(Record):
             if texts:
                 pairs = (text.partition(mark) for text in texts)
                 found[key] = {name: value for name, _, value in pairs}
-        return found
+        return found | dict(self.further)
 
 
 # %% The nouns: what to run
@@ -239,6 +241,12 @@ LIMIT_NAMES = {
     "cpu_shares": "CpuShares", "cpuset_cpus": "CpusetCpus",
     "cpuset_mems": "CpusetMems", "pids": "PidsLimit", "blkio_weight": "BlkioWeight",
 }  # fmt: skip
+FURTHER = (
+    "BlkioDeviceReadBps", "BlkioDeviceReadIOps", "BlkioDeviceWriteBps",
+    "BlkioDeviceWriteIOps", "BlkioWeightDevice", "CpuPeriod", "CpuQuota",
+    "CpuRealtimePeriod", "CpuRealtimeRuntime", "Isolation", "KernelMemory",
+    "MemorySwappiness", "OomKillDisable", "Runtime", "VolumeDriver",
+)  # fmt: skip
 
 
 def ports_json(ports: Iterable[PortBinding]) -> dict[str, list[dict[str, str]]]:
@@ -322,6 +330,7 @@ def host_config(found: dict[str, Any]) -> HostConfig:
             f"{k}:{v}" if v else k for k, v in (found.get("Tmpfs") or {}).items()
         ),
         sysctls=tuple(f"{k}={v}" for k, v in (found.get("Sysctls") or {}).items()),
+        further=tuple((name, found[name]) for name in FURTHER if name in found),
         **given,
     )
 

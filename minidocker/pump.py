@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -71,8 +71,8 @@ def make_ends(spec: ProcessSpec, *, stdin: bool) -> tuple[ProcessSpec, Ends]:
 LONGEST_LINE = 16384  # bytes; a longer one is cut in pieces, as Docker cuts it
 
 
-def log_line(stream: str, text: bytes, when: str) -> bytes:
-    r"""Return a line of a json-file log.
+def log_line(stream: str, text: bytes, when: str, told: str = "") -> bytes:
+    r"""Return a line of a json-file log; ``told`` is JSON that goes before the time.
 
     >>> log_line("stdout", b"a<b\n", "2026-01-01T00:00:00Z")
     b'{"log":"a\\u003cb\\n","stream":"stdout","time":"2026-01-01T00:00:00Z"}\n'
@@ -80,20 +80,39 @@ def log_line(stream: str, text: bytes, when: str) -> bytes:
     log = json_text(text.decode(errors="replace"))
     for char in "<>&\u2028\u2029":  # Go's encoder has web pages in mind
         log = log.replace(char, f"\\u{ord(char):04x}")
-    return f'{{"log":{log},"stream":"{stream}","time":"{when}"}}\n'.encode()
+    return f'{{"log":{log},"stream":"{stream}",{told}"time":"{when}"}}\n'.encode()
 
 
 # %% What came out is kept
+def pack(path: str) -> None:
+    """Make PATH.gz of a file, in its place."""
+    import gzip
+
+    with open(path, "rb") as file, gzip.open(f"{path}.gz", "wb", 6) as packed:
+        packed.write(file.read())
+    os.unlink(path)
+
+
 class JsonLog:
     """Append what containers write to a json-file log, whole lines at a time.
 
     A file of ``most`` bytes (0: any) becomes PATH.1, that becomes PATH.2, and so on;
-    ``files`` are kept altogether.
+    ``files`` are kept altogether, the older ones ``packed``: PATH.1.gz. ``told`` is
+    written in each line.
     """
 
-    def __init__(self, path: str, most: int = 0, files: int = 1) -> None:
+    def __init__(
+        self,
+        path: str,
+        most: int = 0,
+        files: int = 1,
+        told: Mapping[str, str] | None = None,
+        *,
+        packed: bool = False,
+    ) -> None:
         self.path, self.file = path, -1
-        self.most, self.files = most, files
+        self.most, self.files, self.end = most, files, ".gz" if packed else ""
+        self.told = f'"attrs":{json_text(told)},' if told else ""
         self.pending = {"stdout": b"", "stderr": b""}
 
     def write(self, stream: str, data: bytes) -> None:
@@ -111,7 +130,7 @@ class JsonLog:
         if not pieces:
             return
         now = timestamp()
-        lines = [log_line(stream, piece, now) for piece in pieces]
+        lines = [log_line(stream, piece, now, self.told) for piece in pieces]
         for text in lines if self.most else [b"".join(lines)]:
             if self.file < 0:
                 self.open()
@@ -127,7 +146,10 @@ class JsonLog:
     def rotate(self) -> None:
         """Let the file be the second newest; the oldest goes."""
         os.close(self.file)
-        names = [self.path, *(f"{self.path}.{n}" for n in range(1, self.files))]
+        older = [f"{self.path}.{n}{self.end}" for n in range(1, self.files)]
+        if self.end and older:
+            pack(self.path)
+        names = [f"{self.path}{self.end}", *older]
         for old, new in reversed(list(pairwise(names))):
             with suppress(FileNotFoundError):
                 os.rename(old, new)

@@ -20,8 +20,24 @@ from minidocker.container_verbs import (
 )
 from minidocker.durable import sync_store
 from minidocker.engine import Engine, Pull
-from minidocker.errors import MinidockerError, RuntimeFault, UsageError, did_you_mean
-from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, size
+from minidocker.errors import (
+    MinidockerError,
+    RuntimeFault,
+    UsageError,
+    WordFault,
+    did_you_mean,
+    recast,
+)
+from minidocker.flags import (
+    LIST,
+    NUMBER,
+    TEXT,
+    Command,
+    Flag,
+    Given,
+    size,
+    wrong,
+)
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, network_mode
 from minidocker.security import SHM_SIZE, check_ours
@@ -129,8 +145,8 @@ def attached_streams(given: Given) -> set[str]:
     """Return which streams are ours: those of ``-a``, or what suits."""
     asked = {text.lower() for text in given.list("attach")}
     for text in asked - {"stdin", "stdout", "stderr"}:
-        what = f'invalid argument "{text}" for "-a, --attach" flag'
-        raise UsageError(f"{what}: valid streams are STDIN, STDOUT and STDERR")
+        why = "valid streams are STDIN, STDOUT and STDERR"
+        raise wrong("-a, --attach", text, why)
     if given.on("detach"):
         if asked:
             raise UsageError("conflicting options: -a and -d")
@@ -142,17 +158,20 @@ def attached_streams(given: Given) -> set[str]:
 # %% The two halves
 def plain_binds(given: Given) -> tuple[str, ...]:
     """Return each ``-v`` that binds a path of the host, unless there are others."""
-    texts = given.list("volume")
-    plain = all(text.startswith(("/", ".")) and text.count(":") for text in texts)
-    words = {word for text in texts for word in text.split(":")[2:]}
-    return texts if plain and words <= {"ro", "rw"} else ()
+    texts, targets = given.list("volume"), set[str]()
+    for text in texts:
+        source, _, rest = text.partition(":")
+        target, _, mode = rest.partition(":")
+        targets.add(os.path.normpath(target))
+        absolute = source.startswith("/") and target.startswith("/")
+        if not absolute or mode not in ("", "ro", "rw"):
+            return ()
+    return texts if len(targets) == len(texts) and "/" not in targets else ()
 
 
-def absolute_bind(text: str) -> str:
-    """Return ``SOURCE:TARGET`` with an absolute source, made if it is missing."""
-    source, colon, rest = text.partition(":")
-    if not colon or not source.startswith(("/", ".")) or not rest.startswith("/"):
-        raise UsageError(f'invalid volume "{text}"', hint="-v /host/path:/path[:ro]")
+def existing_bind(text: str) -> str:
+    """Return ``SOURCE:TARGET``; a source that is missing is made."""
+    source, _, rest = text.partition(":")
     source = os.path.abspath(source)
     if not os.path.lexists(source):
         os.makedirs(source)
@@ -160,9 +179,23 @@ def absolute_bind(text: str) -> str:
 
 
 # %% The two halves
-RARE = (
+SOME = (
     "device", "log-driver", "log-opt", "restart", "security-opt", "tmpfs", "ulimit",
 )  # fmt: skip
+RARE = frozenset((
+    "blkio-weight-device", "cpu-period", "cpu-quota", "cpu-rt-period",
+    "cpu-rt-runtime", "device-read-bps", "device-read-iops", "device-write-bps",
+    "device-write-iops", "disable-content-trust", "isolation", "kernel-memory", "link",
+    "memory-swappiness", "oom-kill-disable", "platform", "runtime", "storage-opt",
+    "volume-driver",
+))  # fmt: skip
+
+
+def rare_flags() -> tuple[Flag, ...]:
+    """Return the flags that few people give; their chapter is loaded only for them."""
+    from minidocker.rare_flags import FLAGS
+
+    return FLAGS
 
 
 def words_of(given: Given) -> HostConfig:
@@ -171,13 +204,18 @@ def words_of(given: Given) -> HostConfig:
     if not -1000 <= score <= 1000:
         what = f"invalid value {score}, range for oom score adj is [-1000, 1000]"
         raise UsageError(what)
-    network, of = network_mode(given.text("network") or "default")
+    networks = given.list("network")
+    if len(networks) > 1:
+        what = "a container is made on one network; these are more"
+        hint = "give it another with `network connect`"
+        raise WordFault(f"{what}: {', '.join(networks)}", hint=hint)
+    network, of = network_mode(networks[0] if networks else "default")
     host = HostConfig(
         auto_remove=given.on("rm"),
         network=network,
         network_of=of,
         readonly=given.on("read-only"),
-        binds=tuple(map(absolute_bind, plain_binds(given))),
+        binds=tuple(map(existing_bind, plain_binds(given))),
         limits=limits_of(given),
         cap_add=given.list("cap-add"),
         cap_drop=given.list("cap-drop"),
@@ -195,10 +233,14 @@ def words_of(given: Given) -> HostConfig:
         from minidocker.mount_flags import with_mounts
 
         host = with_mounts(given, host)
-    if any(given.flags.get(name) for name in RARE):
+    if any(given.flags.get(name) for name in SOME):
         from minidocker.flag_words import rare_words
 
         host = host.replace(**rare_words(given))
+    if given.flags.keys() & RARE:
+        from minidocker.rare_flags import with_rare
+
+        host = with_rare(given, host)
     if host.shm_size < 4096:
         raise UsageError("SHM size can not be less than 0")
     host.security  # noqa: B018  unknown capabilities and options are refused here
@@ -225,6 +267,8 @@ def host_of(given: Given, words: HostConfig, engine: Engine) -> HostConfig:
         for text in given.list("sysctl"):
             check_sysctl(text, host)
     check_ours(host.cap_add)
+    for text in host.links:
+        engine.containers.resolve(text.partition(":")[0])
     return host.replace(sysctls=given.list("sysctl"))
 
 
@@ -247,7 +291,7 @@ def about_network(given: Given, words: HostConfig) -> bool:
 def made(given: Given) -> tuple[Engine, Container]:
     """Make the container that a command line asks for: `create`, and half of `run`.
 
-    What goes wrong has the status 125, and leaves nothing.
+    What goes wrong leaves nothing.
     """
     config, words = config_of(given), words_of(given)
     networked = about_network(given, words)
@@ -256,20 +300,18 @@ def made(given: Given) -> tuple[Engine, Container]:
 
         config, words = network_flags.with_network(given, config, words)
     refuse_old_cidfile(given.text("cidfile"))
-    try:
-        engine = open_engine(given, Needs.TREES)
-        host = host_of(given, words, engine)
-        when = pull_policy(given.text("pull"))
-        if networked:
-            wish = network_flags.wish_of(given)
-            network_flags.check_network(engine, host, wish)
-        container = engine.create(given.args[0], config, host, given.text("name"), when)
-        if networked:
-            network_flags.write_wish(engine, container, wish)
-    except MinidockerError as why:
-        if why.status != 1:
-            raise
-        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+    engine = open_engine(given, Needs.TREES)
+    host = host_of(given, words, engine)
+    when = pull_policy(given.text("pull"))
+    if networked:
+        wish = network_flags.wish_of(given)
+        network_flags.check_network(engine, host, wish)
+    name, platform = given.text("name"), given.text("platform")
+    container = engine.create(
+        given.args[0], config, host, name, when, platform=platform
+    )
+    if networked:
+        network_flags.write_wish(engine, container, wish)
     if path := given.text("cidfile"):
         with open(path, "x", encoding="ascii") as file:
             file.write(container.id)
@@ -289,7 +331,10 @@ def refuse_old_cidfile(path: str) -> None:
 
 def create(given: Given) -> int:
     """``create [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
-    engine, container = made(given)
+    try:
+        engine, container = made(given)
+    except RuntimeFault as why:  # only `run` has statuses of its own for these
+        raise recast(why, MinidockerError) from why
     from minidocker.bundling import write_down
 
     write_down(engine.containers, container)
@@ -306,7 +351,12 @@ def run(given: Given) -> int:
         from minidocker.attach import key_bytes
 
         key_bytes(given.text("detach-keys"))
-    engine, container = made(given)
+    try:
+        engine, container = made(given)
+    except MinidockerError as why:
+        if why.status != 1:
+            raise
+        raise recast(why, RuntimeFault) from why
     if given.on("dry-run") or given.on("explain") or given.text("bundle"):
         from minidocker.rehearsal import rehearse
 
@@ -388,14 +438,19 @@ SECURITY_FLAGS = (
 NETWORK_FLAGS = (
     Flag("add-host", "Add a custom host-to-IP mapping (host:ip)", takes=LIST),
     Flag("dns", "Set custom DNS servers", takes=LIST),
-    Flag("dns-option", "Set DNS options", takes=LIST),
+    Flag("dns-option", "Set DNS options", takes=LIST, other="dns-opt"),
     Flag("dns-search", "Set custom DNS search domains", takes=LIST),
     Flag("domainname", "Container NIS domain name", takes=TEXT),
     Flag("expose", "Expose a port or a range of ports", takes=LIST),
     Flag("ip", "IPv4 address (e.g., 172.30.100.104)", takes=TEXT),
     Flag("ip6", "IPv6 address (e.g., 2001:db8::33)", takes=TEXT),
     Flag("mac-address", "Container MAC address (e.g., 92:d0:c6:0a:29:33)", takes=TEXT),
-    Flag("network-alias", "Add network-scoped alias for the container", takes=LIST),
+    Flag(
+        "network-alias",
+        "Add network-scoped alias for the container",
+        takes=LIST,
+        other="net-alias",
+    ),
     Flag("publish", "Publish a container's port(s) to the host", "p", LIST),
     Flag("publish-all", "Publish all exposed ports to random ports", "P"),
 )
@@ -421,13 +476,14 @@ CREATE_FLAGS = (
     Flag("init", "Run an init that forwards signals and reaps processes"),
     Flag("label", "Set meta data on a container", "l", LIST),
     Flag("label-file", "Read in a line delimited file of labels", takes=LIST),
-    Flag("log-driver", "Where the output is kept: json-file or none", takes=TEXT),
+    Flag("log-driver", "How the output is kept: json-file, local, none", takes=TEXT),
     Flag("log-opt", "Log driver options: max-size=10m, max-file=3", takes=LIST),
     Flag("name", "Assign a name to the container", takes=TEXT),
     Flag(
         "network",
         "Connect to a network: none, host, container:NAME or its name",
-        takes=TEXT,
+        takes=LIST,
+        other="net",
     ),
     Flag(
         "restart",
@@ -453,12 +509,12 @@ RUN_FLAGS = (
 COMMANDS = (
     Command(
         "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Run a command in a new container",
-        run, RUN_FLAGS, least=1, greedy=True,
+        run, RUN_FLAGS, least=1, greedy=True, rare=rare_flags,
         example="minidocker run --rm -it minidocker/base sh",
     ),
     Command(
         "create", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create a new container",
-        create, CREATE_FLAGS, least=1, greedy=True,
+        create, CREATE_FLAGS, least=1, greedy=True, rare=rare_flags,
         example="minidocker start -a $(minidocker create minidocker/base date)",
     ),
 )  # fmt: skip

@@ -387,6 +387,7 @@ def enter_container(
     """
     die_with_parent(channel)
     shared = spec.shared
+    mounts = tuple(step.ahead() for step in spec.mounts)
     keep_mounts_private()
     if spec.view is None:
         raise RuntimeFault("no root file system was given")
@@ -396,7 +397,7 @@ def enter_container(
     apply_mounts(plan, root)
     if shm >= 0:
         attach_copy(shm, directory_in_root(root, "/dev/shm"), MountAttr.NODEV)  # noqa: S108
-    apply_mounts(spec.mounts, root)
+    apply_mounts(mounts, root)
     if spec.oom_score_adj:
         put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
     slave = new_console(root, spec, channel) if spec.tty else -1

@@ -175,6 +175,11 @@ def write_files(
         gateway,
         embedded=has_names(endpoints),
     )
+    if container.host.links:
+        from minidocker.neighbours import host_lines, neighbours
+
+        known = neighbours(store, network_store(store), container)
+        files["hosts"] += host_lines(known)
     write_network_files(store.path(container.id), files)
 
 

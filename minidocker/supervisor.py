@@ -183,7 +183,7 @@ class Supervisor:
             log = log_of(store, container)
             group = container_group(container)
             with network_for(store, container) as netns:
-                plan = process_spec(store, container)
+                plan = plan_of(store, container)
                 spec = whole_spec(plan, container, group).replace(netns=netns)
                 if self.guests:
                     spec = spec.replace(stdout=self.guests[0].seat.screen)
@@ -329,11 +329,11 @@ def log_of(store: ContainerStore, container: Container) -> JsonLog | None:
     if container.host.log_driver == "none":
         return None
     path = store.path(container.id, f"{container.id}-json.log")
-    if not container.host.log_opts:
+    if not container.host.log_opts and container.host.log_driver == "json-file":
         return JsonLog(path)
-    from minidocker.logs import log_limits
+    from minidocker.logs import log_for
 
-    return JsonLog(path, *log_limits(container.host.log_opts))
+    return log_for(container, path)
 
 
 def whole_spec(
@@ -348,6 +348,18 @@ def whole_spec(
     return spec.replace(init=init_file())
 
 
+def plan_of(store: ContainerStore, container: Container) -> ProcessSpec:
+    """Return how a container is started, with the variables of its links."""
+    plan = process_spec(store, container)
+    if not container.host.links:
+        return plan
+    from minidocker.neighbours import link_environment
+    from minidocker.sandbox import network_store
+
+    told = link_environment(store, network_store(store), container)
+    return plan.replace(env=(*told, *plan.env))
+
+
 def container_group(container: Container) -> Group:
     """Make the groups of a container that is about to start.
 
@@ -355,8 +367,8 @@ def container_group(container: Container) -> Group:
     one ends; its group is how they are found, where we may have one.
     """
     limits = container.host.limits
-    if narrow_devices(container.host):
-        return narrow_group(container)
+    if narrow_devices(container.host) or container.host.further:
+        return special_group(container)
     if container.host.pid_mode:
         with suppress(RuntimeFault):
             return make_group(container.id, limits, "freezer")
@@ -368,15 +380,20 @@ def narrow_devices(host: HostConfig) -> bool:
     return any(not text.endswith(":rwm") for text in host.devices)
 
 
-def narrow_group(container: Container) -> Group:
-    """Make the groups of a container, bound to rules for devices."""
+def special_group(container: Container) -> Group:
+    """Make the groups of a container with finer limits, or rules for devices."""
     from minidocker.device_rules import restrict_devices, rules_for
+    from minidocker.finer_limits import finer_settings, limit_finely
 
-    host = container.host
-    also = ("devices", "freezer") if host.pid_mode else ("devices",)
+    host, narrow = container.host, narrow_devices(container.host)
+    plan = finer_settings(dict(host.further))
+    also = [one.controller for one in plan] + ["devices"] * narrow
+    also += ["freezer"] * bool(host.pid_mode)
     group = make_group(container.id, host.limits, *also)
     try:
-        restrict_devices(group, rules_for(host.devices))
+        if narrow:
+            restrict_devices(group, rules_for(host.devices))
+        limit_finely(group, plan)
     except BaseException:
         remove_group(container.id)
         raise
@@ -387,8 +404,8 @@ def has_group(store: ContainerStore, container: Container) -> bool:
     """Say whether a container can have groups: by its limits, or made later on."""
     host = container.host
     later = os.path.exists(store.path(container.id, "grouped"))
-    asked = host.limits != NO_LIMITS or bool(host.pid_mode) or narrow_devices(host)
-    return asked or later or is_version_2()
+    asked = host.limits != NO_LIMITS or bool(host.pid_mode) or bool(host.further)
+    return asked or narrow_devices(host) or later or is_version_2()
 
 
 # %% A container's life, in one function

@@ -14,7 +14,7 @@ from minidocker.container_verbs import Needs, notice, open_engine
 from minidocker.containers import Status
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, NotFoundError
-from minidocker.flags import FORMAT, LIST, Command, Flag, Given
+from minidocker.flags import FORMAT, LIST, Command, Flag, Given, refused
 from minidocker.look_verbs import HEADS, PLAIN, image_rows
 from minidocker.oci import parse_reference
 from minidocker.removal import (
@@ -336,6 +336,7 @@ COMMANDS = (
         "builder prune", "[OPTIONS]", "Remove build cache", builder_prune,
         (
             Flag("all", "Remove all unused build cache, not just dangling ones", "a"),
+            refused("keep-storage", "what no build needs goes; choose with --filter"),
             ONLY, FORCE,
         ),
         most=0,

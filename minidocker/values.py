@@ -51,7 +51,12 @@ MAPS = frozenset(
         "Containers", "AuxiliaryAddresses",
     )
 )  # fmt: skip
-POINTERS = frozenset(("Healthcheck", "Health", "StopTimeout", "Init", "PidsLimit"))
+POINTERS = frozenset(
+    (
+        "Healthcheck", "Health", "StopTimeout", "Init", "PidsLimit", "SizeRw",
+        "SizeRootFs", "MemorySwappiness",
+    )
+)  # fmt: skip
 NOTHING = ContainerConfig()
 CONFIG = {field.key: getattr(NOTHING, field.attribute) for field in CONFIG_FIELDS}
 MOUNT = {"Type": "", "Name": "", "Source": "", "Destination": "", "Driver": ""}
@@ -61,6 +66,7 @@ LAST: dict[str, dict[str, Any]] = {
     "RootFS": {"BaseLayer": ""},
     "State": {"Health": None},
 }  # left out of the JSON when empty
+SIZES = {"SizeRw": None, "SizeRootFs": None}
 
 
 # %% What JSON has forgotten
@@ -76,7 +82,8 @@ def typed(value: Any, key: str = "") -> Any:
         return value
     if key in MAPS:
         return {name: typed(one) for name, one in value.items()}
-    last = {name: one for name, one in LAST.get(key, {}).items() if name not in value}
+    last = LAST.get(key, SIZES if "HostConfig" in value else {})
+    last = {name: one for name, one in last.items() if name not in value}
     fields = {**WHOLE.get(key, {}), **value, **last}
     return Struct(value, {name: typed(one, name) for name, one in fields.items()})
 

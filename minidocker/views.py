@@ -153,9 +153,8 @@ def container_row(
         "Status": status_words(state),
     }
     if size:
-        own = engine.layers.rw_size(container.id)
-        below = size_of(engine.images, engine.layers, container.image)
-        row["Size"] = f"{human_size(own)} (virtual {human_size(own + below)})"
+        own, whole_size = sizes_of(engine, container).values()
+        row["Size"] = f"{human_size(own)} (virtual {human_size(whole_size)})"
     return row
 
 
@@ -222,6 +221,16 @@ def inspect_image(engine: Engine, id: str) -> dict[str, Any]:
 
 
 # %% inspect
+HOST_DEFAULTS: dict[str, Any] = {
+    "ContainerIDFile": "", "VolumeDriver": "", "Cgroup": "", "Runtime": "minidocker",
+    "ConsoleSize": [0, 0], "Isolation": "", "CgroupParent": "",
+    "BlkioWeightDevice": [], "BlkioDeviceReadBps": None, "BlkioDeviceWriteBps": None,
+    "BlkioDeviceReadIOps": None, "BlkioDeviceWriteIOps": None, "CpuPeriod": 0,
+    "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0,
+    "DeviceCgroupRules": None, "DeviceRequests": None, "KernelMemory": 0,
+    "KernelMemoryTCP": 0, "MemorySwappiness": None, "OomKillDisable": False,
+    "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
+}  # fmt: skip
 NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -254,6 +263,13 @@ def health_fields(place: str, state: State) -> dict[str, Any]:
     return {"Health": found | ({"Status": "unhealthy"} if ended else {})}
 
 
+def host_fields(container: Container) -> dict[str, Any]:
+    """Return all of Docker's fields for what holds on this host."""
+    links = (text.split(":") for text in container.host.links)
+    told = [f"/{other}:/{container.name}/{alias}" for other, alias in links]
+    return HOST_DEFAULTS | container.host.to_dict() | {"Links": told or None}
+
+
 def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
     """Return what `inspect` tells of a container."""
     state = engine.containers.state(container.id)
@@ -273,7 +289,11 @@ def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
         "RestartCount": state.restarts,
         "Driver": engine.driver.name,
         "Platform": "linux",
-        "HostConfig": container.host.to_dict(),
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": None,
+        "HostConfig": host_fields(container),
         "GraphDriver": graph_driver(engine, engine.layers.mount_id(container.id)),
         "Mounts": [point.to_dict() for point in points_of(container)],
         "Config": container.config.to_dict(),
@@ -281,6 +301,13 @@ def inspect_container(engine: Engine, container: Container) -> dict[str, Any]:
             engine.containers, container, running=state.status is Status.RUNNING
         ),
     }
+
+
+def sizes_of(engine: Engine, container: Container) -> dict[str, int]:
+    """Return the bytes that a container has changed, and those of its whole tree."""
+    own = engine.layers.rw_size(container.id)
+    below = size_of(engine.images, engine.layers, container.image)
+    return {"SizeRw": own, "SizeRootFs": own + below}
 
 
 def pretty(found: Any) -> str:

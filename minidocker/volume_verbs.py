@@ -23,7 +23,7 @@ from minidocker.container_verbs import (
 )
 from minidocker.durable import store_lock
 from minidocker.engine import Engine
-from minidocker.errors import MinidockerError, NotFoundError, UsageError
+from minidocker.errors import MinidockerError, NotFoundError, WordFault
 from minidocker.flags import FILTER, FORMAT, LIST, QUIET, TEXT, Command, Flag, Given
 from minidocker.oci import go_json
 from minidocker.removal import prune_volumes
@@ -47,17 +47,16 @@ def create(given: Given) -> int:
     if flag and args:
         what = "conflicting options: either specify --name or provide positional arg"
         raise MinidockerError(what)
-    if given.text("driver") not in ("", "local") or given.list("opt"):
-        what = "a volume is a directory of this host: driver local, no options"
-        raise UsageError(what)
+    driver = given.text("driver") or "local"
+    if driver != "local":
+        what = f'error looking up volume plugin {driver}: plugin "{driver}" not found'
+        raise WordFault(what, hint="local is the only one here")
     volumes = volume_store(open_engine(given).containers)
     name = flag or (args[0] if args else "")
     with store_lock(volumes.store), volumes_turn(volumes):
         new = not name or all(volume.name != name for volume in volumes.list())
-        try:
-            volume = volumes.create(name, label_map(given.list("label")))
-        except UsageError as why:  # a name that is none, which the daemon refuses
-            raise MinidockerError(why.what, hint=why.hint) from why
+        labels, options = (label_map(given.list(n)) for n in ("label", "opt"))
+        volume = volumes.create(name, labels, options)
     if new:
         tell_of_volume(volumes, "create", volume.name)
     print(volume.name)

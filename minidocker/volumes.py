@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from minidocker.durable import make_lasting, marked, read_json, turn, write_lasting
-from minidocker.errors import ConflictError, NotFoundError, UsageError
+from minidocker.errors import ConflictError, NotFoundError, WordFault
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import (
     PLACE,
@@ -38,7 +38,8 @@ class MountPoint(Record):
 
     ``source`` is a path of the host, "" for a tmpfs; ``name`` a volume's. ``anonymous``
     ones were made for this container. ``copy``: a volume that is empty gets what the
-    image has there. ``data`` are options of a tmpfs.
+    image has there. ``data`` are options of a file system, of the ``fstype`` that a
+    volume's options name; then ``source`` is its device.
     """
 
     kind: str
@@ -50,13 +51,30 @@ class MountPoint(Record):
     anonymous: bool = False
     copy: bool = True
     data: str = ""
+    propagation: str = "rprivate"
+    recursive: bool = True
+    fstype: str = ""
 
     def step(self) -> MountStep:
         """Return the step that mounts it."""
         if self.kind == "tmpfs":
             flags = QUIET if self.writable else QUIET | MountFlags.RDONLY
             return Filesystem(self.target, "tmpfs", flags, self.data, links=True)
-        return Bind(self.source, self.target, not self.writable)
+        if self.fstype:
+            flags = MountFlags.NODEV
+            flags |= MountFlags(0) if self.writable else MountFlags.RDONLY
+            kind, device = self.fstype, self.source
+            return Filesystem(
+                self.target, kind, flags, self.data, links=True, source=device
+            )
+        word = self.propagation.removeprefix("r")
+        return Bind(
+            self.source,
+            self.target,
+            not self.writable,
+            propagation="" if word == "private" else word,
+            recursive=self.recursive,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return Docker's fields, as `inspect` shows them."""
@@ -64,7 +82,7 @@ class MountPoint(Record):
         found |= {"Destination": self.target, "Mode": self.mode, "RW": self.writable}  # type: ignore[dict-item]
         if self.kind == "volume":
             found["Driver"] = "local"
-        found["Propagation"] = "rprivate" if self.kind == "bind" else ""
+        found["Propagation"] = self.propagation if self.kind == "bind" else ""
         order = ("Type", "Name", "Source", "Destination", "Driver")
         first = {key: found[key] for key in order if found.get(key)}
         return {**first, **{k: v for k, v in found.items() if k not in order}}
@@ -72,12 +90,16 @@ class MountPoint(Record):
 
 # %% The nouns
 class Volume(Record):
-    """A volume: its name, when it was made (RFC 3339), its labels, its directory."""
+    """A volume: its name, when it was made (RFC 3339), its labels, its directory.
+
+    ``options`` say that it is no directory of ours: ``type``, ``device``, ``o``.
+    """
 
     name: str
     created: str
     path: str
     labels: Mapping[str, str] | None = None
+    options: Mapping[str, str] | None = None
 
     def size(self) -> int:
         """Return the bytes of its files."""
@@ -95,7 +117,7 @@ class Volume(Record):
             "Labels": dict(self.labels) if self.labels is not None else None,
             "Mountpoint": self.path,
             "Name": self.name,
-            "Options": {},
+            "Options": dict(self.options or {}),
             "Scope": "local",
         }
 
@@ -117,11 +139,11 @@ GONE = ".gone-"  # the beginning of the name of a volume that is being removed
 
 
 def check_volume_name(name: str) -> str:
-    """Return ``name``; UsageError when Docker would not take it."""
+    """Return ``name``; WordFault when Docker would not take it."""
     if not matches(VOLUME_NAME, name):
         what = f'"{name}" includes invalid characters for a local volume name'
         hint = f"only {VOLUME_NAME} are allowed; for a host directory, an absolute path"
-        raise UsageError(what, hint=hint)
+        raise WordFault(what, hint=hint)
     return name
 
 
@@ -132,6 +154,26 @@ def moment(seconds: float) -> str:
     '1970-01-01T00:00:00Z'
     """
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+OPTIONS = ("type", "o", "device")
+
+
+def check_options(options: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the options of a volume; WordFault for those that say nothing together.
+
+    What is somewhere else is refused: nobody here looks names up, or waits.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise WordFault(f'invalid option: "{name}"', hint=", ".join(OPTIONS))
+    for name in ("device", "type") if options else ():
+        if not options.get(name):
+            raise WordFault(f'missing required option: "{name}"')
+    if options.get("type", "").startswith(("nfs", "cifs")):
+        what = f"a volume of type {options['type']} cannot be mounted here"
+        raise WordFault(what, hint="mount it on the host, then type=none, o=bind")
+    return options
 
 
 # %% The store
@@ -150,14 +192,21 @@ class VolumeStore:
         """Return the path of a volume's directory, or of its record."""
         return f"{self.root}/{name}/{inside}"
 
-    def create(self, name: str = "", labels: Mapping[str, str] | None = None) -> Volume:
+    def create(
+        self,
+        name: str = "",
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> Volume:
         """Make a volume, unless there is one of that name; return it."""
         name = check_volume_name(name) if name else os.urandom(32).hex()
+        check_options(options or {})
         with suppress(ValueError, FileNotFoundError):
             return self.recorded(name)
         with marked(self.store):
             make_lasting(self.path(name), 0o755)
             record = {"Name": name, "CreatedAt": moment(time.time()), "Labels": labels}
+            record |= {"Options": dict(options)} if options else {}
             write_lasting(self.path(name, "opts.json"), json_text(record))
         return self.recorded(name)
 
@@ -167,7 +216,7 @@ class VolumeStore:
         made, labels = found.get("CreatedAt"), found.get("Labels")
         if not isinstance(made, str) or not isinstance(labels, (dict, type(None))):
             raise ValueError("not the record of a volume")
-        return Volume(name, made, self.path(name), labels)
+        return Volume(name, made, self.path(name), labels, found.get("Options"))
 
     def get(self, name: str) -> Volume:
         """Return a volume. Raises NotFoundError."""
@@ -242,11 +291,15 @@ def wants_filling(points: Iterable[MountPoint]) -> list[MountPoint]:
     return [
         point
         for point in points
-        if point.kind == "volume" and point.copy and not os.listdir(point.source)
+        if point.kind == "volume" and point.copy and not point.fstype
+        if os.path.isdir(point.source) and not os.listdir(point.source)
     ]
 
 
 # %% From words to mounts
+PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+
+
 def bind_point(text: str) -> MountPoint:
     """Return the mount of ``SOURCE:TARGET[:MODE]``, where SOURCE may be a volume.
 
@@ -264,7 +317,8 @@ def bind_point(text: str) -> MountPoint:
         copy="nocopy" not in words,
     )
     if point.kind == "bind":
-        return point.replace(source=source)
+        word = next((w for w in words if w in PROPAGATIONS), "rprivate")
+        return point.replace(source=source, propagation=word)
     return point.replace(name=source, mode=mode or "z")
 
 
@@ -272,7 +326,7 @@ def bind_point(text: str) -> MountPoint:
 def mount_point(spec: Mapping[str, Any]) -> MountPoint:
     """Return the mount of a ``--mount``, as HostConfig.Mounts has it."""
     kind, options = spec["Type"], spec.get("VolumeOptions") or {}
-    tmpfs = spec.get("TmpfsOptions") or {}
+    tmpfs, bind = spec.get("TmpfsOptions") or {}, spec.get("BindOptions") or {}
     size, mode = tmpfs.get("SizeBytes"), tmpfs.get("Mode")
     data = [f"size={size}"] if size else []
     data += [f"mode={mode:o}"] if mode is not None else []
@@ -287,6 +341,8 @@ def mount_point(spec: Mapping[str, Any]) -> MountPoint:
         anonymous=kind == "volume" and not source,
         copy=not options.get("NoCopy"),
         data=",".join(data),
+        propagation=bind.get("Propagation") or "rprivate",
+        recursive=not bind.get("NonRecursive"),
     )
 
 
@@ -327,12 +383,28 @@ def with_volume(
     """Return a mount whose volume is there."""
     if point.kind != "volume":
         return point
-    options = (
-        s.get("VolumeOptions") or {} for s in specs if s["Target"] == point.target
-    )
-    labels = next(options, {}).get("Labels")
-    volume = store.create(point.name, labels)
-    return point.replace(name=volume.name, source=volume.path)
+    specs = [s for s in specs if os.path.normpath(s["Target"]) == point.target]
+    options = (specs[0].get("VolumeOptions") or {}) if specs else {}
+    driver = options.get("DriverConfig") or {}
+    volume = store.create(point.name, options.get("Labels"), driver.get("Options"))
+    point = point.replace(name=volume.name, source=volume.path)
+    return elsewhere(point, volume.options) if volume.options else point
+
+
+def elsewhere(point: MountPoint, options: Mapping[str, str]) -> MountPoint:
+    """Return the mount of a volume whose options say where it is.
+
+    >>> where = {"type": "none", "o": "bind,ro", "device": "/srv"}
+    >>> elsewhere(MountPoint("volume", "/data"), where).step().describe()
+    ('/data', 'bind', 'ro')
+    """
+    words = [word for word in options.get("o", "").split(",") if word]
+    writable = point.writable and "ro" not in words
+    point = point.replace(source=options["device"], writable=writable)
+    if {"bind", "rbind"} & set(words):
+        return point.replace(recursive="rbind" in words)
+    data = ",".join(word for word in words if word not in ("ro", "rw"))
+    return point.replace(fstype=options["type"], data=data)
 
 
 def is_anonymous(name: str) -> bool:

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 
-from minidocker.catalog import Filters, all_labels_match, moment_of, parse_filters
+from minidocker.catalog import (
+    Filters,
+    all_labels_match,
+    moment_of,
+    parse_filters,
+    truth_of,
+)
 from minidocker.container_verbs import Needs, open_engine, print_lines, print_text
 from minidocker.containers import (
     Container,
@@ -25,7 +31,13 @@ from minidocker.containers import (
     timestamp,
 )
 from minidocker.engine import Engine
-from minidocker.errors import ConflictError, MinidockerError, NotFoundError, UsageError
+from minidocker.errors import (
+    ConflictError,
+    MinidockerError,
+    NotFoundError,
+    UsageError,
+    WordFault,
+)
 from minidocker.flags import (
     FILTER,
     FORMAT,
@@ -51,8 +63,8 @@ Pair = tuple[Container, State]
 STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
 HEALTHS = ("none", "starting", "healthy", "unhealthy")
 PS_FILTERS = (
-    "ancestor", "before", "exited", "expose", "health", "id", "label", "name",
-    "network", "publish", "since", "status", "volume",
+    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation",
+    "label", "name", "network", "publish", "since", "status", "volume",
 )  # fmt: skip
 
 
@@ -65,11 +77,16 @@ def one_of(name: str, values: Iterable[str], known: tuple[str, ...]) -> None:
 
 
 def name_test(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Return whether a name or id is matched somewhere by one of the patterns."""
-    try:
-        tests = [re.compile(pattern) for pattern in patterns]
-    except re.error as why:
-        raise MinidockerError(f"invalid filter: {why}") from why
+    """Return whether a name or id is matched somewhere by one of the patterns.
+
+    What is no pattern matches only itself.
+    """
+    tests = []
+    for pattern in patterns:
+        try:
+            tests.append(re.compile(pattern))
+        except re.error:
+            tests.append(re.compile(rf"{re.escape(pattern)}\Z"))
     return lambda text: any(test.search(text) for test in tests)
 
 
@@ -113,6 +130,7 @@ def tests_of(engine: Engine, filters: Filters) -> list[Callable[[Pair], bool]]:
         if not code.isdecimal():
             raise MinidockerError(f"invalid filter 'exited={code}'")
     names, ids = name_test(of("name", ())), name_test(of("id", ()))
+    is_task = truth_of(filters, "is-task")
     images = with_ancestor(engine, of("ancestor", ()))
     networks = of("network", ())
     ports = {n: set().union(*map(port_keys, of(n, ()))) for n in ("expose", "publish")}
@@ -125,6 +143,7 @@ def tests_of(engine: Engine, filters: Filters) -> list[Callable[[Pair], bool]]:
             pair[1].status is Status.EXITED and str(pair[1].exit_code) in codes
         ),
         "ancestor": lambda pair: pair[0].image in images,
+        "is-task": lambda pair: not is_task,  # of a swarm, which is not here
         "expose": lambda pair: bool(ports["expose"] & ports_of(engine, pair)),
         "publish": lambda pair: bool(ports["publish"] & ports_of(engine, pair, True)),
         "network": lambda pair: not networks_of(engine, pair).isdisjoint(networks),
@@ -229,7 +248,7 @@ def log_moment(text: str, flag: str) -> str:
         return fixed_time(timestamp(moment_of(text, time.time_ns())))
     except UsageError as why:
         what = f'invalid value for "{flag}": {why.what}'
-        raise UsageError(what, hint=why.hint) from why
+        raise WordFault(what, hint=why.hint) from why
 
 
 def logs(given: Given) -> int:
@@ -259,7 +278,8 @@ def show_entry(entry: LogEntry, *, times: bool, details: bool) -> None:
     """Print a line on the stream on which it was written."""
     stream = sys.stdout if entry.stream == "stdout" else sys.stderr
     stamp = f"{entry.moment} " if times else ""
-    stream.write(f"{stamp}{' ' if details else ''}{entry.log}")
+    told = ",".join(f"{k}={v}" for k, v in (entry.details or {}).items())
+    stream.write(f"{stamp}{f'{told} ' if details else ''}{entry.log}")
     stream.flush()
 
 

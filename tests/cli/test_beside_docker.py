@@ -97,13 +97,6 @@ DIALOGUE = [
 # Each difference, and why there is one.
 WHY = {
     (
-        "ps",
-        "extra",
-    ): "we answer every bad usage with 125, Docker's commands some with 1",
-    ("inspect",): "as above",
-    ("run",): "as above",
-    ("nonsense",): "as above",
-    (
         "exec",
         "web",
         "/etc",

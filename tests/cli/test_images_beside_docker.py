@@ -222,7 +222,6 @@ LISTS = [
     ("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}} {{.Size}} {{.Reclaimable}}"),
 ]  # fmt: skip
 WHY_LISTS = {
-    ("images", "a", "b"): "bad usage is 125 here, 1 from Docker's commands",
     ("images", "--format", "{{"): "a template that cannot be read is bad usage: 125 for 64",
 }  # fmt: skip
 

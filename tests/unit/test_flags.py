@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from minidocker.errors import UsageError
+from minidocker.errors import UsageError, WordFault
 from minidocker.flags import (
     Command,
     Flag,
@@ -12,6 +12,7 @@ from minidocker.flags import (
     completion,
     parse_command,
     parse_flags,
+    refused,
 )
 
 
@@ -54,15 +55,28 @@ def test_without_greed_flags_may_follow_arguments() -> None:
     assert (given.on("detach"), given.args) == (True, ("a", "b"))
 
 
+def test_too_few_arguments_are_another_status_than_a_flag_that_is_wrong() -> None:
+    with pytest.raises(WordFault, match="requires at least 1 argument") as caught:
+        parse_command(RUN, [])
+    assert caught.value.hint == "usage: minidocker run IMAGE"
+    assert caught.value.status == 1
+
+
+def test_a_refused_flag_says_why() -> None:
+    command = RUN.replace(rare=lambda: (refused("gpus", "there are none"),))
+    with pytest.raises(UsageError, match="--gpus cannot be had here") as caught:
+        parse_command(command, ["--gpus", "all", "img"])
+    assert caught.value.hint == "there are none"
+
+
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
         ("--nmae x img", "unknown flag: --nmae", '"name"'),
         ("-x img", "unknown shorthand flag: 'x'", "run --help"),
         ("--name", "needs an argument: --name", "string"),
-        ("--time soon img", 'invalid value "soon"', ""),
-        ("--tty=perhaps img", 'invalid value "perhaps"', ""),
-        ("", "requires at least 1 argument", "usage: minidocker run IMAGE"),
+        ("--time soon img", 'invalid argument "soon"', ""),
+        ("--tty=perhaps img", 'invalid argument "perhaps"', ""),
     ],
 )
 def test_what_is_wrong_is_said_with_a_hint(words: str, said: str, hint: str) -> None:
