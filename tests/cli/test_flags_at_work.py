@@ -190,12 +190,14 @@ def test_a_link_names_another_container(store: Store) -> None:
 
 
 def test_a_policy_can_be_changed_while_it_runs(store: Store) -> None:
-    store.says("run", "-d", *QUIET, "--name", "box", SMALL, "sh", "-c", "sleep 0.6")
+    script = "until [ -e /go ]; do sleep 0.1; done; rm /go"
+    store.says("run", "-d", *QUIET, "--name", "box", SMALL, "sh", "-c", script)
     store.says("update", "--restart", "on-failure:4", "box")
     form = "{{.HostConfig.RestartPolicy.Name}} {{.RestartCount}}"
     assert store.says("inspect", "-f", form, "box") == "on-failure 0\n"
     store.says("update", "--restart", "always", "box")
-    wait_until(lambda: store.says("inspect", "-f", form, "box") != "always 0\n")
+    store.says("exec", "box", "busybox", "touch", "/go")
+    wait_until(lambda: store.says("inspect", "-f", form, "box") == "always 1\n")
     store.says("rm", "-f", "box")
     store.says("run", "-d", "--rm", *QUIET, "--name", "box", SMALL, "sleep", "60")
     assert store("update", "--restart", "always", "box").returncode == 1
