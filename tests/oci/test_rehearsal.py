@@ -70,15 +70,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_the_bundle_is_valid(store: Store, name: str) -> None:
-    words = [
-        "run",
-        "--network",
-        "none",
-        *FLAGS[name].split(),
-        "--dry-run",
-        "small",
-        "true",
-    ]
+    words = ["run", *alone(FLAGS[name]).split(), "--dry-run", "small", "true"]
     found = json.loads(store.says(*words))
     schema("config-schema.json").validate(found)
     assert found["process"]["args"] == ["true"]
