@@ -318,15 +318,16 @@ def clone_into(
     """Clone, in another's pid namespace and in a group of version 2 if so said."""
     unified = spec.group.unified if spec.group else ""
     group = os.open(unified, os.O_RDONLY | os.O_DIRECTORY) if unified else -1
-    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    elsewhere = "pid" in joined
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if elsewhere else -1
     pid = -1
     try:
-        if "pid" in joined:
+        if elsewhere:
             setns(joined["pid"], CloneFlags.NEWPID)
         pid, pidfd = clone3(flags, cgroup=group)
         return pid, pidfd
     finally:
-        if "pid" in joined and pid != 0:  # the child is where it is to be
+        if elsewhere and pid != 0:  # the child is where it is to be
             setns(home, CloneFlags.NEWPID)
         for fd in {home, group} - {-1}:
             os.close(fd)
