@@ -37,7 +37,8 @@ class Target(Record):
 class Reply(Record):
     """What the kernel says of a device. ``number`` is that of stat(2)'s st_rdev.
 
-    ``events`` counts what happened to it; ``opened`` who has it open.
+    ``events`` counts what happened to it; ``opened`` who has it open; ``targets`` the
+    lines of its live table, 0 for one that has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Reply(Record):
     events: int
     targets: int
     data: bytes
+    suspended: bool
 
     @property
     def path(self) -> str:
@@ -141,7 +143,8 @@ def read_reply(buffer: bytearray) -> tuple[Reply, bool]:
     size, start, targets, opened, flags, events = words[3:9]
     name = text_at(words[11])
     data = bytes(buffer[start:size])
-    reply = Reply(name, words[10], opened, events, targets, data)
+    suspended = bool(flags & DmFlag.SUSPEND)
+    reply = Reply(name, words[10], opened, events, targets, data, suspended)
     return reply, bool(flags & DmFlag.BUFFER_FULL)
 
 

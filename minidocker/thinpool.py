@@ -27,10 +27,12 @@ from minidocker.devices import (
     create_thin,
     deactivate,
     delete,
+    devices,
     find,
     pool_status,
     reload,
     remove,
+    resume,
     tell,
 )
 from minidocker.drivers import plain_root
@@ -121,6 +123,7 @@ def hold_pool(dm: DeviceMapper, disks: Disks) -> tuple[ThinPool, int]:
         if found:
             with suppress_gone():
                 fd = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
+                remove(dm, pool.name, deferred=True)  # who made it may have been killed
                 return pool_there(dm, pool), fd
         elif os.path.exists(pool.metadata) and loops_of(pool.metadata):
             time.sleep(0.005)
@@ -129,13 +132,30 @@ def hold_pool(dm: DeviceMapper, disks: Disks) -> tuple[ThinPool, int]:
     raise UnsupportedError(f'the old pool "{pool.name}" does not go away')
 
 
+def clear_halves(dm: DeviceMapper, disks: Disks) -> None:
+    """Finish or undo what was killed between two steps; the caller holds the lock.
+
+    A device without a table was being made, one that nobody has open was to be
+    mounted, and one that is suspended was being copied or grown.
+    """
+    for name in devices(dm):
+        if name.startswith(f"{disks.prefix}-") and (found := find(dm, name)):
+            with suppress_gone(errno.EBUSY):
+                if not found.targets:
+                    remove(dm, name)
+                elif found.suspended:
+                    resume(dm, name)
+                elif not found.opened and name != disks.pool.name:
+                    remove(dm, name)
+
+
 @contextmanager
-def suppress_gone() -> Iterator[None]:
-    """Pass over errors that say: what was there a moment ago is gone."""
+def suppress_gone(*also: int) -> Iterator[None]:
+    """Pass over errors that say that what was there is gone, and over others."""
     try:
         yield
     except OSError as why:
-        if why.errno not in GONE:
+        if why.errno not in (*GONE, *also):
             raise
 
 
@@ -345,6 +365,7 @@ def open_session(disks: Disks) -> Iterator[Session]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with DeviceMapper() as dm:
+            clear_halves(dm, disks)
             pool, fd = hold_pool(dm, disks)
             try:
                 session = Session(dm, pool, disks)

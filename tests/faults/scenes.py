@@ -10,6 +10,7 @@ import signal
 import sys
 import tarfile
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from registry.fake import Handler, fake_registry
 import minidocker
 from faults.tracer import speak_plainly
 from minidocker.cli import main
+from minidocker.devices import DeviceMapper, devices
 from minidocker.integrity import left_mounted
 from minidocker.linux import Prctl, prctl
 from minidocker.trees import copy_tree, remove_path
@@ -130,6 +132,7 @@ class Stage:
             make_tar(place / f"{name}.tar", busybox=False)
         os.mkdir(self.store)
         self.prepare()
+        until(self.is_idle)
         os.rename(self.store, self.first)
 
     def prepare(self) -> None:
@@ -164,6 +167,7 @@ class Stage:
 
     def begin(self) -> None:
         """Put the store back to where it started."""
+        until(self.is_idle)
         if self.store.exists():
             remove_path(str(self.store))
         os.mkdir(self.store)
@@ -174,12 +178,19 @@ class Stage:
         """Stop the registry, and remove all."""
         os.kill(self.server, signal.SIGKILL)
         os.waitpid(self.server, 0)
+        until(self.is_idle)
         remove_path(str(self.place))
+
+    def is_idle(self) -> bool:
+        """Whether the kernel has taken everything down that the store had up."""
+        return self.driver != "devicemapper" or not pool_devices()
 
     def command(self, words: tuple[str, ...]) -> Callable[[], int]:
         """Return what does a command line on the store."""
         whole = [word.format(**self.files) for word in words]
         head = ["--root", str(self.store), "--storage-driver", self.driver]
+        options = SMALL if self.driver == "devicemapper" else ()
+        head += [word for one in options for word in ("--storage-opt", one)]
         return lambda: main([*head, *whole])
 
     def do(self, *lines: tuple[str, ...]) -> list[tuple[int, str]]:
@@ -329,6 +340,24 @@ def make_tar(path: Path, *, busybox: bool) -> None:
                 member = tarfile.TarInfo(f"bin/{name}")
                 member.type, member.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(member)
+
+
+SMALL = ("dm.basesize=32M", "dm.loopdatasize=48M", "dm.loopmetadatasize=2M")
+
+
+def pool_devices() -> list[str]:
+    """Return the names of the devices of pools that are up, on this machine."""
+    with DeviceMapper() as dm:
+        return [one for one in devices(dm) if one.startswith("minidocker-")]
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until something is so. Raises TimeoutError."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{true} after {seconds} s")
+        time.sleep(0.01)
 
 
 def start_registry() -> tuple[int, str]:

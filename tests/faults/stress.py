@@ -17,7 +17,6 @@ from collections import Counter
 from pathlib import Path
 
 from faults.scenes import CHECK, Stage
-from minidocker.trees import remove_path
 
 
 IMAGES = ("one", "two", "three", "base:new")
@@ -127,19 +126,17 @@ def stress(
     looked, checked = stage.do(("images",), CHECK)
     wrong += [f"afterwards: {one}" for one in (looked, checked) if one[0]]
     wrong += stage.not_given_back([])
+    stage.end()
     return ", ".join(f"{n} {what}" for what, n in sorted(done.items())), wrong
 
 
 def main() -> int:
     seconds, workers = (float(one) for one in [*sys.argv[1:], "60", "8"][:2])
-    place = tempfile.mkdtemp(dir="/dev/shm")
-    try:
-        done, wrong = stress(Path(place), seconds, int(workers), int(time.time()))
-        print(done)
-        print("\n".join(wrong))
-        return 1 if wrong else 0
-    finally:
-        remove_path(place)
+    place = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    done, wrong = stress(place, seconds, int(workers), int(time.time()))
+    print(done)
+    print("\n".join(wrong))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

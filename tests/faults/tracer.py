@@ -46,6 +46,8 @@ copy_file_range splice
 """
 SYNC = "fsync fdatasync syncfs sync sync_file_range msync"
 MOUNT = "mount umount2 move_mount fsmount open_tree mount_setattr pivot_root"
+DEVICES = {0xFD: (3, 4, 6, 9, 14), 0x4C: (0x00, 0x01, 0x04, 0x07, 0x0A, 0x82)}
+"""Kinds of ioctl(2), and the numbers of those that change something: device-mapper, loops."""
 CHANGING = " ".join((TREE, ATTRIBUTES, DATA, SYNC, MOUNT)).split()
 OPENING = {"open": 1, "openat": 2}  # which argument has the flags
 PATHS = {  # which arguments are paths
@@ -110,7 +112,11 @@ def program() -> bytes:
         for name, at in OPENING.items()
         for mask, wanted in bits
     )
-    profile = Profile(ALLOW, (*opens, Rule(tuple(CHANGING), NOTIFY)))
+    devices = tuple(
+        Rule(("ioctl",), NOTIFY, (Compare(1, Op.MASKED_EQ, 0xFF00, kind << 8),))
+        for kind in DEVICES
+    )
+    profile = Profile(ALLOW, (*opens, *devices, Rule(tuple(CHANGING), NOTIFY)))
     return compile_profile(profile, this_machine())
 
 
@@ -156,6 +162,9 @@ def text_at(pid: int, address: int) -> str:
 def place_of(pid: int, name: str, args: tuple[int, ...]) -> str:
     """Return what a call is about; "" when its maker has gone."""
     try:
+        if name == "ioctl":
+            device = os.readlink(f"/proc/{pid}/fd/{args[0] & 0xFFFFFFFF}")
+            return f"{device} {args[1] & 0xFF}"
         if name in DESCRIPTORS:
             return os.readlink(f"/proc/{pid}/fd/{args[DESCRIPTORS[name]] & 0xFFFFFFFF}")
         return " ".join(
@@ -180,6 +189,8 @@ NOT_FILES = ("/dev/", "/proc/", "/memfd:", "pipe:", "socket:", "anon_inode:")
 
 def counts(call: Call) -> bool:
     """Whether a call changes a file system that lasts: not pipes, not /dev, not /proc."""
+    if call.name == "ioctl":
+        return call.args[1] & 0xFF in DEVICES[call.args[1] >> 8 & 0xFF]
     if call.place.startswith(NOT_FILES) and not call.place.startswith("/dev/shm/"):
         return False
     if call.name == "openat2" and not how_of(call) & (os.O_ACCMODE | os.O_CREAT):
