@@ -381,12 +381,12 @@ def new_container(
             store.layers.create_rw(id, parent)
             container = Container(id, name, image, timestamp(), config, host, mounts)
             write_container(store, container)
+            tell(store, container, "create")
         except BaseException:
             discard(store, id)
             raise
         finally:
             os.close(lock)
-    tell(store, container, "create")
     return container
 
 
