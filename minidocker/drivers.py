@@ -292,6 +292,7 @@ def settle(view: Overlay) -> None:
         mark = f"{view.work}/work/incompat/volatile"
         with suppress(FileNotFoundError):
             os.unlink(f"{mark}/dirty")
+        with suppress(FileNotFoundError):
             os.rmdir(mark)
 
 
