@@ -399,7 +399,11 @@ class Devicemapper(ThinLayers):
             yield "", f"the thin pool is in mode {now.mode}{check}"
         seen: dict[int, str] = {}
         for layer in self.ids():
-            thin = self.records.layer(layer)
+            try:
+                thin = self.records.layer(layer)
+            except NotFoundError:
+                yield layer, "which device it is cannot be read"
+                continue
             if thin.transaction_id > now.transaction:
                 yield layer, "the pool does not know the transaction that made it"
             if thin.device_id not in there:
@@ -408,11 +412,16 @@ class Devicemapper(ThinLayers):
                 yield layer, f"layer {seen[thin.device_id][:12]} has the same device"
 
     def strays(self) -> list[Stray]:
-        """Return the pool's devices that are no layer's, and not the base."""
+        """Return the pool's devices that are no layer's, and not the base.
+
+        None while a record cannot be read: who knows whose device it named?
+        """
+        try:
+            known = {self.records.layer(one).device_id for one in (*self.ids(), BASE)}
+        except NotFoundError:
+            return []
         with open_session(self.disks) as session:
             found, _ = inspect(session)
-        layers = [*self.ids(), BASE]
-        known = {int(self.records.read(one).get("device_id", 0)) for one in layers}
         return [
             Stray(
                 f"thin device {one.id}",

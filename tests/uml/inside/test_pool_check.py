@@ -128,3 +128,17 @@ def test_a_root_that_a_killed_checker_held_is_let_go(store: Store) -> None:
 
         tell(session.dm, session.pool, "reserve_metadata_snap")
     assert store.do("system", "check") == ""
+
+
+def test_no_device_is_given_back_while_a_record_cannot_be_read(store: Store) -> None:
+    driver = driver_of(store)
+    layer = driver.ids()[0]
+    path = store.root / "devicemapper/metadata" / layer
+    text = path.read_text()
+    path.write_text("")
+    assert not driver.strays()
+    said = store.do("system", "check", status=1)
+    assert "which device it is cannot be read" in said
+    store.do("system", "check", "--repair", status=1)
+    path.write_text(text)
+    assert store.do("system", "check") == ""
