@@ -27,12 +27,13 @@ class Keep(Enum):
     MOUNT = "mounts"
     INDEX = "index"
     LINK = "links"
+    ADDRESS = "addresses"
     DOWNLOAD = "downloads"
 
 
 KIND_WORDS = {
     Keep.MOUNT: "exec.cachemount", Keep.INDEX: "source.local", Keep.LINK: "regular",
-    Keep.DOWNLOAD: "blob.partial",
+    Keep.ADDRESS: "source.http", Keep.DOWNLOAD: "blob.partial",
 }  # fmt: skip
 LOCKED = (Keep.MOUNT, Keep.DOWNLOAD)
 ID_DIGITS = 25  # as many as BuildKit's ids have characters
@@ -136,7 +137,7 @@ def may_go(engine: Engine, one: Kept, filters: Filters, *, everything: bool) -> 
     """Say whether a prune takes it."""
     if one.busy or "label" in filters or "label!" in filters:
         return False  # nothing here has labels
-    useless = one.kind in LOCKED or (
+    useless = one.kind in (*LOCKED, Keep.ADDRESS) or (
         one.kind is Keep.LINK and is_dangling_link(engine, one)
     )
     return (everything or useless) and may_prune(one.used, filters)

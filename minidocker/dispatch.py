@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
+from minidocker.addresses import FOREIGN, SCHEMES, check_checksum, tree_of_address
 from minidocker.commits import writable_layer
 from minidocker.context import SourceTree, read_patterns
 from minidocker.dockerfile import Instruction, Word, duration, trigger_text
@@ -19,14 +20,7 @@ from minidocker.expansion import expand_words
 from minidocker.linked import files_step
 from minidocker.manner import Manner, symbolic_mode
 from minidocker.moves import Copying, Origin, clean_path, directory_step, metadata_step
-from minidocker.outside import (
-    FOREIGN,
-    SCHEMES,
-    check_checksum,
-    tree_from,
-    tree_of_address,
-    tree_of_texts,
-)
+from minidocker.outside import tree_from, tree_of_texts
 from minidocker.running import run
 from minidocker.stage import Stage, Workshop
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from minidocker.addresses import SCHEMES, name_for
 from minidocker.context import (
     SourceTree,
     clean_source,
@@ -37,7 +38,7 @@ from minidocker.errors import (
 from minidocker.expansion import expand
 from minidocker.moves import destination, told_by
 from minidocker.oci import ContainerConfig, ImageConfig
-from minidocker.outside import SCHEMES, context_of, name_for, refuse_context
+from minidocker.outside import context_of, refuse_context
 from minidocker.running import (
     MountKind,
     RunMount,

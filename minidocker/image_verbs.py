@@ -121,7 +121,7 @@ def tar_reader(engine: Engine, source: str) -> Read:
 
 def fetched(engine: Engine, url: str) -> int:
     """Fetch what is at an address into an unnamed file; return its descriptor."""
-    from minidocker.outside import fetch
+    from minidocker.addresses import fetch
 
     path = engine.batch.new_path()
     try:
