@@ -1,6 +1,7 @@
 """Every code cell of every chapter is in the package verbatim, or is a demo that uses the package."""
 
 import ast
+import builtins
 import importlib
 import inspect
 import os
@@ -171,6 +172,26 @@ def test_a_demo_uses_only_what_stands_above_it(pair: Pair):
             used = names(tree, ast.Load) - names(tree, ast.Store) - own
             below = {name for name in used if defined.get(name, 0) > place}
             assert not below, f"{pair.chapter.name}:{cell.start}: defined below"
+
+
+@each_chapter
+def test_a_demo_names_only_what_is_imported_or_defined(pair: Pair):
+    """Without running it; what runs in a guest imports its names there."""
+    trees = [ast.parse(c.source) for c in cells(pair.chapter.read_text())]
+    known = {*dir(builtins), "__name__", "__spec__"}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {a.asname or a.name.partition(".")[0] for a in node.names}
+        elif isinstance(node, (*DEFINITIONS, ast.ExceptHandler)):
+            known.add(node.name or "")
+        elif isinstance(node, ast.arg):
+            known.add(node.arg)
+    known |= {name for tree in trees for name in names(tree, ast.Store)}
+    for tree in trees:
+        found = [n for n in tree.body if isinstance(n, DEFINITIONS)]
+        guests = {d.id for n in found for d in n.decorator_list if hasattr(d, "id")}
+        if not any(name.startswith("on_a_kernel_with") for name in guests):
+            assert names(tree, ast.Load) <= known, names(tree, ast.Load) - known
 
 
 @each_chapter
