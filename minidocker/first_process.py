@@ -25,25 +25,28 @@ from minidocker.linux import (
     unshare,
 )
 from minidocker.mounts import (
-    AT_EMPTY_PATH,
-    MountAttr,
     MountFlags,
     UmountFlags,
     mount,
-    mount_setattr,
     mountinfo,
     umount2,
 )
 from minidocker.namespaces import (
     PLACE,
     apply_mounts,
-    directory_in_root,
     flags_of,
     open_in_root,
     raise_loopback,
 )
 from minidocker.program import DEFAULT_PATH
-from minidocker.runtime import mount_view, new_console, say, settle, wait_for_go
+from minidocker.runtime import (
+    guard_root,
+    mount_view,
+    new_console,
+    say,
+    settle,
+    wait_for_go,
+)
 
 
 TYPE_CHECKING = False
@@ -123,9 +126,7 @@ def build_container(bundle: Bundle, channel: socket, state: dict[str, Any]) -> i
     say(channel, b"H")
     wait_for_go(channel)
     run_hooks(bundle.config, "createContainer", state)
-    if spec.readonly:
-        os.close(directory_in_root(root, spec.cwd))  # later it cannot be made
-        mount_setattr(root, "", MountAttr.RDONLY, flags=AT_EMPTY_PATH)
+    guard_root(spec, root, devices=True)  # a group says which
     leave_old_root(root)
     prctl(Prctl.SET_DUMPABLE, 0)  # who shares the pid namespace may not look into us
     name_container(bundle)

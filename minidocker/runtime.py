@@ -377,6 +377,19 @@ def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
     return slave
 
 
+def guard_root(spec: ProcessSpec, root: int, *, devices: bool) -> None:
+    """Say what may not be done in the root itself, which is the mount ``root``.
+
+    The working directory is made now, for later it may be too late.
+    """
+    attributes = MountAttr(0) if devices else MountAttr.NODEV
+    if spec.readonly:
+        os.close(directory_in_root(root, f"/{spec.cwd}"))
+        attributes |= MountAttr.RDONLY
+    if attributes:
+        mount_setattr(root, "", attributes, flags=AT_EMPTY_PATH)
+
+
 def enter_container(
     spec: ProcessSpec, plan: tuple[MountStep, ...], channel: socket, shm: int = -1
 ) -> tuple[int, User]:
@@ -402,11 +415,7 @@ def enter_container(
     if spec.oom_score_adj:
         put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
     slave = new_console(root, spec, channel) if spec.tty else -1
-    attributes = MountAttr(0) if spec.security.privileged else MountAttr.NODEV
-    if spec.readonly:
-        os.close(directory_in_root(root, f"/{spec.cwd}"))  # later it cannot be made
-        attributes |= MountAttr.RDONLY
-    mount_setattr(root, "", attributes, flags=AT_EMPTY_PATH)
+    guard_root(spec, root, devices=spec.security.privileged)
     pivot(root)
     if spec.hostname and "uts" not in shared:
         sethostname(spec.hostname)

@@ -340,8 +340,9 @@ def leave_calls(spec: ProcessSpec) -> Calls:
     attributes = MountAttr(0) if spec.security.privileged else MountAttr.NODEV
     if spec.readonly:
         attributes |= MountAttr.RDONLY
-    how = f'FD, "", AT_EMPTY_PATH, {{attr_set={attributes.strace()}}}'
-    yield Call("mount_setattr", how, "what may not be done in the root itself")
+    if attributes:
+        how = f'FD, "", AT_EMPTY_PATH, {{attr_set={attributes.strace()}}}'
+        yield Call("mount_setattr", how, "what may not be done in the root itself")
     yield Call("fchdir", "FD", "into the new root", "cd rootfs", "namespaces")
     why = "it is the root now; the old one lies on top"
     yield Call("pivot_root", '".", "."', why, "pivot_root . .", "namespaces")
