@@ -144,7 +144,7 @@ def clone_there(
     """
     if needs_middle(flags, spec) or not flags & CloneFlags.NEWPID:
         return *clone_into(spec, CloneFlags(0), {}), flags
-    before = prctl(Prctl.GET_DUMPABLE)
+    seen = prctl(Prctl.GET_DUMPABLE) == 1
     prctl(Prctl.SET_DUMPABLE, 0)
     child = -1
     try:
@@ -153,8 +153,8 @@ def clone_there(
         raise_if_ended(why)
         raise
     finally:
-        if child:
-            prctl(Prctl.SET_DUMPABLE, before)
+        if child and seen:
+            prctl(Prctl.SET_DUMPABLE, 1)
     return child, pidfd, flags & ~CloneFlags.NEWPID
 
 

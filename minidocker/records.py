@@ -201,6 +201,12 @@ if not TYPE_CHECKING:
     class IntFlag(int, metaclass=EnumType):
         """A set of bits; those that are members have a name."""
 
+        def __repr__(self):
+            names = "|".join(bit.name for bit in self)
+            return f"<{type(self).__name__}{names and '.'}{names}: {int(self)}>"
+
+        __str__ = int.__repr__
+
         def __or__(self, other):
             return type(self)(int.__or__(self, other))
 

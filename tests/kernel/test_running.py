@@ -426,6 +426,29 @@ def test_exec_joins_the_container(box: Box):
     assert killed[0] == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize("score", [0, 100])
+def test_a_process_of_exec_is_in_the_container_unless_one_stands_between(
+    box: Box, score: int
+):
+    def body() -> tuple[int, int, int]:
+        process, _ = box.start("sleep", "60")
+        spec = ProcessSpec(("sleep", "60"), oom_score_adj=score)
+        inner = exec_in(process.pid, spec)
+        status = Path(f"/proc/{inner.pid}/status").read_text()
+        (line,) = (one for one in status.splitlines() if one.startswith("NSpid:"))
+        visible = os.access("/proc/self/environ", os.R_OK)  # we hid for a moment
+        owner = os.stat("/proc/self/environ").st_uid
+        for one in (inner, process):
+            os.kill(one.pid, signal.SIGKILL)
+            one.wait()
+        return len(line.split()) - 1, visible, owner
+
+    spaces, visible, owner = forked(body)
+    assert spaces == (1 if score else 2)
+    assert visible
+    assert owner == 0
+
+
 def test_exec_works_from_outside_the_user_namespace(box: Box):
     """As the user who made it, with a process that has not entered its namespace."""
     if os.geteuid() == 0:

@@ -1,8 +1,11 @@
 """Records behave as frozen, slotted dataclasses do."""
 
+import copy
 import dataclasses
 import doctest
+import enum
 import json
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidocker import records
-from minidocker.records import Record, json_text, parse_json
+from minidocker.records import Enum, IntEnum, IntFlag, Record, json_text, parse_json
 
 
 class Point(Record):
@@ -72,6 +75,82 @@ def test_a_record_cannot_be_changed():
     with pytest.raises(AttributeError):
         point.other = 2  # type: ignore[attr-defined]
     assert not hasattr(point, "__dict__")
+
+
+class Mood(Enum):
+    GOOD = "+"
+    BAD = "-"
+
+    @property
+    def other(self) -> "Mood":
+        return Mood.BAD if self is Mood.GOOD else Mood.GOOD
+
+
+class ModelMood(enum.Enum):
+    GOOD = "+"
+    BAD = "-"
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class ModelLevel(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Bits(IntFlag):
+    ONE = 1
+    TWO = 2
+    EIGHT = 8
+
+
+class ModelBits(enum.IntFlag):
+    ONE = 1
+    TWO = 2
+    EIGHT = 8
+
+
+@pytest.mark.parametrize(
+    ("ours", "model"), [(Mood, ModelMood), (Level, ModelLevel), (Bits, ModelBits)]
+)
+def test_an_enum_has_the_members_of_the_module_s(ours: type, model: type):
+    assert list(ours.__members__) == list(model.__members__)
+    for mine, theirs in zip(ours, model, strict=True):
+        assert (mine.name, mine.value) == (theirs.name, theirs.value)
+        assert repr(mine) == repr(theirs).replace("Model", "")
+        assert str(mine) == str(theirs).replace("Model", "")
+        assert f"{mine}" == f"{theirs}".replace("Model", "")
+        assert ours(mine.value) == mine == ours[mine.name]
+        assert copy.deepcopy(mine) == pickle.loads(pickle.dumps(mine)) == mine
+
+
+def test_a_member_is_one_and_the_same_and_no_other_is_found():
+    assert Mood("+") is Mood.GOOD is Mood["GOOD"] is copy.copy(Mood.GOOD)
+    assert Mood.GOOD.other is Mood.BAD
+    assert len({Mood.GOOD, Mood.BAD, Mood("-")}) == 2
+    for kind, value in ((Mood, "?"), (Level, 3)):
+        with pytest.raises(ValueError, match="is not a valid"):
+            kind(value)
+    with pytest.raises(AttributeError, match="SAD"):
+        Mood.SAD  # noqa: B018
+    with pytest.raises(KeyError):
+        Mood["SAD"]
+
+
+@given(st.integers(0, 15), st.integers(0, 15))
+def test_flags_join_and_part_as_the_module_s_do(a: int, b: int):
+    mine, theirs = (Bits(a), Bits(b)), (ModelBits(a), ModelBits(b))
+    assert int(mine[0] | mine[1]) == int(theirs[0] | theirs[1])
+    assert int(mine[0] & ~mine[1]) == a & ~b
+    assert isinstance(a | mine[1], Bits)
+    assert isinstance(a & mine[1], Bits)
+    known = a & 11  # the module keeps what has no name as a member as well
+    named = [one.name for one in ModelBits(known)]
+    assert [one.name for one in Bits(known)] == named
+    assert (Bits.TWO in mine[0]) == (ModelBits.TWO in theirs[0])
 
 
 JSON = st.recursive(
