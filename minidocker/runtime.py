@@ -494,11 +494,12 @@ def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> P
 # %% A new container
 def no_namespaces(why: SysError) -> UnsupportedError:
     """Phrase that this kernel or this user has no namespaces."""
-    hint = "is this root in a container?"
-    if os.geteuid():
-        from minidocker.rootless import why_no_user_namespace
+    from minidocker.rootless import forbidding_setting, why_no_user_namespace
 
+    if os.geteuid():
         hint = why_no_user_namespace(why.errno or 0)
+    else:  # Ubuntu gives the namespace, and no right in it
+        hint = forbidding_setting() or "is this root in a container?"
     return UnsupportedError(f"no new namespaces: {why}", hint=hint)
 
 

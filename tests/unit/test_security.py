@@ -3,12 +3,13 @@
 import doctest
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_seccomp import NUMBERS, X86, answer
 
-from minidocker import security
+from minidocker import profiles, security
 from minidocker.errors import RuntimeFault, UsageError
 from minidocker.linux import Capability
 from minidocker.profiles import machines_of, read_profile
@@ -117,8 +118,11 @@ def program(mask: int = DOCKER_CAPABILITIES) -> bytes:
     return compile_profile(docker_profile(mask, X86), X86)
 
 
-def test_doctests_hold():
-    assert doctest.testmod(security).failed == 0
+@pytest.mark.parametrize("module", [security, profiles], ids=lambda m: m.__name__)
+def test_doctests_hold(module: Any):
+    found = doctest.testmod(module)
+    assert found.failed == 0
+    assert found.attempted
 
 
 def test_docker_s_mask_is_docker_s():
@@ -364,3 +368,15 @@ def test_one_filter_knows_the_calls_of_both_machines():
             assert answer(code, number, audit=machine.audit) == expected, name
     assert answer(code, 222, audit=small.audit) == ENOSYS
     assert answer(code, 0, audit=MACHINES["aarch64"].audit) == KILL_PROCESS
+
+
+def test_labels_of_selinux_say_nothing_where_it_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(security, "SELINUX", str(tmp_path / "enforce"))
+    for text in ("label=disable", "label=type:x", "label:level:s0:c1"):
+        assert make_security(options=[text]) == Security()
+    (tmp_path / "enforce").write_text("1")
+    assert make_security(options=["label=disable"]) == Security()
+    with pytest.raises(UsageError, match="invalid --security-opt"):
+        make_security(options=["label=type:x"])
