@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 
 from minidocker.cgroups import find_hierarchies
-from minidocker.errors import MinidockerError
+from minidocker.errors import MinidockerError, UnsupportedError
 from minidocker.labels import verdict
 from minidocker.linux import Capability, CloneFlags, capget, unshare
 from minidocker.namespaces import (
@@ -70,7 +70,9 @@ def new_namespaces() -> None:
     unshare(container_flags())
     keep_mounts_private()
     top = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    Filesystem("/proc", "proc", QUIET).apply(top)
+    proc = Filesystem("/proc", "proc", QUIET)
+    if refused := attempt(lambda: proc.apply(top)):  # only a child is in there
+        raise UnsupportedError(refused)
 
 
 def user_namespaces() -> Finding:

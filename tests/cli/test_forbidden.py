@@ -125,6 +125,7 @@ def test_a_container_around_us_is_named_and_how_to_start_it(
         "start the container around us with --security-opt systempaths=unconfined"
         in said
     )
+    assert "Namespaces: yes" in nested(store, tmp_path, *WHOLE, inner="info")
     nested(store, tmp_path, *WHOLE, inner="import /job/small.tar inner")
     words = "run --rm --network none inner echo from within"
     assert nested(store, tmp_path, *WHOLE, inner=words) == "from within\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.somebody import User, somebody
+from cli.somebody import SET_ASIDE, User, somebody
 from cli.stage import OUTSIDE, Stage, fetch, stage, wait_until
 
 
@@ -33,7 +33,7 @@ def host() -> Iterator[Stage]:
 
 @pytest.fixture
 def user(host: Stage, small_tree: Path) -> Iterator[User]:
-    with somebody(small_tree) as found:
+    with somebody(small_tree, SET_ASIDE) as found:
         yield found
 
 

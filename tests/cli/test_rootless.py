@@ -88,6 +88,18 @@ def test_an_image_s_files_have_their_owners(many: User) -> None:
     assert place.stat().st_uid == FIRST + 32
 
 
+def test_copied_layers_have_owners_too(many: User, small_tree: Path) -> None:
+    copies = User(many.root.parent / "copies", "vfs")
+    copies.says("import", "-", "owned", stdin=owned(small_tree, 33))
+    running(
+        copies, "box", "--user", "33", "owned", "sh", "-c", "cat /home/secret; sleep 60"
+    )
+    wait(lambda: copies.says("logs", "box") == "of 33\n")
+    copies.says("rm", "-f", "box")
+    copies.says("rmi", "owned")
+    assert not list(copies.root.glob("vfs/dir/*"))
+
+
 def test_a_layer_keeps_what_chown_did(many: User) -> None:
     context = many.root.parent / "context"
     context.mkdir()
@@ -235,7 +247,9 @@ def test_one_id_is_the_way_out(
 
 
 def test_info_counts_the_users(many: User) -> None:
-    assert "65537 users in a container" in many("info").stdout
+    said = many("info").stdout
+    assert "65537 users in a container" in said
+    assert "Namespaces: yes, containers are isolated, without root" in said
 
 
 # A container's life, whoever is inside
