@@ -47,8 +47,11 @@ LISTED = "/sys/kernel/security/apparmor/profiles"
 
 
 def is_enabled() -> bool:
-    """Say whether this kernel has AppArmor, and it is on."""
-    return first_line(APPARMOR) == "Y"
+    """Say whether this kernel has AppArmor on, and we are where it is managed.
+
+    In a container of somebody's, where securityfs is not mounted, it is not our matter.
+    """
+    return first_line(APPARMOR) == "Y" and os.path.isdir(os.path.dirname(LISTED))
 
 
 def loaded_profiles() -> set[str] | None:
@@ -131,9 +134,11 @@ def chosen_profile(security: Security) -> str:
 
 def verdict() -> tuple[bool, str]:
     """Say for `info` whether containers get a profile, and which or why not."""
+    if not os.path.exists(APPARMOR):
+        return False, "not in this kernel"
     if not is_enabled():
-        there = os.path.exists(APPARMOR)
-        return False, "it is off: apparmor=1" if there else "not in this kernel"
+        off = first_line(APPARMOR) != "Y"
+        return False, "it is off: apparmor=1" if off else "no /sys/kernel/security here"
     why = ensure_default()
     return not why, why or f"containers have the profile {DEFAULT}"
 

@@ -18,7 +18,8 @@ class Kernel:
     """The files that a kernel with AppArmor has, and a parser that may be there."""
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.enabled, self.listed = place / "enabled", place / "profiles"
+        self.enabled, self.listed = place / "enabled", place / "apparmor/profiles"
+        self.listed.parent.mkdir()
         self.parser, self.asked = place / "apparmor_parser", place / "asked"
         monkeypatch.setattr(labels, "APPARMOR", str(self.enabled))
         monkeypatch.setattr(labels, "LISTED", str(self.listed))
@@ -55,6 +56,11 @@ def test_off_is_off(kernel: Kernel):
     with pytest.raises(RuntimeFault, match="AppArmor is off: no profile mine"):
         chosen_profile(Security(profile="mine"))
     assert verdict() == (False, "it is off: apparmor=1")
+    kernel.switch(on=True)
+    kernel.listed.unlink()
+    kernel.listed.parent.rmdir()
+    assert chosen_profile(Security()) == ""
+    assert verdict() == (False, "no /sys/kernel/security here")
     kernel.enabled.unlink()
     assert verdict() == (False, "not in this kernel")
 
