@@ -31,12 +31,13 @@ from minidocker.foresight import (
     check_platform,
     foresee,
     name_of,
-    platform_of,
+    platform_for,
 )
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
 from minidocker.lines import raise_all
 from minidocker.linked import files_step
+from minidocker.manifests import host_platform
 from minidocker.manner import Manner
 from minidocker.moves import Copying, Origin
 from minidocker.oci import ContainerConfig, parse_reference
@@ -153,8 +154,9 @@ def begin_context(shop: Workshop, stage: Stage, base: str) -> bool:
 
 def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
     """FROM [--platform=os/architecture] image|stage|context|scratch [AS name]"""
-    base = base_name(it, shop)
+    base, platform = base_name(it, shop), platform_for(it, shop)
     stage = Stage(name_of(it), "", ContainerConfig(), number)
+    stage.platform = platform or stage.platform
     if context_of(shop, base) and begin_context(shop, stage, base):
         return stage
     image = replaced_image(shop, base)
@@ -162,19 +164,21 @@ def begin_stage(it: Instruction, shop: Workshop, number: int) -> Stage:
         named = (s for s in reversed(shop.stages) if s.name == base.lower())
         earlier = next(named, None)
         if earlier:
-            image = earlier.image
+            image, platform = earlier.image, None
+            stage.platform = earlier.platform
         else:
-            image = "" if base == "scratch" else shop.find_image(base)
+            image = "" if base == "scratch" else shop.find_image(base, platform)
     if image:
         shop.images.claim(image)
     whole = shop.images.get(image) if image else None
-    if platform := platform_of(it, shop):
+    if platform and whole:
         check_platform(platform, whole, base)
     config = (whole.config if whole else None) or ContainerConfig()
-    stage = Stage(name_of(it), image, config.replace(on_build=None), number)
+    begun = Stage(name_of(it), image, config.replace(on_build=None), number)
+    begun.platform = stage.platform
     if config.on_build:
-        fire_triggers(stage, shop, config.on_build)
-    return stage
+        fire_triggers(begun, shop, config.on_build)
+    return begun
 
 
 # %% Triggers
@@ -205,38 +209,93 @@ def label_step(name: str, value: str) -> Instruction:
     return it.replace(args=quoted, text=f"LABEL {name}={value}", where="--label")
 
 
-def plan(
-    dockerfile: Dockerfile, shop: Workshop
-) -> tuple[list[Instruction], list[Part]]:
-    """Return the steps before the first FROM, and the stages to build.
+def look_ahead(
+    dockerfile: Dockerfile, preview: Trial
+) -> tuple[list[Instruction], list[Part], Steps]:
+    """Return the steps before the first FROM, the stages, and the steps to take.
 
     Raises BuildError for an unknown target, and what is wrong in these stages, all
     that can be known before the first step.
     """
     check_words(dockerfile.instructions, dockerfile.escape)
     before, parts = parts_of(dockerfile)
-    target = find_target(parts, shop.options.target)
-    preview = Trial(shop, tuple(part.name for part in parts))
+    target = find_target(parts, preview.options.target)
     for it in before:
         with at_line(it):
             declare_before_from(it, preview)
 
     def base_of(part: Part) -> str:
-        return expand(part.steps[0].args[0], preview.globals(), shop.escape)
+        return expand(part.steps[0].args[0], preview.globals(), preview.escape)
 
-    whole = with_triggers(parts, base_of, shop)
+    whole = with_triggers(parts, base_of, preview)
     target = whole[target.number]
-    found = needed(whole, target, base_of, lambda name: context_of(shop, name))
+    found = needed(whole, target, base_of, lambda name: context_of(preview, name))
     wanted = {part.number for part in found}
     chosen = [part for part in parts if part.number in wanted]
-    if shop.options.labels:
+    if preview.options.labels:
         last = chosen.pop()
-        more = (label_step(*pair) for pair in sorted(shop.options.labels.items()))
+        more = (label_step(*pair) for pair in sorted(preview.options.labels.items()))
         chosen.append(last.replace(steps=(*last.steps, *more)))
     steps = [(it, part.number) for part in chosen for it in part.steps]
-    until = shop.options.until
-    raise_all(foresee(steps[: until and max(1, until - len(before))], preview))
-    return before, chosen
+    until = preview.options.until
+    steps = steps[: until and max(1, until - len(before))]
+    raise_all(foresee(steps, preview))
+    return before, chosen, steps
+
+
+# %% The walk
+Steps = list[tuple[Instruction, int]]
+
+
+def fetch_images(steps: Steps, shop: Trial) -> bool:
+    """Fetch the images that steps name and that are not here; say whether any was.
+
+    Raises all that cannot be fetched, or are for another platform than asked for.
+    """
+    faults: list[MinidockerError] = []
+    inside, fetched = {"scratch"}, False
+    for it, number in steps:
+        if it.trigger:
+            continue
+        is_from = it.word is Word.FROM
+        for name in [base_name(it, shop)] if is_from else taken_from(it):
+            if name.lower() in inside or context_of(shop, name):
+                continue
+            try:
+                with at_line(it):
+                    fetched |= fetch_image(name, it, shop)
+            except MinidockerError as why:
+                faults.append(why)
+        if is_from:
+            inside |= {name_of(it) or "scratch", str(number)}
+    raise_all(faults)
+    return fetched
+
+
+def fetch_image(name: str, it: Instruction, shop: Trial) -> bool:
+    """Fetch an image that a step names; say False for one that is here already."""
+    platform = platform_for(it, shop) if it.word is Word.FROM else None
+    if shop.has(name, platform) and not shop.options.pull_first:
+        return False
+    image = shop.images.get(shop.find_image(name, platform))
+    if platform:
+        check_platform(platform, image, name)
+    return True
+
+
+def plan(
+    dockerfile: Dockerfile, shop: Workshop
+) -> tuple[list[Instruction], list[Part]]:
+    """Return the steps before the first FROM, and the stages to build.
+
+    The images that they need are here then. Raises what is wrong.
+    """
+    names = tuple(part.name for part in parts_of(dockerfile)[1])
+    preview = Trial(shop, names)
+    before, parts, steps = look_ahead(dockerfile, preview)
+    if fetch_images(steps, preview):
+        before, parts, _ = look_ahead(dockerfile, Trial(shop, names))
+    return before, parts
 
 
 # %% The walk
@@ -279,7 +338,9 @@ def short(image: str) -> str:
 def unused_arguments(steps: list[Instruction], options: BuildOptions) -> list[str]:
     """Return the --build-arg names that no ARG asks for."""
     words = [word for it in steps if it.word is Word.ARG for word in it.args]
-    known = {word.partition("=")[0] for word in words} | set(platform_arguments())
+    known = {word.partition("=")[0] for word in words} | set(
+        platform_arguments(host_platform())
+    )
     return sorted(set(options.build_args) - known - UNDECLARED - {EPOCH})
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from minidocker.cache import Held, write_manifest
 from minidocker.layers import Layer
 from minidocker.oci import ContainerConfig, HistoryEntry, ImageConfig, chain_id
-from minidocker.stage import Stage, Workshop, go_time, this_platform
+from minidocker.stage import Stage, Workshop, go_time
 
 
 # %% The container
@@ -62,9 +62,9 @@ def begin_image(shop: Workshop, stage: Stage) -> ImageConfig:
     """Return the image JSON that the step starts from; blank for scratch."""
     if stage.image:
         return shop.images.get(stage.image)
-    system, arch, variant = this_platform()
-    extra = {"variant": variant} if variant else None
-    return ImageConfig(architecture=arch, os=system, extra=extra)
+    it = stage.platform
+    extra = {"variant": it.variant} if it.variant else None
+    return ImageConfig(architecture=it.architecture, os=it.os, extra=extra)
 
 
 def commit(

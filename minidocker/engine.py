@@ -533,7 +533,9 @@ class Engine(ContainerEngine):
         self.make_base_if_needed(parsed.instructions)
         if options.pull is None:
             when = Pull.ALWAYS if options.pull_first else Pull.MISSING
-            options = options.replace(pull=lambda name: self.find_image(name, when))
+            options = options.replace(
+                pull=lambda name, on: self.find_image(name, when, str(on or ""))
+            )
         with self.changing(), BuildNetwork(lambda: self.containers) as network:
             runner = ContainerRunner(self.batch.tmp, output, network)
             builder = Builder(self.images, self.layers, runner, progress)
@@ -570,7 +572,7 @@ def free_bytes(path: str) -> int:
 def make_base_image(engine: StoreEngine, reference: Reference) -> str:
     """Make the image `minidocker/base` from this machine; return its id."""
     from minidocker.base import make_base
-    from minidocker.stage import this_platform
+    from minidocker.manifests import host_platform
 
     engine.notice(f"Making {BASE} from this machine's own programs ...")
     name = f"base-{os.urandom(8).hex()}"
@@ -584,6 +586,6 @@ def make_base_image(engine: StoreEngine, reference: Reference) -> str:
             engine.layers.remove_rw(name)
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         config = ContainerConfig(env=(path,), cmd=("sh",))
-        image = ImageConfig(architecture=this_platform()[1], config=config)
+        image = ImageConfig(architecture=host_platform().architecture, config=config)
         line = HistoryEntry(comment="Made from this machine")
         return engine.finish(image, line, layer, None, reference)

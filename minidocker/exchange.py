@@ -28,9 +28,10 @@ from minidocker.manifests import (
     Platform,
     choose,
     described,
-    fits,
+    is_for,
     parse_config,
     parse_document,
+    platform_of,
 )
 from minidocker.oci import (
     HUB,
@@ -320,9 +321,8 @@ class Puller(LayerPuller):
 
     def check_platform(self, image: ImageConfig) -> None:
         """Raise NotFoundError when a platform was asked for and this is another."""
-        variant = (image.extra or {}).get("variant") or ""
-        here = Platform(image.os, image.architecture, str(variant))
-        if self.wanted and not fits(here, self.wanted):
+        if self.wanted and not is_for(image, self.wanted):
+            here = platform_of(image)
             what, hint = f"no image for {self.wanted}", f"there is {here}"
             raise NotFoundError(what, where=self.where, hint=hint)
 

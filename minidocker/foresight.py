@@ -33,9 +33,17 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
     UnsupportedError,
+    UsageError,
     nearest,
 )
 from minidocker.expansion import expand
+from minidocker.manifests import (
+    Platform,
+    host_platform,
+    is_for,
+    parse_platform,
+    platform_of,
+)
 from minidocker.moves import destination, told_by
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.outside import context_of, refuse_context
@@ -46,7 +54,7 @@ from minidocker.running import (
     mounts_of,
     refuse_secret,
 )
-from minidocker.stage import Stage, Workshop, this_platform
+from minidocker.stage import Stage, Workshop
 
 
 # %% The nouns
@@ -79,6 +87,7 @@ class Trial(Workshop):
             progress=lambda line: None, context=shop.context, options=shop.options,
         )  # fmt: skip
         self.escape, self.names, self.trial = shop.escape, names, True
+        self.pulled = shop.pulled
 
 
 def is_open(it: Instruction) -> bool:
@@ -111,47 +120,34 @@ def base_name(it: Instruction, shop: Workshop) -> str:
     return base
 
 
-def platform_of(it: Instruction, shop: Workshop) -> str:
-    """Return the platform that a FROM or the command line asks for, "" for none."""
+def platform_for(it: Instruction, shop: Workshop) -> Platform | None:
+    """Return the platform that a FROM or the command line asks for, None for any."""
     flag = it.flag("platform") or ""
-    return expand(flag, shop.globals(), shop.escape) or shop.options.platform
+    text = expand(flag, shop.globals(), shop.escape) or shop.options.platform
+    try:
+        return parse_platform(text) if text else None
+    except UsageError as why:
+        what = f'bad platform "{text}"'
+        raise DockerfileError(what, hint=why.hint, word=flag) from why
 
 
-def check_platform(text: str, image: ImageConfig | None, base: str) -> None:
+def check_platform(wanted: Platform, image: ImageConfig, base: str) -> None:
     """Refuse a platform that an image is not for. Raises UnsupportedError."""
-    ours = this_platform()
-    is_for = (image.os, image.architecture) if image else ours[:2]
-    parts = text.lower().split("/")
-    if parts == [""] or len(parts) > 3:
-        hint = "os/architecture, such as linux/amd64"
-        raise DockerfileError(f'bad platform "{text}"', hint=hint)
-    wanted = (parts[0], parts[1]) if len(parts) > 1 else (ours[0], parts[0])
-    if parts == [ours[0]]:
-        wanted = ours[:2]
-    aliases = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
-    wanted = (wanted[0], aliases.get(wanted[1], wanted[1]))
-    if wanted != is_for:
-        raise UnsupportedError(
-            f'"{base}" is for {"/".join(is_for)}, not for {"/".join(wanted)}',
-            hint=f"this machine builds and runs {'/'.join(ours[:2])}",
-        )
+    if is_for(image, wanted):
+        return
+    raise UnsupportedError(
+        f'"{base}" is for {platform_of(image)}, not for {wanted}',
+        hint=f"this machine runs {host_platform()}",
+    )
 
 
 # %% Where a stage comes from
-def is_here(name: str, shop: Workshop) -> bool:
-    """Say whether an image is in the store."""
-    try:
-        return bool(shop.images.resolve(name))
-    except MinidockerError:
-        return False
-
-
 def check_origin(name: str, shop: Trial) -> None:
     """Refuse a name that is no stage, context or image, as far as that is known."""
     if given := context_of(shop, name):
         refuse_context(name, given)
         return
-    if shop.find_stage(name) or is_here(name, shop):
+    if shop.find_stage(name) or shop.has(name):
         return
     if name.isdecimal():
         hint = f"the stages before this one are 0 to {len(shop.stages) - 1}"
@@ -185,10 +181,12 @@ def foresee_from(it: Instruction, shop: Trial, number: int) -> Foreseen:
     if base == "scratch" and not given:
         return Foreseen(name, "", ContainerConfig(), number, sure=True)
     check_origin(base, shop)
-    if given or shop.options.pull_first or not is_here(base, shop):
+    platform = platform_for(it, shop)
+    fetches = shop.options.pull and not shop.has(base, platform)
+    if given or shop.options.pull_first or fetches or not shop.has(base):
         return unknown_stage(name, number)
     image = shop.images.get(shop.images.resolve(base))
-    if platform := platform_of(it, shop):
+    if platform:
         check_platform(platform, image, base)
     config = image.config or ContainerConfig()
     sure = not config.on_build

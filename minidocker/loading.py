@@ -31,7 +31,7 @@ from minidocker.manifests import (
     Platform,
     choose,
     clean,
-    fits,
+    is_for,
     parse_config,
     parse_document,
 )
@@ -102,7 +102,7 @@ def docker_images(source: Source, platform: Platform | None) -> list[Found]:
         raise IntegrityError("not a list of images", where=where)
     found = [docker_image(source, line) for line in lines]
     if platform is not None:
-        found = [one for one in found if fits(platform_of(one.image), platform)]
+        found = [one for one in found if is_for(one.image, platform)]
         if not found:
             raise NotFoundError(f"no image for {platform}", where=where)
     return found
@@ -145,12 +145,6 @@ def tag_of(text: str) -> Reference:
         what = f'"{clean(text)}" is no name with a tag'
         raise IntegrityError(what, where="manifest.json")
     return name
-
-
-def platform_of(image: ImageConfig) -> Platform:
-    """Return what an image says that it runs on."""
-    variant = str((image.extra or {}).get("variant") or "")
-    return Platform(image.os, image.architecture, variant)
 
 
 # %% The OCI's documents

@@ -99,7 +99,8 @@ def parse_platform(text: str) -> Platform:
     """
     parts = text.lower().split("/")
     if not all(part.replace("_", "").replace("-", "").isalnum() for part in parts):
-        raise UsageError(f'"{text}" is no platform', hint="linux/amd64, linux/arm64/v8")
+        one = "linux/amd64, or linux/arm64/v8" + ", one at a time" * ("," in text)
+        raise UsageError(f'"{text}" is no platform', hint=one)
     if len(parts) == 1:
         parts = [parts[0], host_platform().architecture]
         if text.lower() != "linux":
@@ -327,6 +328,17 @@ def fits(offered: Platform, wanted: Platform) -> bool:
     """
     one, other = offered.parts(), wanted.parts()
     return one[:2] == other[:2] and (not one[2] or not other[2] or one[2] == other[2])
+
+
+def platform_of(image: ImageConfig) -> Platform:
+    """Return what an image says that it runs on."""
+    variant = str((image.extra or {}).get("variant") or "")
+    return Platform(image.os, image.architecture, variant)
+
+
+def is_for(image: ImageConfig, wanted: Platform) -> bool:
+    """Say whether an image runs on a platform."""
+    return fits(platform_of(image), wanted)
 
 
 # %% The image JSON of a stranger

@@ -55,6 +55,7 @@ from minidocker.copying import Target, copy_sources, target_of
 from minidocker.errors import BuildError, IntegrityError, NotFoundError
 from minidocker.images import ImageStore
 from minidocker.layers import Known
+from minidocker.manifests import is_for
 from minidocker.manner import Manner
 from minidocker.oci import (
     ContainerConfig,
@@ -65,14 +66,16 @@ from minidocker.stage import Stage, Workshop
 
 
 # %% Looking for the step
-def built_from(images: ImageStore, parent: str) -> list[str]:
-    """Return what was built from an image; from nothing for ``scratch``, "".
+def built_from(images: ImageStore, stage: Stage) -> list[str]:
+    """Return what was built from a stage's image; from nothing for ``scratch``, "".
 
-    An image that came from elsewhere has no parent either, and is no child.
+    An image that came from elsewhere has no parent either, and is no child; nor is one
+    that is for another platform.
     """
-    if parent:
-        return images.children(parent)
-    return [one for one in images.children(None) if images.note(one, BUILT_HERE)]
+    if stage.image:
+        return images.children(stage.image)
+    here = (one for one in images.children(None) if images.note(one, BUILT_HERE))
+    return [one for one in here if is_for(images.get(one), stage.platform)]
 
 
 def is_cached(
@@ -100,7 +103,7 @@ def is_found(shop: Workshop, stage: Stage, wanted: ContainerConfig) -> bool:
     """Do what ``is_cached`` does when there is such an image; say nothing if not."""
     if shop.options.no_cache or stage.missed:
         return False
-    older = configs_of(shop.images, built_from(shop.images, stage.image))
+    older = configs_of(shop.images, built_from(shop.images, stage))
     found = [id for id in older if same_step(wanted, older[id][1])]
     found.sort(key=lambda id: moment(older[id][0]), reverse=True)
     if newest := next(filter(shop.images.claim, found), ""):
@@ -139,7 +142,7 @@ def why_missed(
     images = shop.images
     if stage.missed:
         return other_parent(images, stage, wanted)
-    older = configs_of(images, built_from(images, stage.image))
+    older = configs_of(images, built_from(images, stage))
     near = nearest(wanted, older)
     if near is None:
         return other_base(images, stage, wanted)
@@ -189,6 +192,7 @@ def restored(shop: Workshop, stage: Stage, wanted: ContainerConfig) -> bool:
             if (
                 theirs[:count] == lines
                 and other.diff_ids[:layers] == before.diff_ids
+                and other.architecture == before.architecture
                 and len(theirs) > count
                 and theirs[count][0] == cmd
             ):
@@ -402,7 +406,7 @@ def is_new(shop: Workshop, stage: Stage) -> bool:
     """Say whether the cache cannot have the next step."""
     if shop.options.no_cache or stage.missed:
         return True
-    return not (shop.options.cache_from or built_from(shop.images, stage.image))
+    return not (shop.options.cache_from or built_from(shop.images, stage))
 
 
 def copy_while_digesting(

@@ -13,10 +13,11 @@ from types import MappingProxyType
 from minidocker.cache import StatIndex
 from minidocker.context import SourceTree
 from minidocker.drivers import RootView
-from minidocker.errors import NotFoundError, UsageError
+from minidocker.errors import MinidockerError, UsageError
 from minidocker.expansion import expand
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
+from minidocker.manifests import Platform, host_platform, is_for, parse_platform
 from minidocker.oci import ContainerConfig, sha256_text
 from minidocker.records import Record
 
@@ -38,8 +39,9 @@ class BuildOptions(Record):
     ``epoch`` (seconds, as SOURCE_DATE_EPOCH) replaces the clock; the same input then
     gives the same image ids. ``contexts`` are further contexts by name, each a
     directory or ``docker-image://NAME``. ``until`` is the number of the last step.
-    ``pull`` fetches an image that is not here, or, with ``pull_first``, any, and
-    returns its id. ``platform`` and ``network`` are for the FROM and RUN that say none.
+    ``pull`` fetches an image that is not here, or, with ``pull_first``, any, for a
+    platform if one is wanted, and returns its id. ``platform`` and ``network`` are for
+    the FROM and RUN that say none.
     """
 
     tags: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ class BuildOptions(Record):
     labels: Mapping[str, str] = NOTHING
     secrets: Mapping[str, Secret] = MappingProxyType({})
     until: int | None = None
-    pull: Callable[[str], str] | None = None
+    pull: Callable[[str, Platform | None], str] | None = None
     pull_first: bool = False
     shell_on_error: bool = False
     platform: str = ""
@@ -136,12 +138,13 @@ class Stage:
     ``image`` is the id of the newest image, "" before the first of FROM scratch.
     ``args`` are the ARGs declared here, with their defaults. ``missed`` says that
     the cache has failed once: everything after that is built. ``old`` is then the
-    image that an older build had at this point, "" where none is known.
+    image that an older build had at this point, "" where none is known. ``platform``
+    is what an image from scratch is for.
     """
 
     __slots__ = (
         "args", "author", "cmd_set", "config", "image",
-        "missed", "name", "number", "old",
+        "missed", "name", "number", "old", "platform",
     )  # fmt: skip
 
     def __init__(
@@ -153,6 +156,7 @@ class Stage:
         )
         self.args: dict[str, str | None] = {}
         self.author, self.cmd_set, self.missed, self.old = "", False, False, ""
+        self.platform = host_platform()
 
     @property
     def shell(self) -> tuple[str, ...]:
@@ -203,23 +207,17 @@ PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 UNDECLARED = frozenset(PROXIES) | {name.upper() for name in PROXIES}
 
 
-def this_platform() -> tuple[str, str, str]:
-    """Return this machine's os, architecture and variant in Go's words.
+def platform_arguments(target: Platform) -> dict[str, str]:
+    """Return the predefined arguments that tell this machine's platform and another.
 
-    >>> len(this_platform())
-    3
+    >>> platform_arguments(Platform("linux", "arm", "v7"))["TARGETPLATFORM"]
+    'linux/arm/v7'
     """
-    names = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
-    machine = os.uname().machine
-    return "linux", names.get(machine, machine), {"armv7l": "v7"}.get(machine, "")
-
-
-def platform_arguments() -> dict[str, str]:
-    """Return the predefined arguments that tell the platforms; both are this one."""
-    system, arch, variant = this_platform()
-    whole = "/".join(filter(None, (system, arch, variant)))
-    parts = {"PLATFORM": whole, "OS": system, "ARCH": arch, "VARIANT": variant}
-    return {f"{side}{n}": v for side in ("BUILD", "TARGET") for n, v in parts.items()}
+    found: dict[str, str] = {}
+    for side, it in (("BUILD", host_platform()), ("TARGET", target)):
+        found[f"{side}PLATFORM"], found[f"{side}OS"] = str(it), it.os
+        found[f"{side}ARCH"], found[f"{side}VARIANT"] = it.architecture, it.variant
+    return found
 
 
 # %% The workshop
@@ -231,7 +229,7 @@ class Workshop:
 
     __slots__ = (
         "context", "escape", "images", "indexes", "layers", "meta_args", "options",
-        "platform", "progress", "runner", "stages", "trial",
+        "platform", "progress", "pulled", "runner", "stages", "target", "trial",
     )  # fmt: skip
 
     def __init__(
@@ -248,8 +246,11 @@ class Workshop:
         self.progress, self.context, self.options = progress, context, options
         self.escape = "\\"
         self.meta_args: dict[str, str | None] = {}
-        self.platform = platform_arguments()
+        text = options.platform
+        self.target = parse_platform(text) if text else host_platform()
+        self.platform = platform_arguments(self.target)
         self.stages: list[Stage] = []
+        self.pulled: dict[tuple[str, Platform | None], str] = {}
         self.indexes: dict[str, StatIndex] = {}
         self.trial = False
 
@@ -292,16 +293,27 @@ class Workshop:
                 return stage
         return None
 
-    def find_image(self, name: str) -> str:
-        """Return the id of an image; fetch it where that is possible and needed."""
-        if self.options.pull_first and self.options.pull:
-            return self.options.pull(name)
+    def has(self, name: str, platform: Platform | None = None) -> bool:
+        """Say whether an image is here, and for a platform if one is wanted."""
         try:
+            id = self.images.resolve(name)
+        except MinidockerError:
+            return False
+        return platform is None or is_for(self.images.get(id), platform)
+
+    def find_image(self, name: str, platform: Platform | None = None) -> str:
+        """Return the id of an image; fetch it where that is possible and needed.
+
+        What was fetched once stays what it was then, for all of a build.
+        """
+        pull, wanted = self.options.pull, (name, platform)
+        if pull is None:
             return self.images.resolve(name)
-        except NotFoundError:
-            if self.options.pull is None:
-                raise
-            return self.options.pull(name)
+        if wanted not in self.pulled:
+            if not self.options.pull_first and self.has(name, platform):
+                return self.images.resolve(name)
+            self.pulled[wanted] = pull(name, platform)
+        return self.pulled[wanted]
 
     def index_of(self, tree: SourceTree) -> StatIndex | None:
         """Return the stat index of a context; None for what will not be there again."""

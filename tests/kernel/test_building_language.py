@@ -21,9 +21,10 @@ from minidocker.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from minidocker.manifests import Platform, host_platform
 from minidocker.moves import LARGE
 from minidocker.oci import ImageConfig, parse_reference
-from minidocker.stage import Fresh, Secret, Shown, Written, this_platform
+from minidocker.stage import Fresh, Secret, Shown, Written
 
 
 pytestmark = pytest.mark.root
@@ -337,7 +338,7 @@ RUN --mount=from=3,target=/m x
 
 
 def test_platforms(bench: Workbench):
-    system, arch, _ = this_platform()
+    system, arch, _ = host_platform().parts()
     id = bench.build(f"""ARG TARGETARCH
 FROM --platform=$BUILDPLATFORM base AS x
 FROM --platform={system}/{arch} x
@@ -356,6 +357,55 @@ def test_an_image_of_another_platform_may_be_built_on(bench: Workbench):
     bench.images.tag(parse_reference("far"), id)
     made = bench.build("FROM --platform=linux/s390x far\nCOPY a /a")
     assert bench.images.get(made).architecture == "s390x"
+
+
+CROSS = """FROM --platform=$BUILDPLATFORM base AS make
+ARG TARGETARCH
+LABEL made=$TARGETARCH
+COPY a /a
+FROM scratch
+ARG TARGETPLATFORM
+LABEL for=$TARGETPLATFORM
+COPY --from=make /a /a
+"""
+
+
+def test_an_image_for_another_platform_is_made_from_scratch(bench: Workbench):
+    ours = bench.images.get(bench.build(CROSS))
+    far = bench.images.get(bench.build(CROSS, platform="linux/arm/v7"))
+    assert (ours.architecture, ours.os) == host_platform().parts()[1::-1]
+    assert (far.architecture, far.extra) == ("arm", {"variant": "v7"})
+    assert far.config
+    assert far.config.labels == {"for": "linux/arm/v7"}
+    assert far.diff_ids == ours.diff_ids
+    again = bench.build(CROSS, platform="linux/arm/v7")
+    assert bench.images.get(again) == far
+    bench.build("FROM scratch\nCOPY a /a", platform="linux/arm64")
+    bench.build("FROM scratch\nCOPY a /a")
+    assert bench.hits() == [False]
+
+
+def test_a_stage_keeps_its_platform(bench: Workbench):
+    text = "FROM --platform=linux/arm64 scratch AS one\nCOPY a /a\nFROM one\nCOPY b /b"
+    assert bench.images.get(bench.build(text)).architecture == "arm64"
+
+
+def test_an_image_of_another_platform_is_fetched(bench: Workbench):
+    asked: list[tuple[str, str]] = []
+
+    def pull(name: str, platform: Platform | None) -> str:
+        asked.append((name, str(platform)))
+        image = bench.images.get(bench.images.resolve("base"))
+        id = bench.images.add(image.replace(architecture="s390x"), None)
+        bench.images.tag(parse_reference(name), id)
+        return id
+
+    made = bench.build("FROM base\nCOPY a /a", platform="linux/s390x", pull=pull)
+    assert bench.images.get(made).architecture == "s390x"
+    assert asked == [("base", "linux/s390x")]
+    with pytest.raises(UnsupportedError, match='"far" is for linux/s390x, not for'):
+        bench.build("FROM --platform=linux/386 far", pull=pull)
+    assert bench.said == []
 
 
 def test_until_ends_a_build_at_a_step(bench: Workbench):
@@ -429,6 +479,18 @@ def test_a_trigger_may_need_a_stage(bench: Workbench):
     bench.build("FROM base\nONBUILD COPY --from=files /f /f", tags=("parent",))
     text = "FROM base AS files\nCOPY d/e /\nFROM parent"
     assert files(bench, bench.build(text)) == {"f": "f"}
+
+
+def test_a_trigger_of_an_image_that_is_fetched_may_need_a_stage(bench: Workbench):
+    made = bench.build("FROM base\nONBUILD COPY --from=files /f /f", tags=("parent",))
+    bench.images.untag(parse_reference("parent"))
+
+    def pull(name: str, platform: Platform | None) -> str:
+        bench.images.tag(parse_reference(name), made)
+        return made
+
+    text = "FROM base AS files\nCOPY d/e /\nFROM parent"
+    assert files(bench, bench.build(text, pull=pull)) == {"f": "f"}
 
 
 def test_a_trigger_that_fails_names_itself(bench: Workbench):
@@ -659,7 +721,7 @@ def test_owners_of_another_stage_count(bench: Workbench):
 def test_an_image_that_is_not_here_is_pulled(bench: Workbench):
     asked = []
 
-    def pull(name: str) -> str:
+    def pull(name: str, platform: Platform | None) -> str:
         asked.append(name)
         return bench.images.resolve("base")
 

@@ -6,7 +6,8 @@ import pytest
 from workbench import Workbench
 
 from minidocker.drivers import Vfs
-from minidocker.errors import MinidockerError
+from minidocker.errors import MinidockerError, NotFoundError
+from minidocker.manifests import Platform
 from minidocker.oci import ContainerConfig, sha256_text
 from minidocker.stage import Secret
 
@@ -95,7 +96,7 @@ def test_one_mistake_is_told_once(bench: Workbench):
 def test_nothing_is_said_of_variables_of_an_image_that_is_not_here(bench: Workbench):
     fetched = []
 
-    def pull(name: str) -> str:
+    def pull(name: str, platform: Platform | None) -> str:
         fetched.append(name)
         return bench.keep("far", NO_LAYER, ContainerConfig(env=("SRC=a", "P=80")))
 
@@ -105,6 +106,27 @@ def test_nothing_is_said_of_variables_of_an_image_that_is_not_here(bench: Workbe
     assert fetched == []
     bench.build("FROM far\nEXPOSE $P\nVOLUME $SRC\n", pull=pull)
     assert fetched == ["far"]
+
+
+def test_images_that_cannot_be_fetched_are_told_before_the_first_step(
+    bench: Workbench,
+):
+    def pull(name: str, platform: Platform | None) -> str:
+        raise NotFoundError(f'no such image: "{name}"')
+
+    text = (
+        "FROM base AS one\nUSER 1\nFROM nosuch:1 AS two\nFROM base\nCOPY --from=one a /\n"
+        "COPY --from=two a /\nCOPY --from=away/x a /\nRUN --mount=from=far,target=/f x\n"
+    )
+    assert faults(bench, text, pull=pull) == [
+        'Dockerfile:3: no such image: "nosuch:1"',
+        'Dockerfile:7: no such image: "away/x"',
+        'Dockerfile:8: no such image: "far"',
+    ]
+    assert bench.said == []
+    assert faults(bench, text, until=2, target="two") == [
+        'Dockerfile:3: no such image: "nosuch:1"',
+    ]
 
 
 @pytest.mark.parametrize(
