@@ -74,8 +74,15 @@ def built_from(images: ImageStore, stage: Stage) -> list[str]:
     """
     if stage.image:
         return images.children(stage.image)
-    here = (one for one in images.children(None) if images.note(one, BUILT_HERE))
-    return [one for one in here if is_for(images.get(one), stage.platform)]
+    here = [one for one in images.children(None) if images.note(one, BUILT_HERE)]
+    return [one for one in here if is_for_stage(images, one, stage)]
+
+
+def is_for_stage(images: ImageStore, id: str, stage: Stage) -> bool:
+    """Say whether an image from scratch is for a stage's platform; a damaged one not."""
+    with suppress(NotFoundError, IntegrityError):
+        return is_for(images.get(id), stage.platform)
+    return False
 
 
 def is_cached(
