@@ -79,7 +79,7 @@ def built_from(images: ImageStore, stage: Stage) -> list[str]:
 
 
 def is_for_stage(images: ImageStore, id: str, stage: Stage) -> bool:
-    """Say whether an image from scratch is for a stage's platform; a damaged one not."""
+    """Say whether an image is for a stage's platform; a damaged one is for none."""
     with suppress(NotFoundError, IntegrityError):
         return is_for(images.get(id), stage.platform)
     return False
