@@ -28,11 +28,14 @@ NOT_JOINED: tuple[int, tuple[Bind, ...]] = (-1, ())
 class BuildNetwork:
     """A network namespace for the length of a build; use it with ``with``.
 
-    ``store`` gives the containers, whose networks it joins.
+    ``store`` gives the containers, whose networks it joins. ``hosts`` are further lines
+    of /etc/hosts, as ``NAME:ADDRESS``.
     """
 
-    def __init__(self, store: Callable[[], ContainerStore]) -> None:
-        self._store, self._stack = store, ExitStack()
+    def __init__(
+        self, store: Callable[[], ContainerStore], hosts: tuple[str, ...] = ()
+    ) -> None:
+        self._store, self._stack, self.hosts = store, ExitStack(), hosts
         self._made: tuple[int, tuple[Bind, ...]] | None = None
         self._lonely: int | None = None
 
@@ -87,7 +90,7 @@ class BuildNetwork:
         from minidocker.trees import remove_path
 
         store = self._store()
-        one = nobody()
+        one = nobody(self.hosts)
         place = store.path(one.id)
         os.makedirs(place, 0o700)
         self._stack.callback(remove_path, place)
@@ -98,13 +101,20 @@ class BuildNetwork:
         return netns, tuple(b for b in binds if not b.target.endswith("hostname"))
 
 
-def nobody() -> Container:
+def nobody(hosts: tuple[str, ...]) -> Container:
     """Return the container that a build's network is for, which is none."""
     from minidocker.containers import Container, timestamp
     from minidocker.oci import ContainerConfig
     from minidocker.program import HostConfig, Network
 
     id = os.urandom(32).hex()
-    host = HostConfig(network=Network.BRIDGE, network_of="default")
+    bridge = HostConfig(network=Network.BRIDGE, network_of="default")
     config = ContainerConfig(hostname="build")
-    return Container(id, f"build-{id[:12]}", "", timestamp(), config, host)
+    return Container(
+        id,
+        f"build-{id[:12]}",
+        "",
+        timestamp(),
+        config,
+        bridge.replace(extra_hosts=hosts),
+    )

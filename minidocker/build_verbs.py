@@ -38,7 +38,18 @@ from minidocker.errors import (
     UsageError,
     did_you_mean,
 )
-from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, refused
+from minidocker.flags import (
+    LIST,
+    NUMBER,
+    TEXT,
+    Command,
+    Flag,
+    Given,
+    check_host,
+    refused,
+    size,
+    ulimit_text,
+)
 from minidocker.oci import parse_reference
 from minidocker.progress import progress_of
 from minidocker.records import Record
@@ -195,9 +206,18 @@ def check_tag(text: str) -> None:
 
 
 def secret_of(text: str) -> tuple[str, Secret]:
-    """Return id and place of ``--secret id=ID,src=FILE`` or ``id=ID,env=NAME``."""
+    """Return id and place of ``--secret id=ID,src=FILE`` or ``id=ID,env=NAME``.
+
+    With ``type=env`` the source is a variable too.
+    """
     given = fields_of(text, "secret", ("id", "src", "source", "env", "type"))
     path, variable = given.get("src", given.get("source", "")), given.get("env", "")
+    kind = given.get("type", "file")
+    if kind not in {"file", "env"}:
+        hint = "file or env"
+        raise UsageError(f'no type "{kind}"', where="--secret", hint=hint)
+    if kind == "env" and not variable:
+        path, variable = "", path
     id = given.get("id", os.path.basename(path))
     if not path and not variable and id in os.environ:
         variable = id
@@ -273,6 +293,9 @@ def options_of(given: Given, engine: Engine) -> BuildOptions:
         shell_on_error=given.on("shell-on-error"),
         platform=given.text("platform"),
         network=network_of(given),
+        hosts=tuple(map(check_host, given.list("add-host"))),
+        ulimits=tuple(map(ulimit_text, given.list("ulimit"))),
+        shm_size=size(given, "shm-size"),
     )
 
 
@@ -417,9 +440,8 @@ def context_ls(given: Given) -> int:
 
 # %% The commands
 LIMITS = (
-    "add-host", "cgroup-parent", "cpu-period", "cpu-quota", "cpu-shares",
-    "cpuset-cpus", "cpuset-mems", "isolation", "memory", "memory-swap",
-    "security-opt", "shm-size", "ulimit",
+    "cgroup-parent", "cpu-period", "cpu-quota", "cpu-shares", "cpuset-cpus",
+    "cpuset-mems", "isolation", "memory", "memory-swap", "security-opt",
 )  # fmt: skip
 
 
@@ -440,6 +462,7 @@ COMMANDS = (
                 "NAME=PATH, docker-image://IMAGE or oci-layout://PATH[:TAG]",
                 takes=LIST,
             ),
+            Flag("add-host", "A further line of /etc/hosts: NAME:ADDRESS", takes=LIST),
             Flag("check", "Only say what the build checks find"),
             Flag("cache-from", "Images whose history counts as cache", takes=LIST),
             Flag("file", "Name of the Dockerfile (default PATH/Dockerfile)", "f", TEXT),
@@ -458,12 +481,14 @@ COMMANDS = (
             Flag("force-rm", "Also after a failure (always)"),
             Flag("secret", "Secret for a RUN: id=ID,src=FILE|env=NAME", takes=LIST),
             Flag("shell-on-error", "Open a shell in the container of a failed RUN"),
+            Flag("shm-size", "Size of /dev/shm of each RUN", takes=TEXT),
             Flag("squash", "Refused, with the reason"),
             Flag("compress", "Compress the context (there is nobody to send it to)"),
             Flag("disable-content-trust", "Skip image verification (always)"),
             *map(refused_limit, LIMITS),
             Flag("tag", "Name and optionally a tag (format: name:tag)", "t", LIST),
             Flag("target", "Set the target build stage to build", takes=TEXT),
+            Flag("ulimit", "Limit of each RUN: NAME=SOFT[:HARD]", takes=LIST),
             Flag("until", "Stop after this step", takes=NUMBER),
             Flag("verify", "Build twice, and say what differs"),
         ),

@@ -536,8 +536,11 @@ class Engine(ContainerEngine):
             options = options.replace(
                 pull=lambda name, on: self.find_image(name, when, str(on or ""))
             )
-        with self.changing(), BuildNetwork(lambda: self.containers) as network:
-            runner = ContainerRunner(self.batch.tmp, output, network)
+        with (
+            self.changing(),
+            BuildNetwork(lambda: self.containers, options.hosts) as network,
+        ):
+            runner = ContainerRunner(self.batch.tmp, output, network, options)
             builder = Builder(self.images, self.layers, runner, progress)
             return builder.build(parsed, context, options)
 

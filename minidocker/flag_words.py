@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import stat
 
-from minidocker.errors import UsageError, WordFault, did_you_mean
-from minidocker.flags import Given
+from minidocker.errors import UsageError, WordFault
+from minidocker.flags import Given, ulimit_text
 from minidocker.lifecycle import tmpfs_step
 from minidocker.logs import DRIVERS, check_tag, log_shape
 from minidocker.profiles import machines_of, read_profile
-from minidocker.program import ULIMITS, HostConfig, Network
+from minidocker.program import HostConfig, Network
 from minidocker.restarts import parse_policy
 from minidocker.seccomp import this_machine
 from minidocker.security import DOCKER_SECURITY, UNCONFINED
@@ -45,31 +45,6 @@ def device_text(text: str) -> str:
     if not (stat.S_ISCHR(kind) or stat.S_ISBLK(kind)):
         raise UsageError("not a device node", where=host)
     return f"{host}:{inside}:{mode}"
-
-
-# %% Devices, limits, settings
-def ulimit_text(text: str) -> str:
-    """Return ``NAME=SOFT:HARD`` for an ``--ulimit``, whole.
-
-    >>> ulimit_text("nofile=1024")
-    'nofile=1024:1024'
-    """
-    name, equals, values = text.partition("=")
-    names = [known for known in ULIMITS.split() if known != "as"]
-    if not equals:
-        raise UsageError(f"invalid ulimit argument: {text}", hint="NAME=SOFT[:HARD]")
-    if name not in names:
-        hint = did_you_mean(name, names, other=", ".join(names))
-        raise UsageError(f"invalid ulimit type: {name}", hint=hint)
-    soft, colon, hard = values.partition(":")
-    pair = (soft, hard if colon else soft)
-    if not all(n.removeprefix("-").isdecimal() and int(n) >= -1 for n in pair):
-        raise UsageError(f"invalid ulimit value: {values}")
-    low, high = (int(n) for n in pair)
-    if high != -1 and (low > high or low == -1):
-        what = "ulimit soft limit must be less than or equal to hard limit"
-        raise UsageError(f"{what}: {low} > {high}")
-    return f"{name}={low}:{high}"
 
 
 # %% Devices, limits, settings

@@ -151,6 +151,54 @@ def size(given: Given, flag: str) -> int:
     return int(float(digits) * (1 << UNITS[unit]))
 
 
+# %% The nouns
+def is_address(text: str) -> bool:
+    """Say whether a text is an address."""
+    from minidocker.rtnetlink import packed
+
+    try:
+        packed(text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_host(text: str) -> str:
+    """Return ``NAME:ADDRESS``; the address may be ``host-gateway``."""
+    name, colon, address = text.partition(":")
+    if not colon or not name:
+        raise wrong("--add-host", text, f'bad format for add-host: "{text}"')
+    if address != "host-gateway" and not is_address(address):
+        raise wrong("--add-host", text, f'invalid IP address in add-host: "{address}"')
+    return text
+
+
+def ulimit_text(text: str) -> str:
+    """Return ``NAME=SOFT:HARD`` for an ``--ulimit``, whole.
+
+    >>> ulimit_text("nofile=1024")
+    'nofile=1024:1024'
+    """
+    from minidocker.program import ULIMITS
+
+    name, equals, values = text.partition("=")
+    names = [known for known in ULIMITS.split() if known != "as"]
+    if not equals:
+        raise UsageError(f"invalid ulimit argument: {text}", hint="NAME=SOFT[:HARD]")
+    if name not in names:
+        hint = did_you_mean(name, names, other=", ".join(names))
+        raise UsageError(f"invalid ulimit type: {name}", hint=hint)
+    soft, colon, hard = values.partition(":")
+    pair = (soft, hard if colon else soft)
+    if not all(n.removeprefix("-").isdecimal() and int(n) >= -1 for n in pair):
+        raise UsageError(f"invalid ulimit value: {values}")
+    low, high = (int(n) for n in pair)
+    if high != -1 and (low > high or low == -1):
+        what = "ulimit soft limit must be less than or equal to hard limit"
+        raise UsageError(f"{what}: {low} > {high}")
+    return f"{name}={low}:{high}"
+
+
 # %% Parsing
 HELP = Flag("help", "Print usage", "h")
 

@@ -11,12 +11,11 @@ from minidocker.container_verbs import notice
 from minidocker.containers import Container
 from minidocker.engine import Engine
 from minidocker.errors import NotFoundError, UsageError
-from minidocker.flags import Given, wrong
+from minidocker.flags import Given, check_host, is_address, wrong
 from minidocker.networks import DEFAULT, Wish, check_wish
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, PortBinding
 from minidocker.publishing import close_openings, numbers_in, open_ports
-from minidocker.rtnetlink import packed
 from minidocker.sandbox import UNSAID, network_store, write_wishes
 
 
@@ -89,15 +88,6 @@ def exposed(text: str) -> list[str]:
 
 
 # %% Addresses and names
-def is_address(text: str) -> bool:
-    """Say whether a text is an address."""
-    try:
-        packed(text)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def check_address(text: str, version: int) -> str:
     """Return the address of ``--ip`` (4) or ``--ip6`` (6), or nothing."""
     if text and (not is_address(text) or (":" in text) != (version == 6)):
@@ -133,16 +123,6 @@ def check_domain(text: str) -> str:
     good = all(p and p.replace("-", "").replace("_", "").isalnum() for p in pieces)
     if text != "." and (not good or len(text) > 255):
         raise wrong("--dns-search", text, f"{text} is not a valid domain")
-    return text
-
-
-def check_host(text: str) -> str:
-    """Return ``NAME:ADDRESS``; the address may be ``host-gateway``."""
-    name, colon, address = text.partition(":")
-    if not colon or not name:
-        raise wrong("--add-host", text, f'bad format for add-host: "{text}"')
-    if address != "host-gateway" and not is_address(address):
-        raise wrong("--add-host", text, f'invalid IP address in add-host: "{address}"')
     return text
 
 

@@ -34,9 +34,9 @@ from minidocker.flags import (
     Flag,
     Given,
     Takes,
+    is_address,
     refused,
 )
-from minidocker.network_flags import is_address
 from minidocker.network_views import every_network, find_one, inspect_network
 from minidocker.networks import (
     PREDEFINED,

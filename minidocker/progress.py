@@ -242,7 +242,7 @@ class Display(Progress):
 
 # %% Which of them
 PROGRESS: dict[str, Callable[[], Progress]] = {
-    "plain": Progress, "rich": Display, "json": Json,
+    "plain": Progress, "rich": Display, "tty": Display, "json": Json,
 }  # fmt: skip
 
 
@@ -256,6 +256,6 @@ def progress_of(given: Given) -> Progress:
     if name not in PROGRESS:
         hint = did_you_mean(name, PROGRESS, other=f"there are {', '.join(PROGRESS)}")
         raise UsageError(f'no progress "{name}"', where="--progress", hint=hint)
-    if name == "rich" and (not os.isatty(1) or given.on("shell-on-error")):
+    if PROGRESS[name] is Display and (not os.isatty(1) or given.on("shell-on-error")):
         name = "plain"
     return PROGRESS[name]()

@@ -41,7 +41,8 @@ class BuildOptions(Record):
     directory or ``docker-image://NAME``. ``until`` is the number of the last step.
     ``pull`` fetches an image that is not here, or, with ``pull_first``, any, for a
     platform if one is wanted, and returns its id. ``platform`` and ``network`` are for
-    the FROM and RUN that say none.
+    the FROM and RUN that say none. ``hosts``, ``ulimits`` and ``shm_size`` (0 for the
+    usual) are for every RUN, in the words of `run`.
     """
 
     tags: tuple[str, ...] = ()
@@ -59,6 +60,9 @@ class BuildOptions(Record):
     shell_on_error: bool = False
     platform: str = ""
     network: str = "default"
+    hosts: tuple[str, ...] = ()
+    ulimits: tuple[str, ...] = ()
+    shm_size: int = 0
 
 
 # %% The nouns

@@ -66,16 +66,25 @@ def empty_directory(below: str) -> Iterator[str]:
 
 
 # %% A container for each RUN
+USUAL = BuildOptions()
+
+
 class ContainerRunner(Runner):
     """Run each RUN in a container of its own; ``tmp`` is for empty directories.
 
-    What commands print goes to the descriptor ``output``, or to our own two.
+    What commands print goes to the descriptor ``output``, or to our own two. Hosts and
+    limits are those of ``options``.
     """
 
     def __init__(
-        self, tmp: str, output: int = -1, network: BuildNetwork | None = None
+        self,
+        tmp: str,
+        output: int = -1,
+        network: BuildNetwork | None = None,
+        options: BuildOptions = USUAL,
     ) -> None:
         self.tmp, self.output, self.network = tmp, output, network
+        self.options = options
 
     def run(
         self,
@@ -104,7 +113,9 @@ class ContainerRunner(Runner):
         self, view: RootView, config: ContainerConfig, around: Around
     ) -> Iterator[ProcessSpec]:
         """Give what a container of a step is started with, its command apart."""
+        from minidocker.lifecycle import ulimits_of
         from minidocker.program import Network, ProcessSpec
+        from minidocker.security import SHM_SIZE
 
         netns, files = NOT_JOINED
         if around.joins and self.network:
@@ -122,6 +133,8 @@ class ContainerRunner(Runner):
                 mounts=(*files, *more, *map(mount_step, around.mounts)),
                 network=Network.HOST if around.host_network else Network.NONE,
                 netns=netns,
+                shm_size=self.options.shm_size or SHM_SIZE,
+                ulimits=ulimits_of(self.options.ulimits),
             )
 
     @contextmanager
@@ -140,7 +153,7 @@ class ContainerRunner(Runner):
         from minidocker.program import HostConfig, Network
 
         with empty_directory(self.tmp) as place:
-            host = HostConfig(network=Network.HOST)
+            host = HostConfig(network=Network.HOST, extra_hosts=self.options.hosts)
             write_network_files(place, network_files(config, host))
             yield network_binds(place)
 

@@ -10,8 +10,8 @@ import pytest
 from minidocker import flag_words, lifecycle, run_verb
 from minidocker.cgroups import Limits
 from minidocker.errors import MinidockerError, UsageError
-from minidocker.flag_words import check_sysctl, device_text, security_text, ulimit_text
-from minidocker.flags import Given, parse_flags, size
+from minidocker.flag_words import check_sysctl, device_text, security_text
+from minidocker.flags import Given, parse_flags, size, ulimit_text
 from minidocker.lifecycle import tmpfs_step, ulimits_of
 from minidocker.mounts import MountFlags
 from minidocker.program import HostConfig, Network, host_config
