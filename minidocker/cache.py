@@ -303,7 +303,7 @@ def read_manifest(data: bytes) -> dict[str, Held]:
 
 
 # %% Why it missed
-COPIED = re.compile(r"(?:file|dir|multi):[0-9a-f]{64}")
+COPIED = r"(?:file|dir|multi):[0-9a-f]{64}"
 
 
 def arguments_in(cmd: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -337,7 +337,7 @@ def first_pair(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[str, str
 def shown(text: str, most: int = 60) -> str:
     """Return a text for a line of progress, shortened in the middle."""
     text = text.replace("/bin/sh -c ", "").replace("#(nop) ", "").strip()
-    text = COPIED.sub(lambda found: found[0][:17], text).replace("\n", "\\n")
+    text = re.sub(COPIED, lambda found: found[0][:17], text).replace("\n", "\\n")
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
@@ -380,8 +380,8 @@ def other_step(
         name, *values = first_pair(old_args, new_args)
         return Miss(f"argument {name}", *values)
     before, after = " ".join(old), " ".join(new)
-    if COPIED.sub("", before) == COPIED.sub("", after) and before != after:
-        digests = [COPIED.findall(text)[-1][:17] for text in (before, after)]
+    if re.sub(COPIED, "", before) == re.sub(COPIED, "", after) and before != after:
+        digests = [re.findall(COPIED, text)[-1][:17] for text in (before, after)]
         return other_file(*manifests) or Miss("digest", *digests)
     if old != new:
         return Miss("instruction", shown(before), shown(after))
@@ -404,7 +404,7 @@ def nearest(
     def likeness(id: str) -> tuple[bool, bool, tuple[str, str]]:
         created, config = older[id]
         texts = [
-            COPIED.sub("", " ".join(arguments_in(one.cmd or ())[1]))
+            re.sub(COPIED, "", " ".join(arguments_in(one.cmd or ())[1]))
             for one in (ours, config)
         ]
         return word_of(config) == word_of(ours), texts[0] == texts[1], moment(created)

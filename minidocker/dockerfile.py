@@ -221,7 +221,7 @@ SYNTAX: dict[Word, Syntax] = {
 
 
 # %% What else is checked
-STAGE_NAME = re.compile(r"[a-z][a-z0-9_.-]*")
+STAGE_NAME = r"[a-z][a-z0-9_.-]*"
 
 
 def check_from(it: Instruction) -> None:
@@ -231,7 +231,7 @@ def check_from(it: Instruction) -> None:
     if len(it.args) == 2 or it.args[1].upper() != "AS":
         what = "FROM takes an image, or: IMAGE AS NAME"
         raise DockerfileError(what, word=it.args[1])
-    if not STAGE_NAME.fullmatch(it.args[2].lower()):
+    if not re.fullmatch(STAGE_NAME, it.args[2].lower()):
         what = f'bad name for a stage: "{it.args[2]}"'
         hint = "a letter, then letters, digits, and _ . -"
         raise DockerfileError(what, hint=hint, word=it.args[2])
@@ -270,7 +270,7 @@ def check_files(it: Instruction) -> None:
 
 
 # %% What else is checked
-DURATION = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
+DURATION = r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)"
 NANOSECONDS = {
     "ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9,
     "m": 60 * 10**9, "h": 3600 * 10**9,
@@ -283,7 +283,7 @@ def duration(text: str) -> int:
     >>> duration("1m30s"), duration("1.5h"), duration("0")
     (90000000000, 5400000000000, 0)
     """
-    parts = list(DURATION.finditer(text)) if len(text) <= 64 else []
+    parts = list(re.finditer(DURATION, text)) if len(text) <= 64 else []
     whole = "".join(part[0] for part in parts) == text and bool(parts)
     total: int = sum(
         int((p[1] + (p[2] or "")) or 0) * NANOSECONDS[p[3]] // 10 ** len(p[2] or "")

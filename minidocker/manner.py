@@ -39,7 +39,7 @@ class Manner(Record):
 
 
 # %% The words of chmod
-CLAUSE = re.compile(r"([ugoa]*)([-+=])([rwxXst]*)")
+CLAUSE = r"([ugoa]*)([-+=])([rwxXst]*)"
 WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
 BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "s": 0o6000, "t": 0o1000}
 
@@ -51,7 +51,7 @@ def symbolic_mode(text: str, mode: int, *, is_directory: bool = False) -> int:
     ('0o644', '0o755')
     """
     for clause in text.split(","):
-        found = CLAUSE.fullmatch(clause)
+        found = re.fullmatch(CLAUSE, clause)
         if not found:
             raise DockerfileError(
                 f'bad mode "{text}"', hint="such as 0755 or u=rwX,go=rX"

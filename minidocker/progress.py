@@ -94,10 +94,10 @@ class Step:
         self.said: deque[str] = deque(maxlen=KEPT)
 
 
-HEADING = re.compile(r"Step (\d+/\d+) : (.*)", re.DOTALL)
+HEADING = r"(?s)Step (\d+/\d+) : (.*)"  # compiled for who is shown lines
 REASON = " ---> Not cached: "
-UNSEEN = re.compile(r" ---> (?:Running in )?[0-9a-f]{12}$|Removing intermediate")
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
+UNSEEN = r" ---> (?:Running in )?[0-9a-f]{12}$|Removing intermediate"
+CONTROL = r"\x1b\[[0-9;?]*[A-Za-z]|\x1b.|[\x00-\x08\x0b-\x1f\x7f]"
 
 
 def plain_line(line: str) -> str:
@@ -106,7 +106,7 @@ def plain_line(line: str) -> str:
     >>> plain_line("10%\\r\\x1b[1m20%\\x1b[0m")
     '20%'
     """
-    return CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2].expandtabs())
+    return re.sub(CONTROL, "", line.rstrip("\r").rpartition("\r")[2].expandtabs())
 
 
 # %% A display that moves
@@ -130,7 +130,7 @@ class Drawing:
 
     def told(self, line: str) -> None:
         """Take a line of the builder."""
-        if found := HEADING.fullmatch(line):
+        if found := re.fullmatch(HEADING, line):
             self.finish()
             heading = f"{found[1]:>5}  {plain_line(found[2])}"
             self.step = Step(heading, self.clock())
@@ -141,7 +141,7 @@ class Drawing:
         elif line.startswith("Successfully"):
             self.finish()
             self.console.print(line, style="green", markup=False, highlight=False)
-        elif self.step and not UNSEEN.match(line):
+        elif self.step and not re.match(UNSEEN, line):
             self.step.notes.append(line)
 
     def finish(self, *, failed: bool = False) -> None:
