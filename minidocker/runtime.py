@@ -160,9 +160,10 @@ def run_program(
     With a ``user`` it is the first one, which has told its parent, and waits for it.
     """
     root, found = settle(spec, slave, user)
+    security = spec.security
     if user:
-        ask_to_go(channel)
-    become(found, spec.security, channel)
+        security = security.replace(program=ask_to_go(channel))
+    become(found, security, channel)
     env = program_env(spec, found.home)
     alone = bool(user) and "pid" not in spec.shared
     execute(root, spec.argv, env, spec.init, alone=alone)
@@ -234,11 +235,16 @@ def received_error(message: bytes) -> RuntimeFault:
     return fault(what, where=where or None, hint=hint or None)
 
 
-def listen(channel: socket, told: Callable[[User], None] = lambda _: None) -> int:
+def listen(
+    channel: socket,
+    told: Callable[[User], None] = lambda _: None,
+    program: bytes = b"",
+) -> int:
     """Wait until the program runs; return its terminal's master, or -1.
 
-    ``told`` is called when the child has said who it is to be. Raises what it raises,
-    and the child's error, as the class that has its status. Closes the channel.
+    ``told`` is called when the child has said who it is to be; ``program`` is its
+    filter. Raises what ``told`` raises, and the child's error, as the class that has
+    its status. Closes the channel.
     """
     terminal = -1
     try:
@@ -253,7 +259,7 @@ def listen(channel: socket, told: Callable[[User], None] = lambda _: None) -> in
             if text[:1] == b"U":
                 told(received_user(text))
             if text[:1] == b"W":
-                say(channel, b"g")
+                say(channel, b"g" + program)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it was killed, which whoever waits for it will see
     finally:
@@ -267,20 +273,25 @@ def say(channel: socket, word: bytes) -> None:
     channel.send(word)
 
 
-def wait_for_go(channel: socket) -> None:
-    """Wait until the parent has done its part; end with it when it has gone."""
-    if channel.recv(1) != b"g":
+def wait_for_go(channel: socket) -> bytes:
+    """Wait until the parent has done its part; end with it when it has gone.
+
+    Returns what it has to give: a filter of system calls, or nothing.
+    """
+    word = channel.recv(65536)
+    if word[:1] != b"g":
         os._exit(125)
+    return word[1:]
 
 
-def ask_to_go(channel: socket) -> None:
-    """Say that all is ready, and wait until the parent has done its part.
+def ask_to_go(channel: socket) -> bytes:
+    """Say that all is ready; return the filter when the parent has done its part.
 
     A word that nobody reads would reset the line, and what was said on it is lost; so
     the parent answers, and says nothing by itself.
     """
     say(channel, b"W")
-    wait_for_go(channel)
+    return wait_for_go(channel)
 
 
 def introduce(channel: socket, user: User) -> None:
@@ -473,7 +484,7 @@ def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> P
     CommandNotFoundError, NotExecutableError, RuntimeFault, what ``told`` raises, and
     UnsupportedError where namespaces are forbidden; then nothing is left.
     """
-    spec = labelled(spec.replace(security=prepared(spec.security)))
+    spec = labelled(spec)
     ours, theirs = new_channel()
     late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
     flags, plan = container_flags(shared=spec.shared), default_mounts(spec)
@@ -488,7 +499,7 @@ def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> P
             ours.close()
             in_child(theirs, lambda: live(spec, plan, theirs, joined, flags & late))
     theirs.close()
-    return watch_start(pid, pidfd, ours, told)
+    return watch_start(pid, pidfd, ours, told, lambda: prepared(spec.security).program)
 
 
 # %% A new container
@@ -531,12 +542,18 @@ def watch_start(
     pidfd: int,
     ours: socket,
     told: Callable[[User], None] = lambda _: None,
+    compiled: Callable[[], bytes | None] = lambda: None,
 ) -> Process:
-    """Wait until the child runs its program, or reap it and raise its error."""
+    """Wait until the child runs its program, or reap it and raise its error.
+
+    ``compiled`` makes the filter that it asks for, while it is at work itself.
+    """
     born = start_time(pid)
     try:
-        return Process(pid, pidfd, born, listen(ours, told))
+        program = compiled() or b""
+        return Process(pid, pidfd, born, listen(ours, told, program))
     except BaseException:
+        ours.close()
         os.close(pidfd)
         os.waitpid(pid, 0)
         raise
