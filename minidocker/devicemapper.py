@@ -163,7 +163,8 @@ def watch(disks: Disks) -> None:
     with DeviceMapper() as dm:
         while time.monotonic() - seen < GRACE:
             arm(dm)
-            if find(dm, disks.pool.name):
+            found = find(dm, disks.pool.name)
+            if found and found.targets:  # who made one without a table was killed
                 seen = time.monotonic()
                 if is_low(dm, disks):
                     with open_session(disks) as session:
