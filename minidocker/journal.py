@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 
 from minidocker.credentials import write_private
+from minidocker.durable import marked
 from minidocker.errors import IntegrityError
 from minidocker.layers import LayerStore
 from minidocker.manifests import Media
@@ -39,7 +40,7 @@ class Journal:
     """Which blobs a layer is in which repositories, below ``distribution``."""
 
     def __init__(self, layers: LayerStore) -> None:
-        self.by_diff_id = layers.origins
+        self.root, self.by_diff_id = layers.root, layers.origins
 
     def blobs(self, diff_id: str) -> list[Blob]:
         """Return what is known of a layer, the newest first."""
@@ -74,4 +75,5 @@ class Journal:
             for one in [new, *others][:KEPT]
         ]
         text = json.dumps(found, separators=(",", ":")).encode()
-        write_private(f"{self.by_diff_id}/{hex_of(diff_id)}", text)
+        with marked(self.root):  # a half written one is swept
+            write_private(f"{self.by_diff_id}/{hex_of(diff_id)}", text)
