@@ -347,10 +347,15 @@ def helped(words: list[str]) -> str:
 
 
 def before_command(first: Given) -> dict[str, Any]:
-    """Return the flags that stood before a command; some have ``--driver`` too."""
+    """Return the flags that stood before a command; some have ``--driver`` too.
+
+    A container has a ``--storage-opt`` as well: that of the store is ``driver-opt``.
+    """
     found = dict(first.flags)
-    driver = found.pop("driver", None)
-    return {"storage-driver": driver, **found} if driver else found
+    for name, meant in (("driver", "storage-driver"), ("storage-opt", "driver-opt")):
+        if value := found.pop(name, None):
+            found.setdefault(meant, value)
+    return found
 
 
 def dispatch(words: list[str]) -> int:

@@ -70,7 +70,7 @@ def open_engine(
     elif needs is Needs.MOUNTS:
         own_mounts()
     driver = given.text("storage-driver")
-    engine = Engine(root, driver, notice, given.list("storage-opt"))
+    engine = Engine(root, driver, notice, given.list("driver-opt"))
     if interrupted:
         engine.tidy()
     sweep_bridges(root)

@@ -69,7 +69,7 @@ SCENES = {
     "create": Scene(
         ("create", "--name", "rr", "--network", "net", "-v", "/made", "base", "true"),
         makes=("rr",),
-        again=(0, 125),
+        again=(0, 1, 125),
     ),
     "rename": Scene(("rename", "box", "bix"), makes=("bix",), takes=("box",), again=(0, 1)),
     "update": Scene(

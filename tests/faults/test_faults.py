@@ -1,6 +1,6 @@
 """Every call that changes a file system, of every command: killed at it, failed, full.
 
-All of them are some thousands of runs; `make faults` does them, in a quarter of an hour.
+All of them are some ten thousand runs; `make faults` does them, in two hours on two cores.
 Otherwise `rm` is done whole, and of the others every STEP-th call, another one each day.
 """
 
@@ -46,6 +46,7 @@ MODES: dict[str, Callable[[int], Decide]] = {
 MADE = (
     "import", "build", "commit", "tag", "load", "run", "run --rm", "run -d", "rm", "create",
     "rename", "update", "network create", "network rm", "volume create", "volume rm",
+    "network connect", "pull",
 )  # fmt: skip
 
 
