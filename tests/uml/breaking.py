@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+TESTS = Path(__file__).parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from faults.scenes import SCENES, Stage, import_all
 from faults.tracer import Decide, fail_at, go_on, kill_at, traced
