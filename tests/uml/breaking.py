@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 
-TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.scenes import SCENES, Stage, import_all
 from faults.tracer import Decide, fail_at, go_on, kill_at, traced
