@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -280,3 +281,26 @@ def test_records_of_where_layers_came_from_are_read(engine: Engine) -> None:
     assert "not a record" in fault.what
     assert repair(engine, [fault]) == []
     assert check_store(engine) == []
+
+
+def test_what_a_leftover_gives_back_is_said(engine: Engine) -> None:
+    engine.driver.create("stray", None)
+    with engine.driver.opened("stray", writable=True) as top:
+        Path(top, "file").write_bytes(b"x" * 50_000)
+    [fault] = check_store(engine)
+    found = re.search(
+        r"tree stray: .*, and has ([\d.]+)kB; `minidocker system prune`", str(fault)
+    )
+    assert found, fault
+    assert 50 <= float(found[1]) < 80
+    engine.tidy()
+    assert check_store(engine) == []
+
+
+def test_a_volume_with_files_is_there_without_its_record(engine: Engine) -> None:
+    store = VolumeStore(engine.root)
+    lose_a_record_of_a_volume(engine)
+    assert [one.name for one in store.list()] == ["kept"]
+    repair(engine, check_store(engine))
+    assert check_store(engine) == []
+    assert Path(store.get("kept").path, "file").read_text() == "precious"
