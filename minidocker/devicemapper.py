@@ -70,6 +70,7 @@ from minidocker.thinpool import (
     Session,
     activate_layer,
     base_device,
+    clear_if_idle,
     find_disks,
     forget,
     grow_if_low,
@@ -166,6 +167,7 @@ def watch(disks: Disks) -> None:
             found = find(dm, disks.pool.name)
             if found and found.targets:  # who made one without a table was killed
                 seen = time.monotonic()
+                clear_if_idle(dm, disks)  # what was half made keeps the pool up
                 if is_low(dm, disks):
                     with open_session(disks) as session:
                         grow_if_low(session)

@@ -149,6 +149,18 @@ def clear_halves(dm: DeviceMapper, disks: Disks) -> None:
                     remove(dm, name)
 
 
+def clear_if_idle(dm: DeviceMapper, disks: Disks) -> None:
+    """Do what ``clear_halves`` does, unless somebody holds the lock."""
+    lock = os.open(f"{disks.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        clear_halves(dm, disks)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
 @contextmanager
 def suppress_gone(*also: int) -> Iterator[None]:
     """Pass over errors that say that what was there is gone, and over others."""
