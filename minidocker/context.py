@@ -87,13 +87,13 @@ def glob_regex(glob: str, *, deep: bool, below: bool = False) -> re.Pattern[str]
         elif stars:
             out += "[^/]*" + stars[2:]
         elif one == "[":
-            raise DockerfileError(f'no closing "]" in "{glob}"')
+            raise DockerfileError(f'no closing "]" in "{glob}"', word=glob)
         else:
             out += chosen or pieces.get(one or "") or re.escape((escaped or one)[-1])
     try:
         return re.compile(out + (r"(?:/.*)?\Z" if below else r"\Z"), re.DOTALL)
     except re.error as why:
-        raise DockerfileError(f'bad pattern "{glob}"') from why
+        raise DockerfileError(f'bad pattern "{glob}"', word=glob) from why
 
 
 def has_wildcards(path: str) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -310,7 +311,23 @@ def told_by(word: str) -> Iterator[None]:
     except BuildError as why:
         raise BuildError(f"{word} failed: {why.what}", hint=why.hint) from why
     except OSError as why:
-        raise BuildError(f"{word} failed: {why}") from why
+        denied = why.errno in {errno.EACCES, errno.EPERM}
+        hint = (
+            "a line in .dockerignore leaves out what is not needed" if denied else None
+        )
+        raise BuildError(f"{word} failed: {in_words(why)}", hint=hint) from why
+
+
+LONGEST_NAME = 160
+
+
+def in_words(why: OSError) -> str:
+    """Return which file an error is about, shortened, and what the system said."""
+    words = (why.filename, *getattr(why, "words", ()))
+    name = next((os.fsdecode(w) for w in words if isinstance(w, str | bytes)), "")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 2]}...{name[-LONGEST_NAME // 2 :]}"
+    return f'"{name}": {(why.strerror or "").lower()}' if name else str(why)
 
 
 # %% Two kinds of steps

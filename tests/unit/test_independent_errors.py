@@ -1,5 +1,8 @@
 """What is wrong with a build is told before its first step, all of it at once."""
 
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,6 +130,21 @@ def test_images_that_cannot_be_fetched_are_told_before_the_first_step(
     assert faults(bench, text, until=2, target="two") == [
         'Dockerfile:3: no such image: "nosuch:1"',
     ]
+
+
+def test_a_file_that_cannot_be_read_is_told_in_one_line(bench: Workbench):
+    above = os.open(bench.context, os.O_PATH)
+    for _ in range(50):
+        os.mkdir("d" * 99, dir_fd=above)
+        below = os.open("d" * 99, os.O_PATH, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+    [fault] = faults(bench, "FROM scratch\nCOPY . /x\n")
+    subprocess.run(["rm", "-rf", str(bench.context / ("d" * 99))], check=True)
+    assert re.fullmatch(
+        r'Dockerfile:2: COPY failed: "d{80}\.\.\..{80}": file name too long', fault
+    )
 
 
 @pytest.mark.parametrize(
