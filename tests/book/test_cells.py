@@ -195,6 +195,22 @@ def test_a_demo_names_only_what_is_imported_or_defined(pair: Pair):
 
 
 @each_chapter
+def test_no_demo_takes_a_name_of_the_package(pair: Pair):
+    """In a notebook the package's own code would find the demo's value there."""
+    taken: set[str] = set()
+    for cell in cells(pair.chapter.read_text()):
+        for node in [] if cell.demo else ast.parse(cell.source).body:
+            if isinstance(node, DEFINITIONS):
+                taken.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                taken |= {a.asname or a.name.partition(".")[0] for a in node.names}
+    for cell in cells(pair.chapter.read_text()):
+        if cell.demo:
+            own = names(ast.parse(cell.source), ast.Store)
+            assert not own & taken, f"{pair.chapter.name}:{cell.start}"
+
+
+@each_chapter
 def test_a_chapter_ends_as_every_chapter_does(pair: Pair):
     heads = [x[3:] for x in pair.chapter.read_text().splitlines() if x[:3] == "## "]
     assert heads[-3].endswith("differently")
