@@ -350,6 +350,10 @@ class ImageStore(KeptImages):
             self.raw(text)
             return text
         begins = text.removeprefix("sha256:")
+        if is_digest(f"sha256:{begins}"):  # an id, whatever has it for a name
+            with suppress(NotFoundError):
+                self.raw(f"sha256:{begins}")
+                return f"sha256:{begins}"
         if found := self.names.exact(text):
             return found
         try:

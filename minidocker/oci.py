@@ -152,6 +152,8 @@ def parse_reference(text: str) -> Reference:
     '127.0.0.1:5000/a/b'
     """
     rest, at, digest = text.partition("@")
+    if is_digest(f"sha256:{text}"):
+        raise bad_reference(text, "64 hexadecimal digits are an id, and no name")
     if at and not is_digest(digest):
         raise bad_reference(text, f'"{digest}" is no sha256 digest')
     head, colon, tag = rest.rpartition(":")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from minidocker.durable import Batch
-from minidocker.errors import NotFoundError
+from minidocker.errors import NotFoundError, ReferenceFault
 from minidocker.images import ImageStore
-from minidocker.oci import ImageConfig, parse_reference
+from minidocker.oci import HUB, ImageConfig, Reference, parse_reference
 
 
 DIGEST = "sha256:" + "5" * 64
@@ -32,6 +32,20 @@ def test_a_digest_is_a_name_but_no_tag(images: ImageStore) -> None:
     assert images.digests_of(id) == []
     with pytest.raises(NotFoundError):
         images.resolve(f"127.0.0.1:5000/a/b@{DIGEST}")
+
+
+def test_an_id_wins_over_a_name_that_looks_like_it(images: ImageStore) -> None:
+    one, two = (images.add(ImageConfig(author=name), None) for name in ("one", "two"))
+    with pytest.raises(ReferenceFault, match="64 hexadecimal digits are an id"):
+        parse_reference(one[7:])
+    images.tag(Reference(HUB, f"library/{one[7:]}", "latest"), two)
+    images.tag(Reference(HUB, f"library/{one[7:19]}", "latest"), two)
+    assert images.resolve(one) == images.resolve(one[7:]) == one
+    assert images.resolve(one[7:18]) == one
+    assert images.resolve(one[7:19]) == two  # how an id begins is no id
+    gone = "0" * 64
+    with pytest.raises(NotFoundError, match="no such image"):
+        images.resolve(gone)
 
 
 def test_a_sweep_removes_metadata_whose_image_a_crash_kept_away(
