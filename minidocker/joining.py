@@ -13,6 +13,7 @@ from minidocker.cgroups import join
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
 from minidocker.namespaces import NAMESPACES, PLACE, open_in_root, put
+from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import ProcessSpec, die_with_parent
 from minidocker.runtime import (
     Process,
@@ -61,8 +62,13 @@ def owner_namespace(pid: int) -> int:
 
 # %% Which namespaces, and whose
 def needs_middle(flags: CloneFlags, spec: ProcessSpec) -> bool:
-    """Say whether the program must be the child of a process that has gone inside."""
-    return bool(flags & CloneFlags.NEWUSER) or bool(spec.oom_score_adj)
+    """Say whether the program must be the child of a process that has gone inside.
+
+    So it is without root: who enters another pid namespace must come back to the
+    host's, which belongs to another user namespace than ours.
+    """
+    may_return = not flags & CloneFlags.NEWUSER and is_first_user_namespace()
+    return not may_return or bool(spec.oom_score_adj)
 
 
 def stand_between(channel: socket) -> None:

@@ -282,6 +282,14 @@ def test_a_life_from_create_to_rm(user: User) -> None:
     assert not user.says("ps", "-aq")
 
 
+def test_a_container_is_asked_how_it_is(user: User) -> None:
+    check = ("--health-cmd", "echo fine", "--health-interval", "100ms")
+    running(user, "box", *check, "small:v1", "sleep", "60")
+    form = ("inspect", "--format", "{{.State.Health.Status}}", "box")
+    wait(lambda: user.says(*form) == "healthy\n")
+    user.says("rm", "-f", "box")
+
+
 def test_copies_go_in_and_out_of_what_runs_and_what_does_not(user: User) -> None:
     source = user.root.parent / "source"
     source.write_text("from the host")

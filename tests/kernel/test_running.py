@@ -444,7 +444,7 @@ def test_a_process_of_exec_is_in_the_container_unless_one_stands_between(
         return len(line.split()) - 1, visible, owner
 
     spaces, visible, owner = forked(body)
-    assert spaces == (1 if score else 2)
+    assert spaces == (1 if score or os.geteuid() else 2)  # a user needs the middle
     assert visible
     assert owner == 0
 
