@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -323,6 +324,38 @@ def joined_processes(spec: ProcessSpec) -> Iterator[dict[str, int]]:
 
 
 # %% What is shared
+def clone_by_another(target: int, flags: CloneFlags, group: int) -> tuple[int, int]:
+    """Clone in another's pid namespace by a child that enters it, without root.
+
+    Who is there cannot come back to a namespace that the host's root owns. What it
+    clones is our child, not its own. ``group`` is closed.
+    """
+    heard, told = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        try:
+            setns(target, CloneFlags.NEWPID)
+            pid, _ = clone3(flags | CloneFlags.PARENT, cgroup=group)
+        except OSError as why:
+            pid = -(why.errno or errno.EPERM)
+        if pid:
+            os.write(told, b"%d" % pid)
+            os._exit(0)
+        for fd in (heard, told):
+            os.close(fd)
+        return 0, -1
+    os.close(told)
+    os.waitpid(middle, 0)
+    with open(heard, encoding="ascii") as file:
+        number = int(file.read() or 0)
+    if group >= 0:
+        os.close(group)
+    if number <= 0:
+        raise SysError(-number, "clone3", flags)
+    return number, pidfd_open(number)
+
+
+# %% What is shared
 def clone_into(
     spec: ProcessSpec, flags: CloneFlags, joined: dict[str, int]
 ) -> tuple[int, int]:
@@ -330,6 +363,8 @@ def clone_into(
     unified = spec.group.unified if spec.group else ""
     group = os.open(unified, os.O_RDONLY | os.O_DIRECTORY) if unified else -1
     elsewhere = "pid" in joined
+    if elsewhere and not is_first_user_namespace():
+        return clone_by_another(joined["pid"], flags, group)
     home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if elsewhere else -1
     pid = -1
     try:

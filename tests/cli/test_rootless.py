@@ -290,6 +290,20 @@ def test_a_container_is_asked_how_it_is(user: User) -> None:
     user.says("rm", "-f", "box")
 
 
+def test_namespaces_are_shared_with_another_container(user: User) -> None:
+    running(user, "box", "small:v1", "sleep", "60")
+    words = [
+        word
+        for kind in ("pid", "ipc", "network")
+        for word in (f"--{kind}", "container:box")
+    ]
+    said = user.says("run", "--rm", *words, "small:v1", "sh", "-c", "ps; exit 0")
+    assert "sleep 60" in said
+    done = user("run", "--rm", *words, "small:v1", "sh", "-c", "exit 7")
+    assert done.returncode == 7, done.stderr
+    user.says("rm", "-f", "box")
+
+
 def test_copies_go_in_and_out_of_what_runs_and_what_does_not(user: User) -> None:
     source = user.root.parent / "source"
     source.write_text("from the host")
