@@ -104,8 +104,8 @@ class ThinRoot(Mountable):
         place = disks.place(self.layer)
         with open_session(disks) as session:
             mount_layer(session, self.layer, thin, place, self.writable)
-            remove(session.dm, session.device(self.layer), deferred=True)
             try:  # while no other thread may mount the device at this place
+                remove(session.dm, session.device(self.layer), deferred=True)
                 mount(f"{place}/rootfs", target, None, MountFlags.BIND)
             finally:
                 umount2(place, UmountFlags.DETACH)

@@ -167,6 +167,8 @@ class Stage:
 
     def begin(self) -> None:
         """Put the store back to where it started."""
+        if not self.is_idle() and self.store.exists():
+            self.do(("info",))  # clears away what a killed command keeps up
         until(self.is_idle)
         if self.store.exists():
             remove_path(str(self.store))
