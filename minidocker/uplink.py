@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.errors import RuntimeFault, UnsupportedError
-from minidocker.linux import CloneFlags, Prctl, prctl, setns, unshare
+from minidocker.linux import CloneFlags, Prctl, prctl, setns, signal, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
 from minidocker.namespaces import magic
 from minidocker.program import reset_signals

@@ -45,7 +45,7 @@ def test_run_imports_little_and_nothing_unexpected(store: Store) -> None:
     rootless = {"uplink", "rootless", "idmaps"} if os.geteuid() else set()
     allowed = OURS | rootless
     assert ours <= allowed, "chapters that `run` must not import"
-    more = {"pwd", "enum", "signal"} if os.geteuid() else set()
+    more = {"pwd"} if os.geteuid() else set()
     standard = {s.lstrip("_") for s in STANDARD | more}
     assert {name.lstrip("_") for name in others} <= standard
     heavy = {"pyroute2", "graphviz", "rich", "urllib", "http", "socket", "json", "re"}
