@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from minidocker.errors import RuntimeFault, UsageError
+from minidocker.errors import RuntimeFault, WordFault
 from minidocker.linux import signal
 from minidocker.records import Record
 
@@ -79,9 +79,9 @@ def other_fault(limits: Limits) -> str:
 
 
 def check_limits(limits: Limits) -> Limits:
-    """Return ``limits``, or raise UsageError for what cannot be."""
+    """Return ``limits``, or raise WordFault for what cannot be."""
     if fault := memory_fault(limits) or other_fault(limits):
-        raise UsageError(fault)
+        raise WordFault(fault)
     return limits
 
 

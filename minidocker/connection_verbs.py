@@ -10,6 +10,7 @@ from functools import partial
 
 from minidocker.container_verbs import Needs, open_engine, print_text
 from minidocker.containers import Container, Status
+from minidocker.durable import happened
 from minidocker.engine import Engine
 from minidocker.errors import ConflictError, NotFoundError, UnsupportedError
 from minidocker.flags import LIST, TEXT, Command, Flag, Given, refused
@@ -22,6 +23,7 @@ from minidocker.rtnetlink import open_netns
 from minidocker.sandbox import (
     blank,
     has_names,
+    network_event,
     network_store,
     read_settings,
     serve_names,
@@ -90,6 +92,7 @@ def connect_running(
         who = blank(container, wish)
         after = [*before, join(network_store(store), network.name, who, netns)]
         write_settings(store, container, after, ports=ports)
+        happened(engine.root, network_event(after[-1], "connect"))
         if has_names(after) and not has_names(before):
             serve_names(store, container, netns)
         write_files(store, container, after)
@@ -125,6 +128,7 @@ def disconnect(given: Given) -> int:
             for one in gone:
                 pull = partial(part, network_store(store), one, rest, netns)
                 where_bridges_are(store, pull)
+                happened(engine.root, network_event(one, "disconnect"))
         finally:
             os.close(netns)
         write_settings(store, container, rest, ports=ports)

@@ -13,7 +13,8 @@ from contextlib import suppress
 
 from minidocker.cgroups import remove_group
 from minidocker.durable import (
-    append_line,
+    event_fields,
+    happened,
     is_written,
     looking,
     marked,
@@ -501,24 +502,3 @@ def event_of(container: Container, action: str, **more: str) -> dict[str, Any]:
     attributes["name"] = container.name
     fields = event_fields("container", action, container.id, attributes)
     return {"status": action, "id": container.id, "from": image} | fields
-
-
-def event_fields(
-    kind: str, action: str, id: str, attributes: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return Docker's fields of something that happens now."""
-    now = time.time_ns()
-    return {
-        "Type": kind,
-        "Action": action,
-        "Actor": {"ID": id, "Attributes": dict(sorted(attributes.items()))},
-        "scope": "local",
-        "time": now // 10**9,
-        "timeNano": now,
-    }
-
-
-def happened(root: str, *events: Mapping[str, Any]) -> None:
-    """Write events at the end of the log of the store ``root``."""
-    text = "".join(json_text(event) + "\n" for event in events)
-    append_line(f"{root}/events.json", text.encode("utf-8", "surrogateescape"))

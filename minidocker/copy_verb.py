@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from minidocker.archive import Put, TarWriter, TreeWriter
 from minidocker.container_verbs import Needs, open_engine
-from minidocker.containers import Container, Status
+from minidocker.containers import Container, Status, tell
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.flags import Command, Flag, Given
@@ -254,6 +254,7 @@ def copy_out(given: Given, source: Place, target: str) -> None:
     with root_of(engine, container) as tree:
         root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         found = looked_for(root, source, follow=given.on("follow-link"))
+        tell(engine.containers, container, "archive-path")
         if target == "-":
             with open(1, "wb", closefd=False) as file:
                 pack_found(root, found, found.base, file.write, own=False)
@@ -282,6 +283,7 @@ def copy_in(given: Given, source: str, target: Place) -> None:
             with open(0, "rb", closefd=False) as file:
                 at = os.path.join(there.parent, there.base)
                 extract(file.read1, tree, at=at, ignore_owner=rootless)
+            tell(engine.containers, container, "extract-to-dir")
             return
         host = os.open("/", PLACE | os.O_DIRECTORY)
         found = find(host, on_host(source), follow=given.on("follow-link"))
@@ -290,6 +292,7 @@ def copy_in(given: Given, source: str, target: Place) -> None:
         lands = checked(root, landing(found, there), found)
         # without root, other users' files have owners that are nobody in there
         transfer(host, found, lands.name, tree, lands.at, own=rootless)
+        tell(engine.containers, container, "extract-to-dir")
 
 
 def on_host(path: str) -> str:

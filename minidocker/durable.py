@@ -9,11 +9,11 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from minidocker.linux import syncfs
-from minidocker.records import parse_json
+from minidocker.records import json_text, parse_json
 from minidocker.trees import remove_path, write_all
 
 
@@ -317,3 +317,25 @@ def append_line(path: str, line: bytes, most: int = MOST_LINES) -> None:
                 os.rename(path, f"{path}.1")
     finally:
         os.close(fd)
+
+
+# %% What happened
+def event_fields(
+    kind: str, action: str, id: str, attributes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return Docker's fields of something that happens now."""
+    now = time.time_ns()
+    return {
+        "Type": kind,
+        "Action": action,
+        "Actor": {"ID": id, "Attributes": dict(sorted(attributes.items()))},
+        "scope": "local",
+        "time": now // 10**9,
+        "timeNano": now,
+    }
+
+
+def happened(root: str, *events: Mapping[str, Any]) -> None:
+    """Write events at the end of the log of the store ``root``."""
+    text = "".join(json_text(event) + "\n" for event in events)
+    append_line(f"{root}/events.json", text.encode("utf-8", "surrogateescape"))

@@ -327,7 +327,14 @@ class PullingEngine(StoreEngine):
         with self.bringing():
             stores = self.images, self.layers
             puller = Puller(client, *stores, tell, platform, limit=self.room())
-            return puller.pull(reference.tagged)
+            found = puller.pull(reference.tagged)
+        self.tell_of_transfer("pull", reference.tagged)
+        return found
+
+    def tell_of_transfer(self, action: str, reference: Reference) -> None:
+        """Write down that an image has come from a registry, or gone to one."""
+        name = reference.replace(tag=None, digest=None).familiar
+        self.images.tell(action, reference.familiar, name)
 
     def push(self, reference: Reference, tell: Tell) -> Pushed:
         """Send an image to its registry."""
@@ -335,7 +342,9 @@ class PullingEngine(StoreEngine):
 
         client = client_for(reference.registry)
         with store_lock(self.root), self.driver.held():
-            return Pusher(client, self.images, self.layers, tell).push(reference)
+            sent = Pusher(client, self.images, self.layers, tell).push(reference)
+        self.tell_of_transfer("push", reference)
+        return sent
 
     def pull_missing(
         self, text: str, missing: NotFoundError, platform: str = ""
@@ -434,7 +443,13 @@ class ContainerEngine(PullingEngine):
                 container=container.id,
                 container_config=container.config,
             )
-            return self.finish(image, line, layer, container.image, reference)
+            id = self.finish(image, line, layer, container.image, reference)
+        from minidocker.containers import tell
+
+        told = {"comment": comment, "imageID": id}
+        told["imageRef"] = reference.tagged.familiar if reference else ""
+        tell(self.containers, container, "commit", **told)
+        return id
 
     def copied(self, container: Container) -> Layer | None:
         """Make a layer of what a container has changed.
@@ -463,9 +478,11 @@ class ContainerEngine(PullingEngine):
     def export(self, container: Container, put: Put) -> None:
         """Write the whole tree of a container as a tar."""
         from minidocker.archive import pack
+        from minidocker.containers import tell
 
         with self.layers.rw_mounted(container.id, writable=False) as tree:
             pack(tree, put)
+        tell(self.containers, container, "export")
 
     def changed(
         self, config: ContainerConfig, lines: tuple[str, ...]
@@ -507,7 +524,9 @@ class Engine(ContainerEngine):
                 os=runs_on.os,
             )
             line = HistoryEntry(comment=message or f"Imported from {source}")
-            return self.finish(image, line, layer, None, reference)
+            id = self.finish(image, line, layer, None, reference)
+        self.images.tell("import", id)
+        return id
 
     def build(
         self,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from minidocker.errors import UsageError, WordFault
 from minidocker.flags import FILTER, FORMAT, TEXT, Command, Flag, Given
 from minidocker.logs import moved_on, open_files
 from minidocker.values import fill
+from minidocker.watching import LATE, Sleeper
 
 
 TYPE_CHECKING = False
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
 
 
 # %% Reading
-PAUSE = 0.1  # seconds
-
-
 def event_in(line: bytes) -> Event | None:
     """Return the event of a line; None for one that a power cut tore."""
     try:
@@ -50,6 +49,7 @@ def events_of(path: str, since: int, until: int | None) -> Iterator[Event]:
         files = open_files(path, stack)
         if not files:
             files = [stack.enter_context(open(path, "ab+"))]
+        sleeper = stack.enter_context(Sleeper(os.path.dirname(path)))
         while True:
             now = time.time_ns()
             for file in tuple(files):
@@ -62,11 +62,27 @@ def events_of(path: str, since: int, until: int | None) -> Iterator[Event]:
             if moved_on(path, files[-1]):
                 files.append(stack.enter_context(open(path, "rb")))
             else:
-                time.sleep(PAUSE)
+                left = LATE if until is None else (until - time.time_ns()) / 1e9
+                sleeper.sleep(left)
 
 
 # %% Filters
-EVENT_FILTERS = ("container", "event", "image", "label", "network", "type", "volume")
+EVENT_FILTERS = (
+    "container", "event", "image", "label", "network", "scope", "type", "volume",
+)  # fmt: skip
+
+
+def images_of(event: Event) -> set[str]:
+    """Return what an image may be called that something happened to, or with.
+
+    What has a tag may be called without it.
+    """
+    actor = event["Actor"]
+    if event["Type"] == "image":
+        names = {actor["ID"], actor["Attributes"].get("name", "")}
+    else:
+        names = {actor["Attributes"].get("image", "")}
+    return names | ({name.rpartition(":")[0] for name in names} - {"", "sha256"})
 
 
 def matches(event: Event, filters: Filters) -> bool:
@@ -77,7 +93,8 @@ def matches(event: Event, filters: Filters) -> bool:
         "type": lambda value: event["Type"] == value,
         "event": lambda value: value in (event["Action"], action),
         "label": lambda value: has_label(attributes, value),
-        "image": lambda value: value in (attributes.get("image"), event["Actor"]["ID"]),
+        "image": lambda value: value in images_of(event),
+        "scope": lambda value: value == event["scope"],
     }
     for kind in ("container", "volume", "network"):
         tests[kind] = partial(is_actor, event, kind)

@@ -284,7 +284,7 @@ class Puller(LayerPuller):
         before = self.images.names.find(reference)
         id = self.images.keep(text)
         if not reference.digest:
-            self.images.tag(reference, id)
+            self.images.tag(reference, id, told=False)
         self.images.note_digest(reference, top.digest, id)
         return Pulled(reference, top.digest, id, newer=before != id)
 

@@ -85,8 +85,10 @@ def exec_foreground(
 ) -> int:
     """Run one more process in a running container; return its exit status."""
     pid, spec = exec_spec(store, container, spec)
-    with told_of_exec(store, container, spec.argv):
-        return attend(spec, partial(exec_in, pid), client or Client(), stdin=stdin)
+    with told_of_exec(store, container, spec.argv) as codes:
+        launch = partial(exec_in, pid)
+        codes.append(attend(spec, launch, client or Client(), stdin=stdin))
+    return codes[0]
 
 
 def exec_detached(
@@ -114,9 +116,10 @@ def exec_detached(
             if guest:
                 guest.sit(pump)
 
-        with told_of_exec(store, container, spec.argv):
+        with told_of_exec(store, container, spec.argv) as codes:
             launch = partial(exec_in, pid)
             code = attend(spec, launch, None, None, welcome, stdin=stdin)
+            codes.append(code)
         if guest:
             guest.part(code)
 
@@ -127,10 +130,15 @@ def exec_detached(
 @contextmanager
 def told_of_exec(
     store: ContainerStore, container: Container, argv: tuple[str, ...]
-) -> Iterator[None]:
-    """Write down that one more process begins, and that it has ended."""
+) -> Iterator[list[int]]:
+    """Write down that one more process begins, and how it has ended.
+
+    The caller appends the exit status to the list.
+    """
     line, id = " ".join(argv), os.urandom(32).hex()
     for action in ("exec_create", "exec_start"):
         tell(store, container, f"{action}: {line}", execID=id)
-    yield
-    tell(store, container, "exec_die", execID=id)
+    codes: list[int] = []
+    yield codes
+    status = str(codes[0]) if codes else "126"
+    tell(store, container, "exec_die", execID=id, exitCode=status)

@@ -14,7 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
-from minidocker.durable import Batch, claimed, turn, write_lasting
+from minidocker.durable import (
+    Batch,
+    claimed,
+    event_fields,
+    happened,
+    turn,
+    write_lasting,
+)
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
@@ -300,12 +307,24 @@ class KeptImages(Families):
 class ImageStore(KeptImages):
     """The images of a store and their names."""
 
-    def tag(self, reference: Reference, id: str) -> None:
+    def tell(self, action: str, id: str, name: str = "") -> None:
+        """Write down that something has happened to an image; ``name`` is its id's."""
+        labels: Mapping[str, str] = {}
+        if action in ("tag", "untag"):
+            config = self.get(id).config
+            labels = (config.labels if config else None) or {}
+        attributes = {**labels, "name": name or id}
+        fields = event_fields("image", action, id, attributes)
+        happened(self.batch.root, {"status": action, "id": id} | fields)
+
+    def tag(self, reference: Reference, id: str, *, told: bool = True) -> None:
         """Let a reference stand for an image, and for no other any more."""
         if reference.digest:
             raise UsageError(f'"{reference}" has a digest and cannot be a tag')
         name, whole = familiar_names(reference)
         self.name(name, whole, id)
+        if told:
+            self.tell("tag", id, whole)
 
     def note_digest(self, reference: Reference, digest: str, id: str) -> None:
         """Note under which digest of a manifest a repository has an image."""
@@ -326,6 +345,8 @@ class ImageStore(KeptImages):
             id = names.get(name, {}).pop(whole, None)
         if id is None:
             raise NotFoundError(f'no such image: "{whole}"')
+        with suppress(NotFoundError):  # a name of an image that has gone
+            self.tell("untag", id)
         return id
 
     def tags_of(self, id: str) -> list[str]:

@@ -529,11 +529,11 @@ def remove(
         throw_away(store, container.id)
     finally:
         os.close(lock)
-    tell(store, container, "destroy")
     if container.mounts and (volumes or container.host.auto_remove):
         from minidocker.storing import remove_anonymous
 
         remove_anonymous(store, container)
+    tell(store, container, "destroy")
 
 
 # %% Remove, and what a crash left

@@ -383,5 +383,6 @@ def keep(images: ImageStore, one: Found) -> LoadReport:
         old = images.names.find(name)
         if old and old != id:
             moved.append((name.familiar, old))
-        images.tag(name, id)
+        images.tag(name, id, told=False)
+    images.tell("load", id)
     return LoadReport(id, tuple(n.familiar for n in one.names), tuple(moved))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
@@ -16,6 +15,7 @@ from minidocker.durable import looking
 from minidocker.errors import WordFault, did_you_mean
 from minidocker.pump import JsonLog
 from minidocker.records import Record, parse_json
+from minidocker.watching import LATE, Sleeper
 
 
 TYPE_CHECKING = False
@@ -285,9 +285,6 @@ def logs(
 
 
 # %% The whole log
-PAUSE = 0.05  # seconds
-
-
 def every_entry(
     store: ContainerStore,
     container: Container,
@@ -296,14 +293,15 @@ def every_entry(
     follow_until: str | None,
 ) -> Iterator[LogEntry]:
     """Yield what is there, and with ``follow_until`` what comes, up to that moment."""
-    while (
-        follow_until is not None
-        and not os.path.exists(path)
-        and is_attended(store, container)
-        and not has_passed(follow_until)
-    ):
-        time.sleep(PAUSE)
     with ExitStack() as stack:
+        sleeper = stack.enter_context(Sleeper(os.path.dirname(path)))
+        while (
+            follow_until is not None
+            and not os.path.exists(path)
+            and is_attended(store, container)
+            and not has_passed(follow_until)
+        ):
+            sleeper.sleep(time_left(follow_until))
         files = open_files(path, stack)
         yield from kept_entries(files, tail)
         while follow_until is not None and files:
@@ -315,7 +313,7 @@ def every_entry(
             elif not attended or has_passed(follow_until):
                 return
             else:
-                time.sleep(PAUSE)
+                sleeper.sleep(time_left(follow_until))
 
 
 # %% The whole log
@@ -330,6 +328,11 @@ def moved_on(path: str, file: BinaryIO) -> bool:
 def has_passed(moment: str) -> bool:
     """Say whether a moment is over; an empty one never is."""
     return bool(moment) and fixed_time(timestamp()) > moment
+
+
+def time_left(moment: str) -> float:
+    """Return how long to sleep at most: a moment that is to come is not slept over."""
+    return 0.1 if moment else LATE
 
 
 def is_attended(store: ContainerStore, container: Container) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from minidocker.catalog import Filters, all_labels_match, parse_filters
 from minidocker.container_verbs import label_map, notice, open_engine, print_text
 from minidocker.containers import timestamp
-from minidocker.durable import store_lock
+from minidocker.durable import event_fields, happened, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import (
     ConflictError,
@@ -205,8 +205,16 @@ def create(given: Given) -> int:
             options=options,
         )
         store.write(network)
+    tell_of_network(store, network, "create")
     print(network.id)
     return 0
+
+
+def tell_of_network(store: NetworkStore, network: BridgeNetwork, action: str) -> None:
+    """Write down that a network was made, or has gone."""
+    about = {"name": network.name, "type": "bridge"}
+    fields = event_fields("network", action, network.id, about)
+    happened(store.root, fields)
 
 
 # %% Show
@@ -308,6 +316,7 @@ def remove_network(store: NetworkStore, text: str) -> str:
             raise ConflictError(f"error while removing network: {what}")
         sweep_network(store, network.name)
         store.remove(network.name)
+    tell_of_network(store, network, "destroy")
     return network.name
 
 

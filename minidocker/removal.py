@@ -214,6 +214,7 @@ class Remover:
         gone = self.untag(self.names(id))
         if not self.images.delete(id):
             return gone
+        self.images.tell("delete", id)
         gone += [Gone(id, untagged=False), *self.stacks.release(id)]
         if parent and prune:
             with suppress(NotFoundError):

@@ -12,7 +12,7 @@ from _socket import socket
 from contextlib import suppress
 
 from minidocker.containers import State, tell, timestamp
-from minidocker.errors import UsageError, did_you_mean
+from minidocker.errors import WordFault, did_you_mean
 from minidocker.lifecycle import STOPPED
 from minidocker.records import Record
 
@@ -63,7 +63,7 @@ class Policy(Record):
 
 # %% The noun: a policy
 def parse_policy(text: str) -> Policy:
-    """Return the policy of ``--restart``. Raises UsageError in Docker's words.
+    """Return the policy of ``--restart``. Raises WordFault in Docker's words.
 
     >>> parse_policy("on-failure:3")
     Policy(name='on-failure', most=3)
@@ -71,14 +71,14 @@ def parse_policy(text: str) -> Policy:
     name, colon, count = text.partition(":")
     if name and name not in NAMES:
         hint = did_you_mean(name, NAMES, other=", ".join(NAMES))
-        raise UsageError(f"invalid restart policy '{name}'", hint=hint)
+        raise WordFault(f"invalid restart policy '{name}'", hint=hint)
     if colon and not count.removeprefix("-").isdecimal():
-        raise UsageError("maximum retry count must be an integer")
+        raise WordFault("maximum retry count must be an integer")
     if colon and name != "on-failure":
         what = f"maximum retry count cannot be used with restart policy '{name}'"
-        raise UsageError(what)
+        raise WordFault(what)
     if count.startswith("-"):
-        raise UsageError("maximum retry count cannot be negative")
+        raise WordFault("maximum retry count cannot be negative")
     return Policy(name or "no", int(count or 0))
 
 

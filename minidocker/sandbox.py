@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from minidocker.containers import Container, ContainerStore, timestamp
-from minidocker.durable import read_json, write_lasting, write_whole
+from minidocker.durable import event_fields, read_json, write_lasting, write_whole
 from minidocker.errors import (
     IntegrityError,
     MinidockerError,
@@ -186,6 +186,12 @@ def write_files(
 def has_names(endpoints: list[Endpoint]) -> bool:
     """Say whether a container is told the others' names: not on the default network."""
     return any(one.network != DEFAULT for one in endpoints)
+
+
+def network_event(one: Endpoint, action: str) -> dict[str, Any]:
+    """Return what happens to a network as a container comes or goes."""
+    attributes = {"container": one.container, "name": one.network, "type": "bridge"}
+    return event_fields("network", action, one.network_id, attributes)
 
 
 # %% On its networks, and off

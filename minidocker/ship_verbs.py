@@ -96,6 +96,8 @@ def save(given: Given) -> int:
             docker = form is Format.DOCKER_ARCHIVE
             stores = engine.images, engine.layers
             save_images(*stores, orders, shelf, docker=docker, packing=packing)
+    for id in dict.fromkeys(engine.images.resolve(text) for text in given.args):
+        engine.images.tell("save", id)
     return 0
 
 

@@ -12,10 +12,8 @@ from contextlib import ExitStack, suppress
 from minidocker.containers import (
     Container,
     ContainerStore,
-    event_fields,
-    happened,
 )
-from minidocker.durable import store_lock
+from minidocker.durable import event_fields, happened, store_lock
 from minidocker.errors import ConflictError, NotFoundError, UsageError
 from minidocker.linux import CloneFlags, unshare
 from minidocker.namespaces import keep_mounts_private
@@ -31,6 +29,11 @@ from minidocker.volumes import (
     volumes_turn,
     wants_filling,
 )
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 # %% Who uses a volume
@@ -51,6 +54,20 @@ def users_of(store: ContainerStore, name: str) -> list[str]:
         for container, _ in store.list()
         if any(point.name == name for point in container.mounts)
     ]
+
+
+def volume_events(container: Container, action: str) -> list[dict[str, Any]]:
+    """Return what happens to a container's volumes as it mounts them, or no more."""
+    found = []
+    for point in container.mounts:
+        if point.kind != "volume":
+            continue
+        about = {"container": container.id, "driver": "local"}
+        if action == "mount":
+            about |= {"destination": point.target, "propagation": ""}
+            about["read/write"] = str(point.writable).lower()
+        found.append(event_fields("volume", action, point.name, about))
+    return found
 
 
 def tell_of_volume(store: VolumeStore, action: str, name: str) -> None:

@@ -27,12 +27,12 @@ from minidocker.containers import (
     State,
     Status,
     event_of,
-    happened,
     tell,
     throw_away,
     timestamp,
     write_state,
 )
+from minidocker.durable import happened
 from minidocker.errors import NotFoundError, RuntimeFault
 from minidocker.lifecycle import (
     CHANGED,
@@ -66,8 +66,10 @@ from minidocker.runtime import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from typing import Any
 
     from minidocker.attach import Guest, Seat
+    from minidocker.networks import Endpoint
 
 
 # %% A container's life, in one function
@@ -142,6 +144,7 @@ class Supervisor:
         self.door: socket | None = None
         self.guests: list[Guest] = []
         self.began, self.quick = 0.0, 0  # for the restart policy
+        self.endpoints: list[Endpoint] = []
         if seat:
             from minidocker.attach import Guest
 
@@ -183,6 +186,7 @@ class Supervisor:
             log = log_of(store, container)
             group = container_group(container)
             with network_for(store, container) as netns:
+                self.look_around(netns)
                 plan = plan_of(store, container)
                 spec = whole_spec(plan, container, group).replace(netns=netns)
                 if self.guests:
@@ -204,7 +208,8 @@ class Supervisor:
         """Write down that the program runs, and let guests sit down with it."""
         self.state = self.state.replace(pid=process.pid, start_time=process.start_time)
         self.write()
-        tell(self.store, self.container, "start")
+        events = [*self.around("connect", "mount"), event_of(self.container, "start")]
+        happened(os.path.dirname(self.store.root), *events)
         self.started(process.terminal)
         self.started = lambda _: None
         if self.door is None:
@@ -251,6 +256,29 @@ class Supervisor:
             self.guests.append(guest)
             guest.sit(pump)
 
+    def look_around(self, netns: int) -> None:
+        """Note on which networks the container is, if it is on any."""
+        if netns >= 0:
+            from minidocker.sandbox import read_settings
+
+            self.endpoints = read_settings(self.store, self.container.id)[0]
+
+    def around(self, network: str, volume: str) -> list[dict[str, Any]]:
+        """Return what happens to networks and volumes as the container comes or goes.
+
+        ``network`` and ``volume`` are the words for it.
+        """
+        events = []
+        if self.endpoints:
+            from minidocker.sandbox import network_event
+
+            events += [network_event(one, network) for one in self.endpoints]
+        if self.container.mounts:
+            from minidocker.storing import volume_events
+
+            events += volume_events(self.container, volume)
+        return events
+
     def lives_again(self, code: int) -> bool:
         """Say whether the restart policy wants another life, when it is time for it."""
         self.refresh()
@@ -269,15 +297,20 @@ class Supervisor:
     def conclude(self, code: int, error: str) -> None:
         """Write down how it ended, or remove all of it with ``auto_remove``."""
         store, container = self.store, self.container
-        events = [event_of(container, "die", exitCode=str(code))]
+        events = [event_of(container, "oom")] if self.state.oom_killed else []
+        events.append(event_of(container, "die", exitCode=str(code)))
+        if self.state.pid:  # it came to be somewhere
+            events += self.around("disconnect", "unmount")
         kept = os.path.exists(store.path(container.id, KEPT))
         if container.host.auto_remove and not kept:
             throw_away(store, container.id, container.name)
-            events.append(event_of(container, "destroy"))
             if container.mounts:
                 from minidocker.storing import remove_anonymous
 
+                happened(os.path.dirname(store.root), *events)
+                events.clear()
                 remove_anonymous(store, container)
+            events.append(event_of(container, "destroy"))
         else:
             status = Status.CREATED if error else Status.EXITED
             self.state = self.state.replace(

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from minidocker.buildcache import KIND_WORDS, Kept, kept_in, prune_kept
 from minidocker.catalog import Filters, parse_filters, truth_of
 from minidocker.container_verbs import Needs, notice, open_engine
 from minidocker.containers import Status
+from minidocker.durable import event_fields, happened
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, NotFoundError
 from minidocker.flags import FORMAT, LIST, Command, Flag, Given, refused
@@ -89,6 +90,14 @@ def told(title: str, gone: Sequence[Gone], *, small: bool) -> None:
         print()
 
 
+def tell_of_prune(engine: Engine, kind: str, gone: Iterable[Gone]) -> int:
+    """Write down that a kind of things was pruned; return the bytes that freed."""
+    freed = sum(one.size for one in gone)
+    fields = event_fields(kind, "prune", "", {"reclaimed": str(freed)})
+    happened(engine.root, fields)
+    return freed
+
+
 def prune(given: Given, *kinds: str) -> int:
     """Remove what nothing needs of some kinds; say how much that freed."""
     filters = parse_filters(given.list("filter"), PRUNE_FILTERS)
@@ -96,7 +105,7 @@ def prune(given: Given, *kinds: str) -> int:
     if "container" in kinds:
         gone = prune_containers(engine, filters)
         told("Deleted Containers:", gone, small=False)
-        freed += sum(one.size for one in gone)
+        freed += tell_of_prune(engine, "container", gone)
     if "network" in kinds:
         from minidocker.network_verbs import prune_networks
 
@@ -104,11 +113,11 @@ def prune(given: Given, *kinds: str) -> int:
     if "volume" in kinds:
         gone = prune_volumes(engine, filters)
         told("Deleted Volumes:", gone, small=False)
-        freed += sum(one.size for one in gone)
+        freed += tell_of_prune(engine, "volume", gone)
     if "image" in kinds:
         gone = prune_images(engine, filters, everything=wants_all(given, filters))
         told("Deleted Images:", gone, small=True)
-        freed += sum(one.size for one in gone)
+        freed += tell_of_prune(engine, "image", gone)
     if "builder" in kinds:
         kept = prune_kept(engine, filters, everything=given.on("all"))
         if kept:

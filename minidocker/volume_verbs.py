@@ -34,7 +34,7 @@ from minidocker.storing import (
     volume_store,
 )
 from minidocker.tables import formatted, human_size, view_of
-from minidocker.tidy_verbs import FORCE, confirmed, told
+from minidocker.tidy_verbs import FORCE, confirmed, tell_of_prune, told
 from minidocker.values import fill
 from minidocker.views import pretty
 from minidocker.volumes import Volume, volumes_turn
@@ -156,9 +156,10 @@ def prune(given: Given) -> int:
     if not confirmed(given, f"WARNING! This will remove {what}."):
         print("Total reclaimed space: 0B")
         return 0
-    gone = prune_volumes(open_engine(given, Needs.TREES), filters)
+    engine = open_engine(given, Needs.TREES)
+    gone = prune_volumes(engine, filters)
     told("Deleted Volumes:", gone, small=False)
-    freed = sum(one.size for one in gone)
+    freed = tell_of_prune(engine, "volume", gone)
     print(f"Total reclaimed space: {human_size(freed, 4)}")
     return 0
 

@@ -28,6 +28,7 @@ from minidocker.containers import (
     State,
     Status,
     is_torn,
+    tell,
     timestamp,
 )
 from minidocker.engine import Engine
@@ -327,6 +328,7 @@ def top(given: Given) -> int:
         said = " ".join(why.stderr.split())
         raise MinidockerError(f"error running ps: {said}") from why
     heads, rows = process_table(done.stdout, members_of(container.id, state.pid))
+    tell(engine.containers, container, "top")
     print_lines(columns([heads, *rows]))
     return 0
 

@@ -209,3 +209,98 @@ def test_a_link_inside_leads_nowhere_outside(
     assert os.listdir(trap) == []
     store.says("cp", "-L", "box:/secret", str(tmp_path / "got"))
     assert (tmp_path / "got").read_text().startswith("root:x:0:0::/root:/bin/sh\nwww")
+
+
+def told(store: Store, *words: str) -> list[str]:
+    """What `events` tells by a template."""
+    return store.says("events", "--until", "0s", *words).splitlines()
+
+
+@pytest.mark.root
+def test_events_tell_of_images_networks_and_volumes(store: Store) -> None:
+    start = str(time.time())
+    form = ("--since", start, "--format", "{{.Type}} {{.Action}}")
+    store.says("tag", "small:v1", "small:v2")
+    store.says("rmi", "small:v2")
+    store.says("network", "create", "wires")
+    store.says("volume", "create", "data")
+    words = ("-v", "data:/d", "-v", "/anon", "-l", "k=v", "--network", "wires")
+    store.says("run", "--rm", *words, "--name", "box", "small:v1", "true")
+    store.says("network", "rm", "wires")
+    store.says("volume", "rm", "data")
+    assert told(store, *form) == [
+        "image tag", "image untag", "network create", "volume create",
+        "container create", "volume create", "network connect",
+        *["volume mount"] * 2, "container start", "container die",
+        "network disconnect", *["volume unmount"] * 2, "volume destroy",
+        "container destroy", "network destroy", "volume destroy",
+    ]  # fmt: skip
+    for filters, wanted in (
+        (("type=image",), ["image tag", "image untag"]),
+        (("type=network", "event=connect"), ["network connect"]),
+        (("network=wires", "event=destroy"), ["network destroy"]),
+        (("volume=data", "event=mount"), ["volume mount"]),
+        (("image=small:v2",), ["image tag"]),
+        (("label=k=v", "event=die"), ["container die"]),
+        (("container=box", "event=start"), ["container start"]),
+        (("image=small", "event=start"), ["container start"]),
+        (("scope=swarm",), []),
+    ):
+        given = [word for one in filters for word in ("--filter", one)]
+        assert told(store, *form, *given) == wanted, filters
+
+
+@pytest.mark.root
+def test_events_tell_what_is_done_to_a_container(store: Store) -> None:
+    store.says("run", "-d", "--network", "none", "--name", "box", "small:v1", "sleep", "60")  # fmt: skip
+    start = str(time.time())
+    store("exec", "box", "sh", "-c", "exit 3")
+    store.says("cp", "box:/etc/passwd", "-")
+    store.says("cp", "/etc/hosts", "box:/tmp")
+    store.says("top", "box")
+    store.says("commit", "--pause=false", "-m", "msg", "box", "image:v1")
+    store.says("export", "-o", "/dev/null", "box")
+    store.says("update", "-m", "64m", "--memory-swap", "64m", "box")
+    store.says("save", "-o", "/dev/null", "image:v1")
+    store.says("rm", "-f", "box")
+    store.says("rmi", "image:v1")
+    found = told(store, "--since", start, "--format", "{{.Action}}")
+    assert [one.partition(":")[0] for one in found] == [
+        "exec_create", "exec_start", "exec_die", "archive-path", "extract-to-dir",
+        "top", "tag", "commit", "export", "update", "save", "kill", "die", "destroy",
+        "untag", "delete",
+    ]  # fmt: skip
+    about = "{{.Actor.Attributes.exitCode}}"
+    only = ("--since", start, "--filter", "event=exec_die", "--format", about)
+    assert told(store, *only) == ["3"]
+    about = "{{.Actor.Attributes.comment}} {{.Actor.Attributes.imageRef}}"
+    only = ("--since", start, "--filter", "event=commit", "--format", about)
+    assert told(store, *only) == ["msg image:v1"]
+
+
+def processor_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("verb", [("logs", "-f", "box"), ("events",)])
+def test_who_waits_costs_nothing_and_hears_at_once(
+    store: Store, verb: tuple[str, ...]
+) -> None:
+    store.says("run", "-di", "--network", "none", "--name", "box", "small:v1", "cat")
+    waiter = subprocess.Popen(store.argv(*verb), stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(5)  # it has gone to sleep for long
+        before = processor_ticks(waiter.pid)
+        time.sleep(2)
+        assert processor_ticks(waiter.pid) - before <= 1
+        calls = Path(f"/proc/{waiter.pid}/syscall").read_text().split()[0]
+        assert calls in ("7", "73", "271")  # poll or ppoll
+        store.says("exec", "box", "sh", "-c", "echo heard >/proc/1/fd/1")
+        assert waiter.stdout
+        said = waiter.stdout.readline()
+        assert "heard" in said
+    finally:
+        waiter.terminate()
+        waiter.wait(10)
