@@ -26,7 +26,7 @@ from minidocker.container_verbs import (
 )
 from minidocker.containers import Container, ContainerStore, State, Status, tell
 from minidocker.engine import Engine
-from minidocker.errors import ConflictError, UsageError, WordFault
+from minidocker.errors import ConflictError, WordFault
 from minidocker.finer_limits import check_finer, finer_settings, limit_finely
 from minidocker.flag_words import restart_text
 from minidocker.flags import FORMAT, NO_TRUNC, TEXT, Command, Flag, Given
@@ -264,7 +264,7 @@ def update_one(store: ContainerStore, container: Container, given: Given) -> Non
         asked = limits_of(Given({"memory": given.text("memory")}))
         if asked.memory > before.memory_swap:
             what = "memory limit should be smaller than already set memoryswap limit"
-            raise UsageError(what, hint="give --memory-swap at the same time")
+            raise WordFault(what, hint="give --memory-swap at the same time")
     finer = dict(container.host.further) | finer_limits(given)
     host = container.host.replace(
         limits=limits_of(given, before), further=tuple(finer.items())

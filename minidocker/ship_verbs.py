@@ -96,7 +96,7 @@ def save(given: Given) -> int:
             docker = form is Format.DOCKER_ARCHIVE
             stores = engine.images, engine.layers
             save_images(*stores, orders, shelf, docker=docker, packing=packing)
-    for id in dict.fromkeys(engine.images.resolve(text) for text in given.args):
+    for id in dict.fromkeys(order.id for order in orders):
         engine.images.tell("save", id)
     return 0
 
