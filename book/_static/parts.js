@@ -10,4 +10,7 @@ document.addEventListener("DOMContentLoaded", () => {
     caption.replaceWith(part);
     part.append(name, list);
   }
+  const bar = document.querySelector(".bd-sidebar-primary");
+  const here = bar && bar.querySelector(".bd-links .active > a");
+  if (here) bar.scrollTop += here.getBoundingClientRect().top - bar.clientHeight / 3;
 });
