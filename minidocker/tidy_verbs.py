@@ -101,7 +101,7 @@ def tell_of_prune(engine: Engine, kind: str, gone: Iterable[Gone]) -> int:
 def prune(given: Given, *kinds: str) -> int:
     """Remove what nothing needs of some kinds; say how much that freed."""
     filters = parse_filters(given.list("filter"), PRUNE_FILTERS)
-    engine, freed = open_engine(given, Needs.TREES), 0
+    engine, freed = open_engine(given, Needs.MOUNTS), 0
     if "container" in kinds:
         gone = prune_containers(engine, filters)
         told("Deleted Containers:", gone, small=False)
@@ -250,7 +250,7 @@ DF = View(DF_HEADS, ("Type", "TotalCount", "Active", "Size", "Reclaimable"))
 
 def system_df(given: Given) -> int:
     """``system df [OPTIONS]``"""
-    engine = open_engine(given, Needs.TREES)
+    engine = open_engine(given, Needs.MOUNTS)
     costs, kept = costs_of(engine), list(kept_in(engine))
     if given.on("verbose"):
         print(verbose_costs(engine, costs), verbose_kept(kept), sep="\n\n")
