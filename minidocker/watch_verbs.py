@@ -217,7 +217,7 @@ def ps(given: Given) -> int:
     filters = parse_filters(given.list("filter"), PS_FILTERS)
     form, whole = given.text("format"), given.on("no-trunc")
     size = given.on("size") or ".Size" in form
-    engine, found = known_containers(given, Needs.TREES if size else Needs.NOTHING)
+    engine, found = known_containers(given, Needs.MOUNTS if size else Needs.NOTHING)
     last = given.number("last")
     newest = 1 if given.on("latest") else max(last or 0, 0)
     everything = given.on("all") or bool(newest) or "status" in filters
