@@ -20,6 +20,7 @@ from minidocker.build_results import (
 )
 from minidocker.container_verbs import Needs, open_engine, print_lines
 from minidocker.context import (
+    IGNORE_FILE,
     SourceTree,
     first_block,
     ignore_file,
@@ -146,9 +147,21 @@ def input_from_directory(given: Given, path: str) -> Iterator[Input]:
         raise MinidockerError(what, where=path)
     name = given.text("file") or os.path.join(path, "Dockerfile")
     inside = os.path.relpath(name, path)
-    with open_context(path, "" if inside.startswith("..") else inside) as tree:
+    inside = "" if inside.startswith("..") else inside
+    for one in (inside, inside and f"{inside}.dockerignore", IGNORE_FILE):
+        refuse_link_out(path, one)
+    with open_context(path, inside) as tree:
         shown = given.text("file") or "Dockerfile"
         yield Input(read_dockerfile(name), shown, tree)
+
+
+def refuse_link_out(path: str, inside: str) -> None:
+    """Refuse a file of a context that is a link to something outside of it."""
+    real, root = os.path.realpath(f"{path}/{inside}"), os.path.realpath(path)
+    if os.path.commonpath((real, root)) != root:
+        hint = "give the file itself with -f, if you trust who made the link"
+        what = "a link that leads out of the context is not followed"
+        raise MinidockerError(what, where=inside, hint=hint)
 
 
 def read_dockerfile(name: str) -> bytes:

@@ -147,6 +147,30 @@ def test_a_missing_context_or_dockerfile_is_one_line(
     assert "Dockerfile" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name", ["Dockerfile", "Dockerfile.dockerignore", ".dockerignore"]
+)
+def test_a_link_out_of_the_context_is_not_read(
+    store: Store,
+    context: Context,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+) -> None:
+    away = tmp_path_factory.mktemp("away") / "secret"
+    away.write_text("FROM hidden word\n")
+    path = Path(context("FROM small:v1\n"))
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(away)
+    done = store("build", str(path))
+    assert done.returncode == 1
+    assert f"{name}: a link that leads out" in done.stderr
+    assert "hidden" not in done.stderr
+    (path / name).unlink()
+    (path / "inside").write_text("FROM small:v1\n")
+    (path / name).symlink_to("inside")
+    store.says("build", "-q", str(path))
+
+
 def test_a_store_in_the_context_is_refused_or_ignored(
     small_tree: Path, tmp_path: Path
 ) -> None:
