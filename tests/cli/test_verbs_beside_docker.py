@@ -154,10 +154,13 @@ def say(peer: list[str], *words: str) -> tuple[int, list[str], str]:
 
 
 @pytest.fixture
-def peers(tmp_path: Path, small_tree: Path) -> Iterator[list[list[str]]]:
+def peers(
+    tmp_path_factory: pytest.TempPathFactory, small_tree: Path
+) -> Iterator[list[list[str]]]:
     """The beginnings of Docker's command line and of ours; both with an image."""
-    with docker(tmp_path) as client:
-        found = [client, Store(tmp_path / "ours").argv()]
+    where = tmp_path_factory.mktemp("dockerd")  # short: a socket is in it
+    with docker(where) as client:
+        found = [client, Store(where / "ours").argv()]
         for peer in found:
             with small_tree.open("rb") as tree:
                 subprocess.run([*peer, "import", "-", SMALL], stdin=tree, check=True)
