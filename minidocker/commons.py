@@ -1,4 +1,4 @@
-# From book/457-commons.md. Edit there and tangle, or here and tangle --back.
+# From book/456-commons.md. Edit there and tangle, or here and tangle --back.
 
 # %% Commons: where a user's networks are
 """One network namespace for the networks of a user without root, while it is used."""

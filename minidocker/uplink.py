@@ -1,4 +1,4 @@
-# From book/456-uplink.md. Edit there and tangle, or here and tangle --back.
+# From book/455-uplink.md. Edit there and tangle, or here and tangle --back.
 
 # %% Uplink: a network without root
 """Connect the container of a user without root, by pasta or by slirp4netns."""
