@@ -72,5 +72,7 @@ def test_a_demo_says_in_a_line_what_is_refused(pair: Pair):
 @pytest.mark.root
 @pytest.mark.parametrize("flag", ["NEWUSER", "NEWNS", "NEWUTS"])
 def test_nothing_is_allowed_there(flag: str):
-    code = f"from minidocker.linux import *; unshare(CloneFlags.{flag})"
+    code = (
+        f"from minidocker.linux import CloneFlags, unshare; unshare(CloneFlags.{flag})"
+    )
     assert "SysError: unshare(CLONE_" in run_refused(code).stderr

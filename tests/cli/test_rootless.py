@@ -20,9 +20,16 @@ ONE = "one"
 
 
 @pytest.fixture(scope="module", params=["many", ONE])
-def user(request: pytest.FixtureRequest, small_tree: Path) -> Iterator[User]:
+def somebody_s(request: pytest.FixtureRequest, small_tree: Path) -> Iterator[User]:
     with somebody(small_tree, "" if request.param == ONE else SET_ASIDE) as found:
         yield found
+
+
+@pytest.fixture
+def user(somebody_s: User) -> Iterator[User]:
+    yield somebody_s
+    if left := somebody_s.says("ps", "-aq").split():
+        somebody_s.says("rm", "-f", *left)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +273,7 @@ def test_a_life_from_create_to_rm(user: User) -> None:
     assert user.says("exec", "-i", "box", "cat", stdin=b"in\n") == "in\n"
     assert user.says("exec", "-d", "box", "sh", "-c", "echo > /detached") == ""
     wait(lambda: user("exec", "box", "ls", "/detached").returncode == 0)
-    assert "sleep" in user.says("top", "box")
+    wait(lambda: "sleep 0.05" in user.says("top", "box"))
     assert user.says("ps", "--format", "{{.Names}} {{.Status}}").startswith("box Up")
     user.says("rename", "box", "crate")
     user.says("stop", "crate")

@@ -541,7 +541,7 @@ def test_it_says_what_is_wrong_on_one_line(tmp_path: Path) -> None:
     here = str(tmp_path)
     (tmp_path / "mfusepy.py").write_text("raise ImportError\n")
     for words, status, text in (
-        ((here,), 125, "argument"),
+        ((here,), 1, "argument"),
         ((here, "xx=/tmp"), 125, '"xx=/tmp" is no branch'),
         ((here, "rw="), 125, '"rw=" is no branch'),
         ((here, f"rw={here}", "rw=/tmp"), 125, "two branches are rw"),
