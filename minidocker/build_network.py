@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from minidocker.containers import Container, ContainerStore
     from minidocker.namespaces import Bind
+    from minidocker.program import Network
 
 
 # %% A namespace that is made when it is wanted
@@ -37,7 +38,7 @@ class BuildNetwork:
     ) -> None:
         self._store, self._stack, self.hosts = store, ExitStack(), hosts
         self._made: tuple[int, tuple[Bind, ...]] | None = None
-        self._lonely: int | None = None
+        self._lonely: tuple[int, tuple[Bind, ...]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -63,58 +64,66 @@ class BuildNetwork:
                 self._made = NOT_JOINED
         return self._made
 
-    def alone(self) -> int:
-        """Return a namespace with no network but the loopback, the same for all steps.
-
-        -1 where this kernel, or this user, can have none.
-        """
+    def alone(self) -> tuple[int, tuple[Bind, ...]]:
+        """Return a namespace with the loopback only, and its files."""
         if self._lonely is None:
-            from minidocker.namespaces import raise_loopback
-            from minidocker.rtnetlink import inside, new_netns
+            from minidocker.etc_files import network_files, write_network_files
+            from minidocker.program import Network
 
-            try:
-                self._lonely = new_netns()
-            except OSError:  # a container of its own fails too, and says more
-                self._lonely = -1
-                return self._lonely
-            self._stack.callback(os.close, self._lonely)
-            with inside(self._lonely):
-                raise_loopback()
+            one, place = self._place(Network.NONE)
+            write_network_files(place, network_files(one.config, one.host))
+            self._lonely = self._new_netns(), binds_of(place)
         return self._lonely
 
-    def _make(self) -> tuple[int, tuple[Bind, ...]]:
-        """Make a namespace and join the default network with it."""
+    def _new_netns(self) -> int:
+        from minidocker.namespaces import raise_loopback
+        from minidocker.rtnetlink import inside, new_netns
+
+        try:
+            netns = new_netns()
+        except OSError:  # a container of its own fails too, and says more
+            return -1
+        self._stack.callback(os.close, netns)
+        with inside(netns):
+            raise_loopback()
+        return netns
+
+    def _place(self, network: Network) -> tuple[Container, str]:
+        """Make a directory for a container that is none, until the build ends."""
         from minidocker.containers import lock_exclusive
-        from minidocker.etc_files import network_binds
-        from minidocker.sandbox import sandbox
         from minidocker.trees import remove_path
 
-        store = self._store()
-        one = nobody(self.hosts)
+        store, one = self._store(), nobody(network, self.hosts)
         place = store.path(one.id)
         os.makedirs(place, 0o700)
         self._stack.callback(remove_path, place)
-        lock = lock_exclusive(f"{place}/lock", "a build")
-        self._stack.callback(os.close, lock)
-        netns = self._stack.enter_context(sandbox(store, one))
-        binds = network_binds(place)
-        return netns, tuple(b for b in binds if not b.target.endswith("hostname"))
+        self._stack.callback(os.close, lock_exclusive(f"{place}/lock", "a build"))
+        return one, place
+
+    def _make(self) -> tuple[int, tuple[Bind, ...]]:
+        """Make a namespace and join the default network with it."""
+        from minidocker.program import Network
+        from minidocker.sandbox import sandbox
+
+        one, place = self._place(Network.BRIDGE)
+        netns = self._stack.enter_context(sandbox(self._store(), one))
+        return netns, binds_of(place)
 
 
-def nobody(hosts: tuple[str, ...]) -> Container:
+def binds_of(place: str) -> tuple[Bind, ...]:
+    """Return the files of a directory as steps; each step has a hostname of its own."""
+    from minidocker.etc_files import network_binds
+
+    return tuple(b for b in network_binds(place) if not b.target.endswith("hostname"))
+
+
+def nobody(network: Network, hosts: tuple[str, ...]) -> Container:
     """Return the container that a build's network is for, which is none."""
     from minidocker.containers import Container, timestamp
     from minidocker.oci import ContainerConfig
-    from minidocker.program import HostConfig, Network
+    from minidocker.program import HostConfig
 
     id = os.urandom(32).hex()
-    bridge = HostConfig(network=Network.BRIDGE, network_of="default")
+    host = HostConfig(network=network, network_of="default", extra_hosts=hosts)
     config = ContainerConfig(hostname="build")
-    return Container(
-        id,
-        f"build-{id[:12]}",
-        "",
-        timestamp(),
-        config,
-        bridge.replace(extra_hosts=hosts),
-    )
+    return Container(id, f"build-{id[:12]}", "", timestamp(), config, host)

@@ -121,7 +121,7 @@ class ContainerRunner(Runner):
         if around.joins and self.network:
             netns, files = self.network.joined()
         elif self.network and not around.host_network:
-            netns = self.network.alone()
+            netns, files = self.network.alone()
         with empty_directory(self.tmp) as rootfs, self.files(config, around) as more:
             yield ProcessSpec(
                 (),

@@ -107,9 +107,15 @@ def test_steps_without_a_network_share_one_that_has_the_loopback_only(
 RUN readlink /proc/self/ns/net > /first && cat /proc/net/dev > /devices
 RUN readlink /proc/self/ns/net > /second
 RUN --network=default readlink /proc/self/ns/net > /third
+RUN cat /etc/hosts > /seen
 """
     )
-    store.says("build", "-q", "--network", "none", "-t", "lonely", path)
+    flags = ("--network", "none", "--add-host", "far:10.9.8.7")
+    store.says("build", "-q", *flags, "-t", "lonely", path)
+    seen = store.says("run", "--rm", "lonely", "cat", "/seen")
+    assert "127.0.0.1\tlocalhost\n" in seen
+    assert "10.9.8.7\tfar\n" in seen
+    assert " /etc" not in store.says("explain", "lonely").replace("cat /etc", "")
     names = ("/first", "/second", "/third", "/devices")
     said = store.says("run", "--rm", "lonely", "cat", *names).splitlines()
     assert said[0] == said[1]
