@@ -118,6 +118,7 @@ RUN cat /etc/hosts > /seen
     assert " /etc" not in store.says("explain", "lonely").replace("cat /etc", "")
     names = ("/first", "/second", "/third", "/devices")
     said = store.says("run", "--rm", "lonely", "cat", *names).splitlines()
-    assert said[0] == said[1]
+    if os.geteuid() == 0:  # a user's containers each have a namespace of their own
+        assert said[0] == said[1]
     assert len({said[0], said[2], os.readlink("/proc/self/ns/net")}) == 3
     assert [line.split()[0] for line in said[3:] if "|" not in line] == ["lo:"]

@@ -172,6 +172,8 @@ def test_files_go_in_and_out_as_with_docker(
         ("box:/one", "box:/two"), ("T/src", "T/out"), ("nobody:/x", "T/out"), ("T/src", "nobody:/"),
     ):  # fmt: skip
         assert copy(*words) == 1, words
+    store.says("rm", "-f", "box")
+    store.says("volume", "rm", "kept")
 
 
 def test_a_tar_goes_in_and_out(store: Store, tmp_path: Path) -> None:
