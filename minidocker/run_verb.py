@@ -200,17 +200,17 @@ def rare_flags() -> tuple[Flag, ...]:
 
 def words_of(given: Given) -> HostConfig:
     """Return the words of a command line that need no store, checked."""
-    score = given.number("oom-score-adj") or 0
-    if not -1000 <= score <= 1000:
-        what = f"invalid value {score}, range for oom score adj is [-1000, 1000]"
-        raise UsageError(what)
-    networks = given.list("network")
-    if len(networks) > 1:
-        what = "a container is made on one network; these are more"
-        hint = "give it another with `network connect`"
-        raise WordFault(f"{what}: {', '.join(networks)}", hint=hint)
-    network, of = network_mode(networks[0] if networks else "default")
-    host = HostConfig(
+    host = with_seldom_words(given, usual_words(given))
+    if host.shm_size < 4096:
+        raise UsageError("SHM size can not be less than 0")
+    host.security  # noqa: B018  unknown capabilities and options are refused here
+    return host
+
+
+def usual_words(given: Given) -> HostConfig:
+    """Return the words that every container has, given or not."""
+    network, of = network_word(given)
+    return HostConfig(
         auto_remove=given.on("rm"),
         network=network,
         network_of=of,
@@ -221,10 +221,33 @@ def words_of(given: Given) -> HostConfig:
         cap_drop=given.list("cap-drop"),
         privileged=given.on("privileged"),
         shm_size=size(given, "shm-size") or SHM_SIZE,
-        oom_score_adj=score,
+        oom_score_adj=oom_score(given),
         init=given.on("init"),
         group_add=given.list("group-add"),
     )
+
+
+def oom_score(given: Given) -> int:
+    """Return ``--oom-score-adj``, in the kernel's range; 0 where it is not given."""
+    score = given.number("oom-score-adj") or 0
+    if not -1000 <= score <= 1000:
+        what = f"invalid value {score}, range for oom score adj is [-1000, 1000]"
+        raise UsageError(what)
+    return score
+
+
+def network_word(given: Given) -> tuple[Network, str]:
+    """Return the one network of ``--network``, and whose it is."""
+    networks = given.list("network")
+    if len(networks) > 1:
+        what = "a container is made on one network; these are more"
+        hint = "give it another with `network connect`"
+        raise WordFault(f"{what}: {', '.join(networks)}", hint=hint)
+    return network_mode(networks[0] if networks else "default")
+
+
+def with_seldom_words(given: Given, host: HostConfig) -> HostConfig:
+    """Add the words whose chapters are loaded only where they are given."""
     if (
         given.list("mount")
         or given.list("volumes-from")
@@ -241,9 +264,6 @@ def words_of(given: Given) -> HostConfig:
         from minidocker.rare_flags import with_rare
 
         host = with_rare(given, host)
-    if host.shm_size < 4096:
-        raise UsageError("SHM size can not be less than 0")
-    host.security  # noqa: B018  unknown capabilities and options are refused here
     return host
 
 
