@@ -21,7 +21,7 @@ from minidocker.errors import (
 )
 from minidocker.oci import hex_of, is_digest, sha256_text
 from minidocker.outside import emptied
-from minidocker.records import Record, json_text, parse_json
+from minidocker.records import Record, json_text, parse_json, plain
 from minidocker.stage import Workshop
 from minidocker.trees import remove_path
 
@@ -201,8 +201,7 @@ def keep(shop: Workshop, home: str, path: str, found: Fetched) -> None:
     Nothing is kept on a file system without links, or while somebody prunes.
     """
     note, name = shop.layers.batch.new_path(), hex_of(found.digest)
-    names = Fetched.__match_args__
-    write_new(note, json_text({name: getattr(found, name) for name in names}))
+    write_new(note, json_text(plain(found)))
     try:
         os.makedirs(home, 0o700, exist_ok=True)
         if not os.path.exists(f"{home}/{name}"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from minidocker.catalog import Filters
-from minidocker.durable import store_lock
+from minidocker.durable import lock_file, locked_file, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, NotFoundError
 from minidocker.oci import hex_of, sha256_text
@@ -75,25 +75,10 @@ def tree_size(path: str) -> int:
     return sum(found.values())
 
 
-def lock_of(path: str) -> int | None:
-    """Take the lock of a cache mount for us alone; None while a build has it."""
-    import fcntl
-
-    fd = os.open(path + LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
 def is_busy(path: str) -> bool:
     """Say whether a build has a cache mounted."""
-    fd = lock_of(path)
-    if fd is not None:
-        os.close(fd)
-    return fd is None
+    with locked_file(path + LOCK) as ours:
+        return not ours
 
 
 # %% What there is
@@ -160,7 +145,7 @@ def remove_kept(path: str, kind: Keep, alone: bool) -> bool:
     if kind not in LOCKED:
         remove_path(path)
         return True
-    fd = lock_of(path)
+    fd = lock_file(path + LOCK)
     if fd is None:
         return False
     try:

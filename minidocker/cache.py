@@ -95,7 +95,7 @@ def facts_of(tree: SourceTree, item: Item) -> str:
     except KeyError as why:
         what = "neither a file, a directory, a link, a pipe nor a device"
         raise BuildError(f'cannot copy "{item.path}": {what}') from why
-    more = tree.attributes(item.path) if tree.owned else ()
+    more = tree.attributes(item.path)
     return f"{text} {hex_of(sha256_text(flat(more)))[:12]}" if more else text
 
 
@@ -125,8 +125,7 @@ def tarsum_header(tree: SourceTree, item: Item, link: str) -> bytes:
         f"size{info.st_size if flag == '0' else 0}typeflag{flag}linkname{link}"
         f"unamegnamedevmajor{numbers[0]}devminor{numbers[1]}"
     )
-    more = flat(tree.attributes(item.path)) if tree.owned else b""
-    return os.fsencode(text) + more
+    return os.fsencode(text) + flat(tree.attributes(item.path))
 
 
 # %% Digests

@@ -9,7 +9,6 @@ Needs root.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from minidocker.devices import (
     tell,
 )
 from minidocker.drivers import Mountable, StorageDriver, Stray, shown
+from minidocker.durable import locked_file
 from minidocker.errors import (
     ConflictError,
     IntegrityError,
@@ -55,6 +55,7 @@ from minidocker.mounts import (
     umount2,
 )
 from minidocker.poolmetadata import (
+    BLOCK_SIZE,
     MetadataDisk,
     PoolContents,
     metadata_faults,
@@ -155,14 +156,9 @@ def mount_device(device: str, place: str, fs: str, writable: bool) -> None:
 # %% Who hears the alarm
 def watch(disks: Disks) -> None:
     """Attend the pool until it is gone; there is one watcher, the others return."""
-    fd = os.open(f"{disks.home}/watch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
     seen = time.monotonic()
-    with DeviceMapper() as dm:
-        while time.monotonic() - seen < GRACE:
+    with locked_file(f"{disks.home}/watch") as ours, DeviceMapper() as dm:
+        while ours and time.monotonic() - seen < GRACE:
             arm(dm)
             found = find(dm, disks.pool.name)
             if found and found.targets:  # who made one without a table was killed
@@ -185,14 +181,8 @@ def is_low(dm: DeviceMapper, disks: Disks) -> bool:
 
 def is_watched(disks: Disks) -> bool:
     """Whether somebody watches the pool."""
-    fd = os.open(f"{disks.home}/watch", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    with locked_file(f"{disks.home}/watch") as ours:
+        return not ours
 
 
 # %% Who hears the alarm
@@ -260,9 +250,6 @@ def held_root(session: Session) -> Iterator[None]:
 
 
 # %% The driver
-METADATA_BLOCK = 4096
-
-
 class ThinLayers(StorageDriver):
     """Keep each layer as a thin device; see the chapter's docstring."""
 
@@ -346,7 +333,7 @@ class ThinLayers(StorageDriver):
         except NotFoundError:
             return
         with open_session(self.disks) as session:
-            self.records.write(layer, thin.replace(deleted=True).to_json())
+            self.records.write(layer, thin.replace(deleted=True))
             forget(session, layer, thin.device_id)
         tree = self.target(layer)
         for place in (self.disks.place(layer), tree, f"{tree}-changes"):
@@ -378,9 +365,9 @@ class Devicemapper(ThinLayers):
             "Data Space Used": used * block,
             "Data Space Total": total * block,
             "Data Space Available": (total - used) * block,
-            "Metadata Space Used": meta_used * METADATA_BLOCK,
-            "Metadata Space Total": meta_total * METADATA_BLOCK,
-            "Metadata Space Available": (meta_total - meta_used) * METADATA_BLOCK,
+            "Metadata Space Used": meta_used * BLOCK_SIZE,
+            "Metadata Space Total": meta_total * BLOCK_SIZE,
+            "Metadata Space Available": (meta_total - meta_used) * BLOCK_SIZE,
             "Thin Pool Minimum Free Space": total * least // 100 * block,
             "Low Water Mark": LOW_WATER * block,
             "Deferred Removal Enabled": "true",
@@ -438,7 +425,7 @@ class Devicemapper(ThinLayers):
     def remove_device(self, id: int) -> None:
         """Delete a device that is no layer's: it becomes one, and that is removed."""
         name, size = f"stray-{id}", self.disks.options.base_size
-        self.records.write(name, Thin(id, size, 0, initialized=True).to_json())
+        self.records.write(name, Thin(id, size, 0, initialized=True))
         self.remove(name)
 
     def space(self, layers: list[str]) -> list[int]:

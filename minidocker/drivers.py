@@ -32,7 +32,12 @@ from minidocker.overlayfs import (
     supported,
 )
 from minidocker.records import Record
-from minidocker.trees import copy_attributes, copy_tree, remove_path
+from minidocker.trees import (
+    copy_attributes,
+    copy_tree,
+    remove_path,
+    sync_file_system,
+)
 
 
 TYPE_CHECKING = False
@@ -243,14 +248,8 @@ class StorageDriver(ProtoDriver):
 
     def sync(self, layer: str) -> None:
         """Put the layer's data on disk, so that it may be named."""
-        from minidocker.linux import syncfs
-
         with self.opened(layer) as tree:
-            fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                syncfs(fd)
-            finally:
-                os.close(fd)
+            sync_file_system(tree)
 
 
 # %% The contract

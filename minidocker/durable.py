@@ -10,11 +10,10 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
-from minidocker.linux import syncfs
 from minidocker.records import json_text, parse_json
-from minidocker.trees import remove_path, write_all
+from minidocker.trees import remove_path, sync_file_system, write_all
 
 
 TYPE_CHECKING = False
@@ -76,15 +75,6 @@ def make_lasting(path: str, mode: int = 0o711) -> None:
         with suppress(FileExistsError):
             os.mkdir(path, mode)
         sync_path(above)
-
-
-def sync_store(root: str) -> None:
-    """Put all that is in memory of a store's file system on the disk."""
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 # %% One file, in two strengths
@@ -162,10 +152,10 @@ class Batch:
         """Sync the store's file system, rename all that is staged, in order; sync."""
         if not self.staged:
             return
-        sync_store(self.root)
+        sync_file_system(self.root)
         for final, new in self.staged.items():
             rename_new(new, final)
-        sync_store(self.root)
+        sync_file_system(self.root)
         self.staged.clear()
 
     def __enter__(self) -> Batch:
@@ -190,36 +180,51 @@ def rename_new(new: str, final: str) -> None:
 
 
 # %% The lock
+ALONE = fcntl.LOCK_EX | fcntl.LOCK_NB  # and without waiting
+
+
+def lock_file(path: str, how: int = ALONE) -> int | None:
+    """Lock a file, made if it is missing, until the descriptor is closed.
+
+    ``how`` is for flock(2). None where that would wait and must not.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, how)
+    except BaseException as why:
+        os.close(fd)
+        if isinstance(why, BlockingIOError):
+            return None
+        raise
+    return fd
+
+
 @contextmanager
-def store_lock(root: str, *, exclusive: bool = False) -> Iterator[bool]:
+def locked_file(path: str, how: int = ALONE) -> Iterator[bool]:
+    """Lock a file for a ``with`` block; yield whether it was got."""
+    fd = lock_file(path, how)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def store_lock(root: str, *, exclusive: bool = False) -> AbstractContextManager[bool]:
     """Hold the store's lock for a ``with`` block; yield whether it was got.
 
     Shared waits and always gets it; exclusive does not wait.
     """
     os.makedirs(root, 0o711, exist_ok=True)
-    fd = os.open(f"{root}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    kind = fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH
-    try:
-        try:
-            fcntl.flock(fd, kind)
-            taken = True
-        except BlockingIOError:
-            taken = False
-        yield taken
-    finally:
-        os.close(fd)
+    return locked_file(f"{root}/lock", ALONE if exclusive else fcntl.LOCK_SH)
 
 
 # %% The lock
 @contextmanager
 def turn(path: str) -> Iterator[None]:
     """Wait until nobody else holds the file ``path``; hold it for a ``with`` block."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with locked_file(path, fcntl.LOCK_EX):
         yield
-    finally:
-        os.close(fd)
 
 
 # %% The lock

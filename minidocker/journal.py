@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from minidocker.credentials import write_private
@@ -14,7 +13,7 @@ from minidocker.errors import IntegrityError
 from minidocker.layers import LayerStore
 from minidocker.manifests import Media
 from minidocker.oci import hex_of
-from minidocker.records import Record
+from minidocker.records import Record, json_text, parse_json
 
 
 TYPE_CHECKING = False
@@ -46,7 +45,7 @@ class Journal:
         """Return what is known of a layer, the newest first."""
         try:
             with open(f"{self.by_diff_id}/{hex_of(diff_id)}", encoding="utf-8") as file:
-                return [self.blob(one) for one in json.load(file)]
+                return [self.blob(one) for one in parse_json(file.read())]
         except (OSError, ValueError, KeyError, TypeError, IntegrityError):
             return []
 
@@ -74,6 +73,6 @@ class Journal:
             }
             for one in [new, *others][:KEPT]
         ]
-        text = json.dumps(found, separators=(",", ":")).encode()
+        text = json_text(found).encode()
         with marked(self.root):  # a half written one is swept
             write_private(f"{self.by_diff_id}/{hex_of(diff_id)}", text)

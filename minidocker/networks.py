@@ -20,7 +20,7 @@ from minidocker.durable import (
     write_lasting,
 )
 from minidocker.errors import ConflictError, NotFoundError, UsageError
-from minidocker.records import Record, json_text
+from minidocker.records import Record, json_text, plain
 from minidocker.rtnetlink import Netlink, address_of, family_of, number_of, routes
 from minidocker.trees import remove_path
 
@@ -259,13 +259,6 @@ class Endpoint(Record):
 
 
 # %% The nouns
-def plain(value: Any) -> Any:
-    """Return a record, and what is in it, as JSON knows it."""
-    if isinstance(value, Record):
-        return {name: plain(getattr(value, name)) for name in value.__match_args__}
-    return [plain(each) for each in value] if isinstance(value, tuple) else value
-
-
 def wish_from(found: dict[str, Any]) -> Wish:
     """Read what ``plain`` made of a wish."""
     lists = {name: tuple(found[name]) for name in ("aliases", "links")}

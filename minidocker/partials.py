@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from typing import BinaryIO
 
+from minidocker.durable import lock_file
 from minidocker.errors import IntegrityError
 from minidocker.oci import hex_of
 from minidocker.registry import Download
@@ -29,13 +29,9 @@ class Partial:
     def __init__(self, root: str, digest: str, spare: str) -> None:
         home = f"{root}/{DOWNLOADS}"
         os.makedirs(home, 0o700, exist_ok=True)
-        self.path, self.lock = f"{home}/{hex_of(digest)}", -1
-        fd = os.open(self.path + LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.lock = fd
-        except BlockingIOError:
-            os.close(fd)
+        self.path = f"{home}/{hex_of(digest)}"
+        self.lock = lock_file(self.path + LOCK)
+        if self.lock is None:
             self.path = spare
 
     def open(self) -> BinaryIO:
@@ -45,21 +41,24 @@ class Partial:
 
     def close(self) -> None:
         """Leave what came for another day, if it is anything."""
-        if self.lock < 0 or not os.path.getsize(self.path):
+        if self.lock is None or not os.path.getsize(self.path):
             self.remove()
-        elif self.lock >= 0:
-            os.close(self.lock)
-            self.lock = -1
+        else:
+            self.let_go(self.lock)
 
     def remove(self) -> None:
         """Remove the file: its contents are a layer now, or are wrong."""
         with suppress(FileNotFoundError):
             os.unlink(self.path)
-        if self.lock >= 0:
+        if self.lock is not None:
             with suppress(FileNotFoundError):
                 os.unlink(self.path + LOCK)
-            os.close(self.lock)
-            self.lock = -1
+            self.let_go(self.lock)
+
+    def let_go(self, lock: int) -> None:
+        """Close the lock."""
+        os.close(lock)
+        self.lock = None
 
 
 # %% Going on

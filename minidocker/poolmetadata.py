@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from struct import Struct
 
 from minidocker.errors import IntegrityError
+from minidocker.loops import SECTOR
 from minidocker.records import Record
 
 
@@ -22,15 +24,16 @@ BLOCK_SIZE = 4096
 SUPERBLOCK_KIND, NODE_KIND, BITMAP_KIND = 160774, 121107, 240779
 
 
-def crc_table(polynomial: int = 0x82F63B78) -> tuple[int, ...]:
+CASTAGNOLI = 0x82F63B78  # the polynomial, its lowest power first
+
+
+@cache
+def crc_table() -> tuple[int, ...]:
     """Return the remainders of all bytes."""
     table = list(range(256))
     for _ in range(8):
-        table = [value >> 1 ^ (polynomial if value & 1 else 0) for value in table]
+        table = [value >> 1 ^ (CASTAGNOLI if value & 1 else 0) for value in table]
     return tuple(table)
-
-
-CASTAGNOLI = crc_table()
 
 
 def crc32c(data: bytes) -> int:
@@ -39,7 +42,7 @@ def crc32c(data: bytes) -> int:
     >>> hex(crc32c(b"123456789") ^ 0xFFFFFFFF)
     '0xe3069283'
     """
-    table, found = CASTAGNOLI, 0xFFFFFFFF
+    table, found = crc_table(), 0xFFFFFFFF
     for byte in data:
         found = table[found & 255 ^ byte] ^ found >> 8
     return found
@@ -212,7 +215,7 @@ def read_contents(disk: MetadataDisk, held: bool = False) -> PoolContents:
         for id, value in entries(disk, top.details)
     ]
     uses = Counter(block for blocks in known.values() for block in blocks)
-    return PoolContents(top, tuple(devices), uses, top.sectors * 512)
+    return PoolContents(top, tuple(devices), uses, top.sectors * SECTOR)
 
 
 def read_device(

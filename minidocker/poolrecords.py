@@ -9,14 +9,13 @@ device a layer is, ``deviceset-metadata`` and ``transaction-metadata`` what was 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from minidocker.durable import sync_path, write_lasting
+from minidocker.durable import read_json, sync_path, write_lasting
 from minidocker.errors import NotFoundError, UsageError, did_you_mean
-from minidocker.records import Record
+from minidocker.records import Record, json_text, plain
 
 
 TYPE_CHECKING = False
@@ -144,11 +143,6 @@ class Thin(Record):
     deleted: bool = False
     parent: str = ""
 
-    def to_json(self) -> bytes:
-        """Return the file's text."""
-        fields = {name: getattr(self, name) for name in self.__match_args__}
-        return json.dumps(fields, separators=(",", ":")).encode()
-
 
 # %% Files that say what was done
 class Records:
@@ -160,16 +154,14 @@ class Records:
     def read(self, name: str) -> dict[str, Any]:
         """Return what a file says; nothing if there is none."""
         try:
-            with open(f"{self.home}/{name}", "rb") as file:
-                found = json.load(file)
+            return read_json(f"{self.home}/{name}")
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
 
-    def write(self, name: str, text: bytes) -> None:
+    def write(self, name: str, fields: Thin | Mapping[str, Any]) -> None:
         """Write a file whole, and synced."""
         os.makedirs(self.home, 0o700, exist_ok=True)
-        write_lasting(f"{self.home}/{name}", text)
+        write_lasting(f"{self.home}/{name}", json_text(plain(fields)))
 
     def drop(self, name: str) -> None:
         """Remove a file; nothing if there is none."""

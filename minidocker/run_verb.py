@@ -18,7 +18,6 @@ from minidocker.container_verbs import (
     need_terminal,
     open_engine,
 )
-from minidocker.durable import sync_store
 from minidocker.engine import Engine, Pull
 from minidocker.errors import (
     MinidockerError,
@@ -41,6 +40,7 @@ from minidocker.flags import (
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, network_mode
 from minidocker.security import SHM_SIZE, check_ours
+from minidocker.trees import sync_file_system
 
 
 TYPE_CHECKING = False
@@ -359,7 +359,7 @@ def create(given: Given) -> int:
 
     write_down(engine.containers, container)
     if container.host.auto_remove:
-        sync_store(engine.root)
+        sync_file_system(engine.root)
     print(container.id)
     return 0
 

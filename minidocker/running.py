@@ -17,6 +17,7 @@ from minidocker.commits import begin_container, commit, end_container, writable_
 from minidocker.context import clean_source, one_source
 from minidocker.copying import copy_sources
 from minidocker.dockerfile import Instruction, no_variables
+from minidocker.durable import lock_file
 from minidocker.errors import (
     BuildError,
     DockerfileError,
@@ -241,17 +242,6 @@ def filled(kind: MountKind, given: dict[str, str], target: str, id: str) -> RunM
 
 
 # %% A cache that outlives the build
-def lock(path: str, how: int) -> int | None:
-    """Open and lock a file; None when that would wait and must not."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, how)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
 @contextmanager
 def cache_directory(shop: Workshop, mount: RunMount) -> Iterator[str]:
     """Give the directory of a cache mount, held as its sharing says."""
@@ -263,7 +253,7 @@ def cache_directory(shop: Workshop, mount: RunMount) -> Iterator[str]:
         place = f"{home}/{name}" + (f"-{number}" if number else "")
         how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         private = mount.sharing is Sharing.PRIVATE
-        fd = lock(f"{place}.lock", how | (fcntl.LOCK_NB if private else 0))
+        fd = lock_file(f"{place}.lock", how | (fcntl.LOCK_NB if private else 0))
         number += 1
     try:
         os.utime(fd)  # used now

@@ -30,13 +30,12 @@ from minidocker.networks import (
     NetworkStore,
     Wish,
     endpoint_from,
-    plain,
     wish_from,
 )
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import PortBinding
 from minidocker.pump import let_go
-from minidocker.records import json_text
+from minidocker.records import json_text, plain
 from minidocker.rtnetlink import NETFILTER, Netlink, new_netns
 from minidocker.wiring import forget, join, open_up, prepare_namespace, sweep_later
 

@@ -10,8 +10,6 @@ pool's two disks; what is in them is written down beside (see ``poolrecords``).
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -36,6 +34,7 @@ from minidocker.devices import (
     tell,
 )
 from minidocker.drivers import plain_root
+from minidocker.durable import locked_file, turn
 from minidocker.errors import MinidockerError, NotFoundError, UnsupportedError
 from minidocker.linux import SysError
 from minidocker.loops import SECTOR, discard_range, hold_loop, loops_of, reread_size
@@ -151,14 +150,9 @@ def clear_halves(dm: DeviceMapper, disks: Disks) -> None:
 
 def clear_if_idle(dm: DeviceMapper, disks: Disks) -> None:
     """Do what ``clear_halves`` does, unless somebody holds the lock."""
-    lock = os.open(f"{disks.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        clear_halves(dm, disks)
-    except BlockingIOError:
-        pass
-    finally:
-        os.close(lock)
+    with locked_file(f"{disks.home}/lock") as ours:
+        if ours:
+            clear_halves(dm, disks)
 
 
 @contextmanager
@@ -277,7 +271,7 @@ def next_id(records: Records) -> int:
     found = records.read(DEVICE_SET)
     id = int(found.get("next_device_id", 1))
     after = found | {"next_device_id": id % ((1 << 24) - 1) + 1}
-    records.write(DEVICE_SET, json.dumps(after, separators=(",", ":")).encode())
+    records.write(DEVICE_SET, after)
     return id
 
 
@@ -298,7 +292,7 @@ def make_device(session: Session, layer: str, origin: int | None, parent: str) -
             "device_hash": layer,
             "device_id": id,
         }
-        records.write(TRANSACTION, json.dumps(doing, separators=(",", ":")).encode())
+        records.write(TRANSACTION, doing)
         try:
             if origin is None:
                 create_thin(session.dm, session.pool, id)
@@ -310,7 +304,7 @@ def make_device(session: Session, layer: str, origin: int | None, parent: str) -
                 raise
     size = session.disks.options.base_size
     thin = Thin(id, size, number + 1, origin is not None, parent=parent)
-    records.write(layer, thin.to_json())
+    records.write(layer, thin)
     tell(session.dm, session.pool, f"set_transaction_id {number} {number + 1}")
     return thin
 
@@ -372,22 +366,16 @@ def open_session(disks: Disks) -> Iterator[Session]:
 
     What a crash left undone is undone first.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    lock = os.open(f"{disks.home}/lock", flags, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with DeviceMapper() as dm:
-            clear_halves(dm, disks)
-            pool, fd = hold_pool(dm, disks)
-            try:
-                session = Session(dm, pool, disks)
-                recover(session)
-                grow_if_low(session)
-                yield session
-            finally:
-                os.close(fd)
-    finally:
-        os.close(lock)
+    with turn(f"{disks.home}/lock"), DeviceMapper() as dm:
+        clear_halves(dm, disks)
+        pool, fd = hold_pool(dm, disks)
+        try:
+            session = Session(dm, pool, disks)
+            recover(session)
+            grow_if_low(session)
+            yield session
+        finally:
+            os.close(fd)
 
 
 # %% The base device
@@ -411,7 +399,7 @@ def base_device(session: Session) -> Thin:
     finally:
         deactivate(session.dm, session.device(BASE))
     base = base.replace(initialized=True)
-    session.records.write(BASE, base.to_json())
+    session.records.write(BASE, base)
     return base
 
 
@@ -424,7 +412,7 @@ def note_file_system(records: Records, device: str, fs: str) -> None:
     parts = (uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:])
     found = records.read(DEVICE_SET)
     found |= {"BaseDeviceUUID": "-".join(parts), "BaseDeviceFilesystem": fs}
-    records.write(DEVICE_SET, json.dumps(found, separators=(",", ":")).encode())
+    records.write(DEVICE_SET, found)
 
 
 def make_file_system(device: str, fs: str) -> None:

@@ -192,6 +192,18 @@ def copy_data(source: int, target: int, size: int) -> None:
         at = end
 
 
+# %% Copying one file
+def sync_file_system(path: str) -> None:
+    """Put all that is in memory of a directory's file system on the disk."""
+    from minidocker.linux import syncfs
+
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 # %% Copying attributes
 def copy_attributes(source: str, target: str, st: os.stat_result) -> None:
     """Give ``target`` the owner, mode, attributes and times of ``source``."""

@@ -33,10 +33,9 @@ from minidocker.networks import (
     host_routes,
     live_endpoints,
     overlap,
-    plain,
     take_place,
 )
-from minidocker.records import json_text
+from minidocker.records import json_text, plain
 from minidocker.rtnetlink import (
     NETFILTER,
     OWN,

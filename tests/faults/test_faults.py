@@ -121,7 +121,7 @@ def test_a_command_that_nobody_sweeps_after_is_found_out(
 def test_a_batch_that_does_not_sync_is_found_out(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "syncfs", lambda fd: None)
+    monkeypatch.setattr(durable, "sync_file_system", lambda path: None)
     scene = SCENES["import"]
     moments = recorded(stage, scene)
     found = list(wrongs(stage, scene, moments, {len(moments) - 1}))

@@ -103,11 +103,11 @@ def test_files_that_do_not_fit_the_pool_are_faults(tmp_path: Path) -> None:
     assert list(driver.faults()) == []
     first, second = driver.records.layer("first"), driver.records.layer("second")
     later = second.replace(device_id=first.device_id, transaction_id=99)
-    driver.records.write("second", later.to_json())
+    driver.records.write("second", later)
     assert [what for _, what in driver.faults()] == [
         "the pool does not know the transaction that made it",
         "layer first has the same device",
     ]
-    driver.records.write("second", second.to_json())
+    driver.records.write("second", second)
     with open_session(driver.disks) as session:
         assert session.status().mode == "rw"
