@@ -26,7 +26,6 @@ from minidocker.context import (
     ignore_file,
     is_tar,
     open_context,
-    read_patterns,
 )
 from minidocker.context import verdicts as every_verdict
 from minidocker.engine import Engine
@@ -52,6 +51,7 @@ from minidocker.flags import (
     ulimit_text,
 )
 from minidocker.oci import parse_reference
+from minidocker.patterns import read_patterns
 from minidocker.progress import progress_of
 from minidocker.records import Record
 from minidocker.stage import BuildOptions, Secret

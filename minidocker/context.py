@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.errors import (
     BuildError,
-    DockerfileError,
     IntegrityError,
     NotFoundError,
     did_you_mean,
 )
 from minidocker.headers import BLOCK
 from minidocker.linux import Resolve, openat2
+from minidocker.patterns import (
+    Pattern,
+    deciding_pattern,
+    glob_regex,
+    has_wildcards,
+    is_ignored,
+    read_patterns,
+)
 from minidocker.reading import Read, verified
 from minidocker.records import Record
 from minidocker.trees import Xattrs, xattrs_of
@@ -32,18 +38,6 @@ if TYPE_CHECKING:
 
 
 # %% The nouns
-class Pattern(Record):
-    """A line of .dockerignore: what it matches, and whether it takes back in.
-
-    ``where`` is its ``file:line``.
-    """
-
-    text: str
-    keeps: bool
-    regex: re.Pattern[str]
-    where: str = ""
-
-
 class Item(Record):
     """A file, directory or link in a tree; ``path`` is relative to the tree's root."""
 
@@ -64,78 +58,6 @@ class Source(Record):
     is_directory: bool
     items: tuple[Item, ...]
     kept: str = ""
-
-
-# %% Wildcards
-def glob_regex(glob: str, *, deep: bool, below: bool = False) -> re.Pattern[str]:
-    """Translate a wildcard pattern; ``deep`` gives ``**`` its meaning.
-
-    With ``below`` it matches what is below a match too.
-
-    >>> bool(glob_regex("**/*.log", deep=True).match("var/log/a.log"))
-    True
-    >>> bool(glob_regex("*.log", deep=False).match("var/a.log"))
-    False
-    """
-    pieces = {"*": "[^/]*", "?": "[^/]"}
-    token = re.compile(r"(\*\*/?)|(\\.)|(\[\^?\]?(?:\\.|[^\]\\])*\])|(.)", re.DOTALL)
-    out = ""
-    for found in token.finditer(glob):
-        stars, escaped, chosen, one = found.groups()
-        if stars and deep:
-            out += ".*" if found.end() == len(glob) else "(?:.*/)?"
-        elif stars:
-            out += "[^/]*" + stars[2:]
-        elif one == "[":
-            raise DockerfileError(f'no closing "]" in "{glob}"', word=glob)
-        else:
-            out += chosen or pieces.get(one or "") or re.escape((escaped or one)[-1])
-    try:
-        return re.compile(out + (r"(?:/.*)?\Z" if below else r"\Z"), re.DOTALL)
-    except re.error as why:
-        raise DockerfileError(f'bad pattern "{glob}"', word=glob) from why
-
-
-def has_wildcards(path: str) -> bool:
-    """Say whether an unescaped ``*``, ``?`` or ``[`` is in ``path``."""
-    return re.search(r"(?:^|[^\\])(?:\\\\)*[*?\[]", path) is not None
-
-
-# %% .dockerignore
-def read_patterns(text: str, where: str = ".dockerignore") -> tuple[Pattern, ...]:
-    """Read the text of a .dockerignore: comments, blanks, ``!``, path cleaning."""
-    patterns = []
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
-        glob = line.strip()
-        if not glob or line.startswith("#"):
-            continue
-        keeps, glob = glob.startswith("!"), glob.removeprefix("!").strip()
-        if not glob:
-            raise DockerfileError('"!" without a pattern', where=f"{where}:{number}")
-        glob = posixpath.normpath(glob).lstrip("/").strip() or "."
-        try:
-            regex = glob_regex(glob, deep=True, below=True)
-        except DockerfileError as why:
-            raise DockerfileError(why.what, where=f"{where}:{number}") from why
-        patterns.append(Pattern(glob, keeps, regex, f"{where}:{number}"))
-    return tuple(patterns)
-
-
-def deciding_pattern(path: str, patterns: tuple[Pattern, ...]) -> Pattern | None:
-    """Return the last pattern that matches ``path`` or a directory above it."""
-    matching = (one for one in reversed(patterns) if one.regex.match(path))
-    return next(matching, None)
-
-
-def is_ignored(path: str, patterns: tuple[Pattern, ...]) -> bool:
-    """Say whether .dockerignore keeps ``path`` (relative) out of the build.
-
-    >>> lines = read_patterns("*.md\\n!README.md")
-    >>> is_ignored("notes.md", lines), is_ignored("README.md", lines)
-    (True, False)
-    """
-    found = deciding_pattern(path, patterns)
-    return found is not None and not found.keeps
 
 
 # %% A tree that one cannot climb out of

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 
 from minidocker.addresses import FOREIGN, SCHEMES, check_checksum, tree_of_address
 from minidocker.commits import writable_layer
-from minidocker.context import SourceTree, read_patterns
+from minidocker.context import SourceTree
 from minidocker.dockerfile import Instruction, Word, duration, trigger_text
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
 from minidocker.expansion import expand_words
@@ -21,6 +21,7 @@ from minidocker.linked import files_step
 from minidocker.manner import Manner, symbolic_mode
 from minidocker.moves import Copying, Origin, clean_path, directory_step, metadata_step
 from minidocker.outside import tree_from, tree_of_texts
+from minidocker.patterns import read_patterns
 from minidocker.running import run
 from minidocker.stage import Stage, Workshop
 

@@ -12,12 +12,9 @@ from minidocker.addresses import SCHEMES, name_for
 from minidocker.context import (
     SourceTree,
     clean_source,
-    glob_regex,
-    has_wildcards,
     missing,
     no_sources,
     one_source,
-    read_patterns,
 )
 from minidocker.dispatch import (
     DISPATCH,
@@ -47,6 +44,7 @@ from minidocker.manifests import (
 from minidocker.moves import destination, told_by
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.outside import context_of, refuse_context
+from minidocker.patterns import glob_regex, has_wildcards, read_patterns
 from minidocker.running import (
     MountKind,
     RunMount,

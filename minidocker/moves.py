@@ -46,7 +46,6 @@ from minidocker.commits import (
     writable_layer,
 )
 from minidocker.context import (
-    Pattern,
     Source,
     SourceTree,
     find_sources,
@@ -62,6 +61,7 @@ from minidocker.oci import (
     ContainerConfig,
     short_id,
 )
+from minidocker.patterns import Pattern
 from minidocker.records import Record
 from minidocker.stage import Stage, Workshop
 

@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 from scenery import sources
 
-from minidocker.context import (
-    find_sources,
-    is_ignored,
-    open_context,
-    read_patterns,
-)
+from minidocker.context import find_sources, open_context
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
+from minidocker.patterns import is_ignored, read_patterns
 
 
 @pytest.fixture
