@@ -478,11 +478,10 @@ def copy_layer(layers: LayerStore, name: str) -> Layer | None:
             driver.create(copy, layers.get(parent).cache_id if parent else None)
             packed = copy_items(driver, mount_id, copy, items)
             return layers.seal(copy, parent, Known(packed=packed))
-    except (BuildError, FileNotFoundError):  # the container goes on meanwhile
+    except BaseException as why:
         driver.remove(copy)
-    except BaseException:
-        driver.remove(copy)
-        raise
+        if not isinstance(why, BuildError | FileNotFoundError):  # it still runs
+            raise
     return layers.copy_rw(name)
 
 

@@ -33,6 +33,7 @@ from minidocker.overlayfs import (
 )
 from minidocker.records import Record
 from minidocker.trees import (
+    bytes_below,
     copy_attributes,
     copy_tree,
     remove_path,
@@ -253,17 +254,6 @@ class StorageDriver(ProtoDriver):
 
 
 # %% The contract
-def bytes_below(top: str) -> int:
-    """Return the bytes that the files below a directory take on the disk."""
-    found: dict[int, int] = {}
-    for place, _, names in os.walk(top):
-        for name in names:
-            with suppress(FileNotFoundError):
-                st = os.lstat(f"{place}/{name}")
-                found[st.st_ino] = st.st_blocks * 512
-    return sum(found.values())
-
-
 @contextmanager
 def shown(view: RootView, target: str) -> Iterator[str]:
     """Yield a directory that shows a view; mount and unmount if it takes a mount."""

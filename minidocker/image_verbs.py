@@ -171,7 +171,7 @@ def import_(given: Given) -> int:
 # %% Images
 def info(given: Given) -> int:
     """``info [OPTIONS]``"""
-    from minidocker.info import findings
+    from minidocker.info import driver_reason, findings
     from minidocker.tables import human_size
     from minidocker.values import fill
 
@@ -183,6 +183,7 @@ def info(given: Given) -> int:
         "ContainersRunning": states.count(Status.RUNNING),
         "Images": len(engine.images.ids()),
         "Driver": engine.driver.name,
+        "DriverReason": driver_reason(engine.driver.name, engine.root),
         "Rootless": engine.driver.rootless,
         "RootDir": engine.root,
         "KernelVersion": os.uname().release,
@@ -193,7 +194,7 @@ def info(given: Given) -> int:
     if form := given.text("format"):
         print(go_json(facts).decode() if form == "json" else fill(form, facts))
         return 0
-    for name, value in list(facts.items())[:9]:
+    for name, value in list(facts.items())[:10]:
         print(f"{name}: {value}")
     for name, value in engine.driver.report().items():
         print(f" {name}: {human_size(value) if isinstance(value, int) else value}")

@@ -91,15 +91,27 @@ def user_namespaces() -> Finding:
     )
 
 
-def an_overlay() -> None:
-    """Mount an overlay on a directory of our own."""
-    with tempfile.TemporaryDirectory() as scratch:
+def an_overlay(place: str | None = None) -> None:
+    """Mount an overlay on a directory of our own, below ``place`` if one is given."""
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
         if os.geteuid() == 0:
             unshare(CloneFlags.NEWNS)
             keep_mounts_private()
         else:
             enter_user_namespace()
         supported(scratch)
+
+
+def driver_reason(name: str, root: str) -> str:
+    """Say why the store below ``root`` has the storage driver ``name``."""
+    refused = attempt(lambda: an_overlay(root))
+    if name != ("vfs" if refused else "overlay2"):
+        return "it was asked for when the store was made"
+    return (
+        f"overlay2 does not work here: {refused}"
+        if refused
+        else "the kernel mounts overlays"
+    )
 
 
 # %% The list

@@ -176,3 +176,27 @@ def test_prune_frees_what_it_says(store: Store, tmp_path: Path) -> None:
         "REPOSITORY",
         "small",
     ]
+
+
+def test_info_says_why_the_store_has_its_driver(store: Store, tmp_path: Path) -> None:
+    form = ("info", "--format", "{{.Driver}}: {{.DriverReason}}")
+    chosen = {"overlay2": "the kernel mounts overlays", "vfs": "it was asked for"}
+    name = store.says("info", "--format", "{{.Driver}}").strip()
+    assert store.says(*form).startswith(f"{name}: {chosen[name]}")
+    layers = [tmp_path / part for part in ("lower", "upper", "work", "root")]
+    for place in layers:
+        place.mkdir()
+    lower, upper, work, root = layers
+    words = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    mount = f"mount -t overlay -o {words} overlay {root}"
+    ours = (
+        f"{sys.executable} -m minidocker --root {root} {form[0]} {form[1]} '{form[2]}'"
+    )
+    script = f"{mount} && {ours}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("vfs: overlay2 does not work here: ")
