@@ -22,8 +22,11 @@ from minidocker.records import IntEnum, IntFlag
 
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
+if not TYPE_CHECKING:
+    import _signal as signal
+else:
     import ctypes
+    import signal as signal  # noqa: PLC0414  handed on
     from _ctypes import Array
     from typing import Any
 

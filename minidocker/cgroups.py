@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
+from minidocker.calls import signal
 from minidocker.errors import RuntimeFault, WordFault
-from minidocker.linux import signal
+from minidocker.namespaces import put
 from minidocker.records import Record
 
 
@@ -177,19 +178,32 @@ def settings_v1(limits: Limits) -> tuple[Setting, ...]:
 
 
 # %% Two versions
+def cpu_weight(shares: int) -> int:
+    """Return a weight of version 2 for shares of version 1; 0 for none.
+
+    >>> cpu_weight(2), cpu_weight(1024), cpu_weight(262144)
+    (1, 39, 10000)
+    """
+    return 1 + (shares - 2) * 9999 // 262142 if shares else 0
+
+
+def io_weight(weight: int) -> int:
+    """Return a weight of io.weight for one of ``--blkio-weight``; 0 for none."""
+    return 1 + (weight - 10) * 9999 // 990 if weight else 0
+
+
 def settings_v2(limits: Limits) -> tuple[Setting, ...]:
     """Return what is written in version 2. The scales of weights are others."""
     quota = limits.nano_cpus * PERIOD // 10**9
     both = swap_of(limits)
     swap = "max" if both < 0 else str(both - limits.memory)
-    shares, weight = limits.cpu_shares, limits.blkio_weight
-    io = 1 + (weight - 10) * 9999 // 990 if weight else 0
+    io = io_weight(limits.blkio_weight)
     return one_per_line(
         ("memory", "memory.max", limits.memory),
         ("memory", "memory.swap.max", swap if limits.memory else ""),
         ("memory", "memory.low", limits.memory_reservation),
         ("cpu", "cpu.max", f"{quota} {PERIOD}" if quota else ""),
-        ("cpu", "cpu.weight", shares and 1 + (shares - 2) * 9999 // 262142),
+        ("cpu", "cpu.weight", cpu_weight(limits.cpu_shares)),
         ("cpuset", "cpuset.cpus", limits.cpuset_cpus),
         ("cpuset", "cpuset.mems", limits.cpuset_mems),
         ("pids", "pids.max", "max" if limits.pids < 0 else limits.pids),
@@ -249,21 +263,12 @@ def delegated() -> str:
 
 
 # %% A group
-def write(path: str, text: str) -> None:
-    """Write a text to a file of the kernel, in one call."""
-    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(handle, text.encode())
-    finally:
-        os.close(handle)
-
-
 def fill_cpuset(place: str) -> None:
     """Give a new cpuset of version 1 what the one above has, from the top down."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         above = os.path.dirname(place)
         if not read(f"{place}/{name}").strip():
-            write(f"{place}/{name}", read(f"{above}/{name}").strip())
+            put(f"{place}/{name}", read(f"{above}/{name}").strip())
 
 
 def switch_on(place: str, controllers: Iterable[str]) -> None:
@@ -274,7 +279,7 @@ def switch_on(place: str, controllers: Iterable[str]) -> None:
     if new and place == V2 and os.path.exists(f"{place}/cgroup.type"):
         make_room(place)  # the true root has no type
     for name in new:
-        write(path, f"+{name}")
+        put(path, f"+{name}")
 
 
 def make_room(place: str) -> None:
@@ -282,7 +287,7 @@ def make_room(place: str) -> None:
     os.makedirs(f"{place}/init", exist_ok=True)
     for pid in read(f"{place}/cgroup.procs").split():
         with suppress(ProcessLookupError):
-            write(f"{place}/init/cgroup.procs", pid)
+            put(f"{place}/init/cgroup.procs", pid)
 
 
 # %% A group
@@ -363,7 +368,7 @@ def write_setting(place: str, one: Setting) -> None:
     for name in one.files:
         if os.path.exists(f"{place}/{name}"):
             try:
-                write(f"{place}/{name}", one.text)
+                put(f"{place}/{name}", one.text)
             except OSError as why:
                 what = f"cannot set {name} to {one.text}: {why.strerror}"
                 raise RuntimeFault(what) from why
@@ -462,13 +467,13 @@ def move_into(group: Group, pids: Iterable[int]) -> None:
     for _, place in group.places:
         for pid in pids:
             with suppress(ProcessLookupError):
-                write(f"{place}/cgroup.procs", str(pid))
+                put(f"{place}/cgroup.procs", str(pid))
 
 
 def join(places: Iterable[str]) -> None:
     """Move the calling process into directories of version 1."""
     for place in places:
-        write(f"{place}/cgroup.procs", "0")
+        put(f"{place}/cgroup.procs", "0")
 
 
 # %% Who was killed

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
+from minidocker.calls import signal
 from minidocker.durable import turn, write_whole
 from minidocker.errors import MinidockerError, RuntimeFault
-from minidocker.linux import CloneFlags, setns, signal, start_time
+from minidocker.linux import CloneFlags, setns, start_time
 from minidocker.pump import let_go
 from minidocker.rtnetlink import Netlink, link_up, open_netns
 from minidocker.uplink import find_uplink, netns_of_child, uplink

@@ -11,6 +11,7 @@ import os
 import time
 from contextlib import suppress
 
+from minidocker.calls import SysError, signal
 from minidocker.cgroups import remove_group
 from minidocker.durable import (
     event_fields,
@@ -32,7 +33,7 @@ from minidocker.errors import (
 from minidocker.etc_files import network_files, write_network_files
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.linux import SysError, pidfd_open, pidfd_send_signal, signal, start_time
+from minidocker.linux import pidfd_open, pidfd_send_signal, start_time
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
 from minidocker.program import PLAIN_HOST, HostConfig, host_config
 from minidocker.records import Enum, Record, json_text

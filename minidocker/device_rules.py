@@ -11,8 +11,9 @@ import struct
 from collections.abc import Iterable, Mapping
 
 from minidocker.calls import syscall
-from minidocker.cgroups import Group, write
+from minidocker.cgroups import Group
 from minidocker.errors import RuntimeFault
+from minidocker.namespaces import put
 from minidocker.records import Record
 
 
@@ -178,7 +179,7 @@ def restrict_devices(group: Group, rules: Iterable[DeviceRule]) -> None:
             return
         place = group.place("devices")
         for name, line in file_lines(devices) if place else ():
-            write(f"{place}/{name}", line)
+            put(f"{place}/{name}", line)
     except OSError as why:
         raise RuntimeFault(f"cannot restrict devices: {why}") from why
 

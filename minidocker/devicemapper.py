@@ -21,6 +21,7 @@ from contextlib import (
 )
 from functools import partial
 
+from minidocker.calls import SysError
 from minidocker.devices import (
     BLOCK,
     Call,
@@ -42,7 +43,7 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
 )
-from minidocker.linux import CloneFlags, SysError, unshare
+from minidocker.linux import CloneFlags, unshare
 from minidocker.loops import SECTOR
 from minidocker.mounts import (
     AT_FDCWD,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from minidocker.cgroups import (
     Group,
     Setting,
+    io_weight,
     is_version_2,
     one_per_line,
     write_setting,
@@ -107,8 +108,7 @@ def settings_v2(asked: Finer) -> Iterator[Setting]:
             text = f"{numbers_of(one['Path'])} {word}={one['Rate']}"
             yield Setting("io", ("io.max",), text)
     for one in asked.get("BlkioWeightDevice") or ():
-        weight = 1 + (one["Weight"] - 10) * 9999 // 990
-        text = f"{numbers_of(one['Path'])} {weight}"
+        text = f"{numbers_of(one['Path'])} {io_weight(one['Weight'])}"
         yield Setting("io", ("io.weight", "io.bfq.weight"), text)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 
-from minidocker.cgroups import Group, read, write
+from minidocker.cgroups import Group, read
 from minidocker.errors import RuntimeFault
+from minidocker.namespaces import put
 
 
 # %% Ask, then wait
@@ -32,7 +33,7 @@ def set_frozen(group: Group, *, frozen: bool) -> None:
         word = "FROZEN"
     if not place or not os.path.isdir(place):
         raise RuntimeFault("the container has no group that can be frozen")
-    write(f"{place}/{name}", word)
+    put(f"{place}/{name}", word)
     for _ in range(500):
         if is_frozen(group) == frozen:
             return

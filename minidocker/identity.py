@@ -9,15 +9,9 @@ import fcntl
 import os
 import struct
 
+from minidocker.calls import SysError
 from minidocker.errors import RuntimeFault
-from minidocker.linux import (
-    Prctl,
-    SysError,
-    capget,
-    capset,
-    ioprio_set,
-    prctl,
-)
+from minidocker.linux import Prctl, capget, capset, ioprio_set, prctl
 from minidocker.namespaces import first_line, put
 from minidocker.program import User
 from minidocker.records import Record

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 
+from minidocker.calls import signal
 from minidocker.containers import (
     Container,
     ContainerStore,
@@ -46,7 +47,7 @@ from minidocker.errors import (
     did_you_mean,
 )
 from minidocker.etc_files import network_binds
-from minidocker.linux import pidfd_open, signal, start_time
+from minidocker.linux import pidfd_open, start_time
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep, Sysctl
 from minidocker.oci import ContainerConfig

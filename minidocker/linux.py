@@ -26,18 +26,9 @@ from minidocker.calls import (
     check,
     number,
     room,
+    signal,
     syscall,
 )
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-else:
-    import _signal as signal
-
-
-__all__ = ["SysError", "signal"]  # handed on to whoever makes calls
 
 
 # %% Flags that print by name

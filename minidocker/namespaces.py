@@ -15,14 +15,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from minidocker.calls import SysError
 from minidocker.errors import RuntimeFault
-from minidocker.linux import (
-    CloneFlags,
-    Resolve,
-    SysError,
-    openat2,
-    pivot_root,
-)
+from minidocker.linux import CloneFlags, Resolve, openat2, pivot_root
 from minidocker.mounts import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -82,7 +77,7 @@ def container_flags(*, shared: Iterable[str] = ()) -> CloneFlags:
 
 # %% A word in /proc
 def put(path: str, text: str) -> None:
-    """Write ``text`` to a file of /proc in one write, as the id maps demand."""
+    """Write ``text`` to a file of the kernel in one write, as the id maps demand."""
     handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(handle, text.encode())

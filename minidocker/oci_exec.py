@@ -10,6 +10,7 @@ import signal
 from contextlib import suppress
 
 from minidocker.bundle import identity_of, process_of
+from minidocker.calls import SysError
 from minidocker.cgroups import move_into
 from minidocker.documents import Part
 from minidocker.errors import ConflictError
@@ -25,7 +26,6 @@ from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
     Prctl,
-    SysError,
     clone3,
     pidfd_open,
     pidfd_send_signal,

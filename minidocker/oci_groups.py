@@ -15,8 +15,10 @@ from minidocker.cgroups import (
     V2,
     Group,
     Setting,
+    cpu_weight,
     fill_cpuset,
     is_version_2,
+    one_per_line,
     ordered,
     read,
     switch_on,
@@ -39,7 +41,7 @@ def trees() -> dict[str, str]:
         _, place, fstype, options, *_ = line.split(" ")
         if fstype == "cgroup":
             for name in options.split(","):
-                known = name in (*CONTROLLERS, "devices", "hugetlb", "net_cls")
+                known = name in (*CONTROLLERS, "hugetlb", "net_cls")
                 if known or name.startswith("name="):
                     found.setdefault(name.removeprefix("name="), place)
     return found
@@ -94,63 +96,48 @@ def make_at(group: Group) -> None:
 
 
 # %% How much
-Row = tuple[str, str, int | str | None]  # controller, files, value
-
-
-def settings(rows: Iterable[Row]) -> tuple[Setting, ...]:
-    """Return the rows that have a value, as settings."""
-    return tuple(
-        Setting(controller, tuple(files.split()), str(value))
-        for controller, files, value in rows
-        if value not in (None, "")
-    )
-
-
-# %% How much
 def plan_v1(found: Part) -> tuple[Setting, ...]:
     """Return what is written in version 1 for ``linux.resources``, in order."""
     cpu, weight = found.get("cpu"), found.get("blockIO").get("weight")
-    return settings(
-        (
-            ("memory", "memory.limit_in_bytes", limit(found, "limit")),
-            ("memory", "memory.memsw.limit_in_bytes", limit(found, "swap")),
-            ("memory", "memory.soft_limit_in_bytes", limit(found, "reservation")),
-            ("memory", "memory.swappiness", swappiness(found)),
-            ("memory", "memory.oom_control", oom_off(found)),
-            ("cpu", "cpu.cfs_period_us", cpu.get("period").number() or None),
-            ("cpu", "cpu.cfs_quota_us", cpu.get("quota").number() or None),
-            ("cpu", "cpu.shares", cpu.get("shares").number() or None),
-            ("cpu", "cpu.rt_period_us", cpu.get("realtimePeriod").number() or None),
-            ("cpu", "cpu.rt_runtime_us", cpu.get("realtimeRuntime").number() or None),
-            ("cpuset", "cpuset.cpus", cpu.get("cpus").text()),
-            ("cpuset", "cpuset.mems", cpu.get("mems").text()),
-            ("pids", "pids.max", most_pids(found)),
-            ("blkio", "blkio.weight blkio.bfq.weight", weight.number() or None),
-            *throttles(found, "blkio", "blkio.throttle.{}_device"),
-        )
+    return one_per_line(
+        ("memory", "memory.limit_in_bytes", limit(found, "limit")),
+        ("memory", "memory.memsw.limit_in_bytes", limit(found, "swap")),
+        ("memory", "memory.soft_limit_in_bytes", limit(found, "reservation")),
+        ("memory", "memory.swappiness", swappiness(found)),
+        ("memory", "memory.oom_control", oom_off(found)),
+        ("cpu", "cpu.cfs_period_us", cpu.get("period").number()),
+        ("cpu", "cpu.cfs_quota_us", cpu.get("quota").number()),
+        ("cpu", "cpu.shares", cpu.get("shares").number()),
+        ("cpu", "cpu.rt_period_us", cpu.get("realtimePeriod").number()),
+        ("cpu", "cpu.rt_runtime_us", cpu.get("realtimeRuntime").number()),
+        ("cpuset", "cpuset.cpus", cpu.get("cpus").text()),
+        ("cpuset", "cpuset.mems", cpu.get("mems").text()),
+        ("pids", "pids.max", most_pids(found)),
+        ("blkio", "blkio.weight blkio.bfq.weight", weight.number()),
+        *throttles(found, "blkio", "blkio.throttle.{}_device"),
     )
 
 
-def swappiness(found: Part) -> int | None:
+def swappiness(found: Part) -> str:
     """Return how gladly memory is swapped; 0 is a value of its own."""
     given = found.get("memory").get("swappiness")
-    return None if given.value is None else given.number()
+    return "" if given.value is None else str(given.number())
 
 
-def limit(found: Part, key: str) -> int | None:
+def limit(found: Part, key: str) -> int:
     """Return a limit of memory; 0 is none, as for runc."""
-    return found.get("memory").get(key).number() or None
+    return found.get("memory").get(key).number()
 
 
-def oom_off(found: Part) -> int | None:
+def oom_off(found: Part) -> int:
     """Return 1 when the kernel is not to kill for want of memory."""
-    return 1 if found.get("memory").get("disableOOMKiller").on() else None
+    return int(found.get("memory").get("disableOOMKiller").on())
 
 
-def most_pids(found: Part) -> str | int | None:
-    """Return the most processes; "max" for a limit of 0 or less, as for runc."""
+def most_pids(found: Part) -> str | int:
+    """Return the most processes; "max" for less than 0, and 0 is none, as for runc."""
     most = found.get("pids").get("limit").number()
-    return "max" if most < 0 else most or None
+    return "max" if most < 0 else most
 
 
 # %% How much
@@ -164,7 +151,9 @@ IO_MAX = {
 }  # fmt: skip
 
 
-def throttles(found: Part, controller: str, file: str) -> Iterable[Row]:
+def throttles(
+    found: Part, controller: str, file: str
+) -> Iterable[tuple[str, str, str]]:
     """Yield the limits on single devices; ``file`` has a hole for v1's name."""
     names = THROTTLES if "{}" in file else IO_MAX
     for key, name in names.items():
@@ -183,30 +172,27 @@ def plan_v2(found: Part) -> tuple[Setting, ...]:
     The scales are translated as runc does; ``unified`` is written as it is.
     """
     memory, both = limit(found, "limit"), limit(found, "swap")
-    swap: int | str | None = "max" if both == -1 else None
-    if both is not None and both > 0 and memory is not None and memory > 0:
-        swap = both - memory
+    swap = "max" if both == -1 else ""
+    if both > 0 and memory > 0:
+        swap = str(both - memory)
     processor = found.get("cpu")
     shares, quota, period = (
         processor.get(key).number() for key in ("shares", "quota", "period")
     )
-    cpu = f"{quota if (quota or 0) > 0 else 'max'} {period or 100_000}"
+    cpu = f"{quota if quota > 0 else 'max'} {period or 100_000}"
     weight = found.get("blockIO").get("weight").number()
-    weighed = 1 + (shares - 2) * 9999 // 262142 if shares else None
-    return settings(
-        (
-            ("memory", "memory.max", "max" if memory == -1 else memory),
-            ("memory", "memory.swap.max", swap),
-            ("memory", "memory.low", limit(found, "reservation")),
-            ("cpu", "cpu.max", cpu if quota or period else None),
-            ("cpu", "cpu.weight", weighed),
-            ("cpuset", "cpuset.cpus", processor.get("cpus").text()),
-            ("cpuset", "cpuset.mems", processor.get("mems").text()),
-            ("pids", "pids.max", most_pids(found)),
-            ("io", "io.bfq.weight io.weight", weight or None),
-            *throttles(found, "io", "io.max"),
-            *((k.partition(".")[0], k, v) for k, v in found.get("unified").pairs()),
-        )
+    return one_per_line(
+        ("memory", "memory.max", "max" if memory == -1 else memory),
+        ("memory", "memory.swap.max", swap),
+        ("memory", "memory.low", limit(found, "reservation")),
+        ("cpu", "cpu.max", cpu if quota or period else ""),
+        ("cpu", "cpu.weight", cpu_weight(shares)),
+        ("cpuset", "cpuset.cpus", processor.get("cpus").text()),
+        ("cpuset", "cpuset.mems", processor.get("mems").text()),
+        ("pids", "pids.max", most_pids(found)),
+        ("io", "io.bfq.weight io.weight", weight),
+        *throttles(found, "io", "io.max"),
+        *((k.partition(".")[0], k, v) for k, v in found.get("unified").pairs()),
     )
 
 

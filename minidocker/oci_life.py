@@ -10,11 +10,12 @@ import signal
 import time
 from contextlib import suppress
 
+from minidocker.calls import SysError
 from minidocker.documents import Part
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.freezer import set_frozen
 from minidocker.hooks import hook_state, hooks_of, run_hook
-from minidocker.linux import SysError, pidfd_open, pidfd_send_signal, start_time
+from minidocker.linux import pidfd_open, pidfd_send_signal, start_time
 from minidocker.oci_groups import limit_group, pids_in, remove_at
 from minidocker.oci_state import OciContainer, Phase, load, phase_of, remove_home
 

@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
+from minidocker.calls import SysError
 from minidocker.cgroups import Group
 from minidocker.errors import RuntimeFault
 from minidocker.idmaps import IdRange, user_namespace
-from minidocker.linux import SysError
 from minidocker.mounts import (
     AT_EMPTY_PATH,
     AT_FDCWD,

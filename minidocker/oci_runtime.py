@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.bundle import Bundle, bundle_of, read_config
+from minidocker.calls import SysError
 from minidocker.cgroups import Group, move_into
 from minidocker.documents import Part
 from minidocker.durable import write_whole
@@ -21,7 +22,6 @@ from minidocker.hooks import annotations_of, hook_state, run_hooks
 from minidocker.idmaps import write_map
 from minidocker.linux import (
     CloneFlags,
-    SysError,
     clone3,
     new_session_keyring,
     setns,

@@ -14,8 +14,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minidocker.calls import SysError
 from minidocker.errors import UnsupportedError
-from minidocker.linux import SysError
 from minidocker.mounts import (
     MountFlags,
     UmountFlags,

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+from minidocker.calls import SysError, signal
 from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.drivers import RootView
 from minidocker.errors import (
@@ -22,12 +23,10 @@ from minidocker.linux import (
     Capability,
     CloneFlags,
     Prctl,
-    SysError,
     capget,
     capset,
     prctl,
     setrlimit,
-    signal,
     unshare,
 )
 from minidocker.namespaces import (

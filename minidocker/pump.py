@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 
+from minidocker.calls import SysError, signal
 from minidocker.containers import timestamp
 from minidocker.lifecycle import door_of
-from minidocker.linux import SysError, pidfd_send_signal, signal
+from minidocker.linux import pidfd_send_signal
 from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
 from minidocker.runtime import Process, copy_window_size

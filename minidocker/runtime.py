@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from minidocker.calls import SysError
 from minidocker.cgroups import join
 from minidocker.drivers import RootView, mount_root
 from minidocker.errors import (
@@ -25,7 +26,6 @@ from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
     Prctl,
-    SysError,
     clone3,
     close_range,
     pidfd_open,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
+from minidocker.calls import signal
 from minidocker.containers import Container, ContainerStore, timestamp
 from minidocker.durable import event_fields, read_json, write_lasting, write_whole
 from minidocker.errors import (
@@ -19,9 +20,10 @@ from minidocker.errors import (
     MinidockerError,
     RuntimeFault,
     UnsupportedError,
+    recast,
 )
 from minidocker.etc_files import name_servers, network_files, write_network_files
-from minidocker.linux import CloneFlags, Prctl, prctl, setns, signal
+from minidocker.linux import CloneFlags, Prctl, prctl, setns
 from minidocker.networks import (
     DEFAULT,
     OPTION,
@@ -130,7 +132,7 @@ def join_all(store: ContainerStore, container: Container, netns: int) -> list[En
         if isinstance(why, UnsupportedError) and is_unsaid(container):
             tell_once(store, why.what)
             return []
-        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+        raise recast(why, RuntimeFault) from why
     return found
 
 
@@ -345,7 +347,7 @@ def open_all(
     try:
         openings = open_ports(bindings, default)
     except MinidockerError as why:
-        raise RuntimeFault(why.what, where=why.where, hint=why.hint) from why
+        raise recast(why, RuntimeFault) from why
     stack.callback(close_openings, openings)
     return openings
 

@@ -16,9 +16,9 @@ from _ctypes import addressof
 from _struct import iter_unpack, pack
 from functools import lru_cache
 
-from minidocker.calls import room
+from minidocker.calls import SysError, room
 from minidocker.errors import UnsupportedError
-from minidocker.linux import Prctl, SysError, prctl
+from minidocker.linux import Prctl, prctl
 from minidocker.records import Enum, Record
 
 

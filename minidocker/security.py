@@ -10,9 +10,10 @@ import os
 import stat
 from functools import lru_cache
 
+from minidocker.calls import SysError
 from minidocker.cgroups import Group
 from minidocker.errors import RuntimeFault, UsageError, did_you_mean
-from minidocker.linux import Capability, Prctl, SysError, capget, prctl
+from minidocker.linux import Capability, Prctl, capget, prctl
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import (
     QUIET,
@@ -147,7 +148,6 @@ OTHER_FAMILIES = (
 PERSONALITIES = (0, 0x8, 0x2_0000, 0x2_0008, 0xFFFF_FFFF)  # the last one only asks
 
 
-@lru_cache(4)  # the filter and the bundle both ask
 @lru_cache(4)  # asked for twice: to be loaded, and to be written down
 def docker_profile(capabilities: int, machine: Machine) -> Profile:
     """Return Docker's default profile for a mask of capabilities."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from minidocker.calls import SysError
 from minidocker.devices import (
     DeviceMapper,
     PoolStatus,
@@ -36,7 +37,6 @@ from minidocker.devices import (
 from minidocker.drivers import plain_root
 from minidocker.durable import locked_file, turn
 from minidocker.errors import MinidockerError, NotFoundError, UnsupportedError
-from minidocker.linux import SysError
 from minidocker.loops import SECTOR, discard_range, hold_loop, loops_of, reread_size
 from minidocker.mounts import (
     MountFlags,

@@ -10,8 +10,9 @@ import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from minidocker.calls import signal
 from minidocker.errors import RuntimeFault, UnsupportedError
-from minidocker.linux import CloneFlags, Prctl, prctl, setns, signal, unshare
+from minidocker.linux import CloneFlags, Prctl, prctl, setns, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
 from minidocker.namespaces import magic
 from minidocker.program import reset_signals

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from minidocker import linux
-from minidocker.linux import SysError, openat2
+from minidocker.calls import SysError
+from minidocker.linux import openat2
 
 
 TRIES = 3000

@@ -10,7 +10,8 @@ from minidocker.linux import CloneFlags
 
 CALLS = """
 import os
-from minidocker.linux import CloneFlags, SysError, close_range, openat2
+from minidocker.calls import SysError
+from minidocker.linux import CloneFlags, close_range, openat2
 from minidocker.linux import pidfd_open, pivot_root, setns, syncfs
 from minidocker.mounts import *
 

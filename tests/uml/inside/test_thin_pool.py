@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from minidocker import devices, thin
 from minidocker import loops as loops_
+from minidocker.calls import SysError
 from minidocker.devices import DeviceMapper, ThinPool
-from minidocker.linux import SysError
 
 
 BYTES = devices.BLOCK * loops_.SECTOR
