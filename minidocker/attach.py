@@ -11,8 +11,8 @@ from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket, soc
 from contextlib import suppress
 from functools import partial
 
+from minidocker.door import door_of
 from minidocker.errors import ConflictError, MinidockerError, WordFault
-from minidocker.lifecycle import door_of
 from minidocker.pump import Client, Pump, Tee, raw_terminal, write_out
 from minidocker.records import Record
 

@@ -10,11 +10,11 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from minidocker.blueprint import process_spec
 from minidocker.cgroups import Limits, swap_of
 from minidocker.drivers import Directory, RootView
 from minidocker.durable import write_whole
 from minidocker.errors import ConflictError, RuntimeFault, UsageError
-from minidocker.lifecycle import process_spec
 from minidocker.linux import Capability
 from minidocker.mounts import MOUNT_WORDS, MountFlags
 from minidocker.namespaces import (

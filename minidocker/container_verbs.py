@@ -188,13 +188,14 @@ def restart(given: Given) -> int:
     """``restart [OPTIONS] CONTAINER [CONTAINER...]``"""
     from minidocker import lifecycle
     from minidocker.containers import tell
+    from minidocker.door import kept
     from minidocker.supervisor import run_detached
 
     seconds = given.number("time")
 
     def action(engine: Engine, container: Container) -> None:
         store = engine.containers
-        with lifecycle.kept(store, container):
+        with kept(store, container):
             lifecycle.stop(store, container, seconds)
             run_detached(store, store.get(container.id))
         tell(store, container, "restart")
@@ -219,8 +220,9 @@ def rename(given: Given) -> int:
 def kill(given: Given) -> int:
     """``kill [OPTIONS] CONTAINER [CONTAINER...]``"""
     from minidocker import lifecycle
+    from minidocker.blueprint import signal_number
 
-    number = lifecycle.signal_number(given.text("signal") or "KILL")
+    number = signal_number(given.text("signal") or "KILL")
 
     def action(engine: Engine, container: Container) -> None:
         lifecycle.kill(engine.containers, container, number)

@@ -233,7 +233,7 @@ class ContainerStore:
         name: str = "",
         mounts: tuple[MountPoint, ...] = (),
     ) -> Container:
-        """Make a container of an image id; ``config`` is complete (see ``lifecycle``).
+        """Make a container of an image id; ``config`` is complete (see ``blueprint``).
 
         Raises ConflictError when the name is taken, RuntimeFault without a command;
         then nothing is left.

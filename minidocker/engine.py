@@ -398,7 +398,7 @@ class ContainerEngine(PullingEngine):
 
         ``platform`` is the image's: ``linux/arm64``; any where none is said.
         """
-        from minidocker.lifecycle import complete_config
+        from minidocker.blueprint import complete_config
         from minidocker.program import HostConfig
 
         id = self.find_image(image, pull, platform)
@@ -422,7 +422,7 @@ class ContainerEngine(PullingEngine):
         changes: tuple[str, ...] = (),
     ) -> str:
         """Make an image of what a container has changed; return its id."""
-        from minidocker.lifecycle import complete_config
+        from minidocker.blueprint import complete_config
 
         config = self.changed(
             complete_config(container.config, ContainerConfig()), changes

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from minidocker.blueprint import ulimits_of
 from minidocker.cgroups import find_group
 from minidocker.containers import Container, ContainerStore, Status, tell
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.joining import exec_in
-from minidocker.lifecycle import ulimits_of
 from minidocker.program import ProcessSpec
 from minidocker.pump import Client, Pump
 from minidocker.runtime import Process

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import stat
 
+from minidocker.blueprint import tmpfs_step
 from minidocker.errors import UsageError, WordFault
 from minidocker.flags import Given, ulimit_text
-from minidocker.lifecycle import tmpfs_step
 from minidocker.logs import DRIVERS, check_tag, log_shape
 from minidocker.profiles import machines_of, read_profile
 from minidocker.program import HostConfig, Network

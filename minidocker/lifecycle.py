@@ -1,7 +1,7 @@
 # From book/442-lifecycle.md. Edit there and tangle, or here and tangle --back.
 
-# %% Lifecycle: from create to remove
-"""A container's life: how it is started; signal, wait, stop, remove."""
+# %% Lifecycle: from start to remove
+"""A container's life from its start on: signal, wait, stop, rename, remove."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 
+from minidocker.blueprint import signal_number
 from minidocker.calls import signal
 from minidocker.containers import (
     Container,
@@ -29,6 +29,7 @@ from minidocker.containers import (
     tell,
     throw_away,
 )
+from minidocker.door import CHANGED, KEPT, STOPPED, make_mark, ring
 from minidocker.durable import (
     looking,
     marked,
@@ -41,277 +42,13 @@ from minidocker.errors import (
     IntegrityError,
     MinidockerError,
     NotFoundError,
-    RuntimeFault,
-    UsageError,
-    WordFault,
-    did_you_mean,
 )
-from minidocker.etc_files import network_binds
 from minidocker.linux import pidfd_open, start_time
-from minidocker.mounts import MountFlags
-from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep, Sysctl
-from minidocker.oci import ContainerConfig
-from minidocker.program import ULIMITS, HostConfig, Network, ProcessSpec
+from minidocker.program import HostConfig
 from minidocker.records import json_text
 
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-
-# %% From image to container: merging two configs
-def merged_env(
-    image: tuple[str, ...] | None, own: tuple[str, ...] | None
-) -> tuple[str, ...] | None:
-    """Return the command line's variables, then those of the image it left alone.
-
-    A variable given twice keeps its first place and its last value.
-
-    >>> merged_env(("PATH=/bin", "A=1"), ("A=2", "B=1", "A=3"))
-    ('A=3', 'B=1', 'PATH=/bin')
-    """
-    named = {line.partition("=")[0]: line for line in own or ()}
-    for line in image or ():
-        named.setdefault(line.partition("=")[0], line)
-    return tuple(named.values()) or None
-
-
-# %% From image to container: merging two configs
-def complete_config(image: ContainerConfig, own: ContainerConfig) -> ContainerConfig:
-    """Return the command line's config, completed from the image's.
-
-    Source: moby, daemon/commit.go, merge.
-    """
-    check_config(own)
-    entrypoint, cmd = own.entrypoint, own.cmd
-    if not entrypoint:
-        entrypoint, cmd = image.entrypoint, cmd or image.cmd
-    if entrypoint == ("",):  # `--entrypoint ""` takes the image's away
-        entrypoint = None
-    return own.replace(
-        user=own.user or image.user,
-        env=merged_env(image.env, own.env),
-        entrypoint=entrypoint,
-        cmd=cmd,
-        working_dir=own.working_dir or image.working_dir,
-        exposed_ports=either(image.exposed_ports, own.exposed_ports),
-        volumes=either(image.volumes, own.volumes),
-        labels=either(image.labels, own.labels),
-        stop_signal=own.stop_signal or image.stop_signal,
-        healthcheck=merged_check(image.healthcheck, own.healthcheck),
-    )
-
-
-def merged_check(
-    image: Mapping[str, Any] | None, own: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """Return the image's health check with the command line's fields over it.
-
-    >>> merged_check({"Test": ["CMD", "a"], "Retries": 2}, {"Retries": 5})
-    {'Test': ['CMD', 'a'], 'Retries': 5}
-    """
-    if not own:
-        return image
-    return {**(image or {}), **{key: value for key, value in own.items() if value}}
-
-
-def check_config(own: ContainerConfig) -> None:
-    """Refuse early what could only fail in the container. Raises RuntimeFault."""
-    if own.working_dir and not own.working_dir.startswith("/"):
-        what = f'the working directory "{own.working_dir}" is invalid'
-        raise RuntimeFault(what, hint="it needs to be an absolute path")
-    if len(own.hostname) > 64:
-        raise RuntimeFault("the host name is longer than 64 bytes")
-    if own.stop_signal:
-        signal_number(own.stop_signal)
-
-
-def either(
-    image: Mapping[str, Any] | None, own: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """Return both mappings in one; the command line's wins."""
-    return {**image, **(own or {})} if image else own
-
-
-# %% To the runtime
-TMPFS_FLAGS = {
-    "rw": (False, MountFlags.RDONLY), "ro": (True, MountFlags.RDONLY),
-    "exec": (False, MountFlags.NOEXEC), "noexec": (True, MountFlags.NOEXEC),
-    "suid": (False, MountFlags.NOSUID), "nosuid": (True, MountFlags.NOSUID),
-    "dev": (False, MountFlags(0)), "nodev": (True, MountFlags.NODEV),
-    "noatime": (True, MountFlags.NOATIME),
-}  # fmt: skip
-
-
-TRAVELLING = ("shared", "rshared", "slave", "rslave")
-
-
-def bind_step(text: str) -> Bind:
-    """Return the step that ``-v SOURCE:TARGET[:ro]`` asks for.
-
-    >>> bind_step("/srv:/data:ro").describe()
-    ('/data', 'bind', 'ro')
-    """
-    source, _, rest = text.partition(":")
-    target, _, mode = rest.partition(":")
-    if not (source.startswith("/") and target.startswith("/")):
-        hint = "SOURCE:TARGET[:ro], both absolute paths"
-        raise UsageError(f'invalid volume "{text}"', hint=hint)
-    words = mode.split(",")
-    travels = [word.removeprefix("r") for word in words if word in TRAVELLING]
-    return Bind(
-        source,
-        os.path.normpath(target),
-        "ro" in words,
-        propagation=travels[0] if travels else "",
-    )
-
-
-# %% To the runtime
-def tmpfs_step(text: str) -> Filesystem:
-    """Return the step that ``--tmpfs PATH[:OPTIONS]`` asks for.
-
-    >>> tmpfs_step("/run:size=1m,exec").describe()
-    ('/run', 'tmpfs', 'nosuid,nodev,size=1m')
-    """
-    path, _, options = text.partition(":")
-    if not path.startswith("/") or os.path.normpath(path) == "/":
-        raise UsageError(f'invalid tmpfs "{text}"', hint="--tmpfs /PATH[:OPTIONS]")
-    flags, data = QUIET, []
-    for option in filter(None, options.split(",")):
-        name = option.partition("=")[0]
-        if option in TMPFS_FLAGS:
-            on, flag = TMPFS_FLAGS[option]
-            flags = flags | flag if on else flags & ~flag
-        elif name in ("size", "mode", "nr_inodes", "uid", "gid"):
-            data.append(option)
-        else:
-            raise UsageError(f'invalid tmpfs option "{option}"')
-    return Filesystem(
-        os.path.normpath(path), "tmpfs", flags, ",".join(data), links=True
-    )
-
-
-def device_step(text: str) -> Bind:
-    """Return the step for ``HOST:CONTAINER:rwm`` of ``--device``."""
-    host, inside, _ = text.split(":")
-    return Bind(host, inside, devices=True)
-
-
-def ulimits_of(texts: Iterable[str]) -> tuple[tuple[int, int, int], ...]:
-    """Return limits of ``NAME=SOFT:HARD`` as the kernel numbers them.
-
-    >>> ulimits_of(["nofile=10:20"])
-    ((7, 10, 20),)
-    """
-    found = []
-    for text in texts:
-        name, _, values = text.partition("=")
-        soft, _, hard = values.partition(":")
-        found.append((ULIMITS.split().index(name), int(soft), int(hard)))
-    return tuple(found)
-
-
-# %% To the runtime
-def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int], ...]:
-    """Return the kinds of namespaces that a container shares, and whose they are.
-
-    Raises ConflictError when the other container does not run.
-    """
-    modes = {
-        "pid": host.pid_mode, "ipc": host.ipc_mode, "uts": host.uts_mode,
-        "cgroup": host.cgroupns_mode,
-        "net": host.mode if host.network is Network.CONTAINER else "",
-    }  # fmt: skip
-    found = [("net", 0)] if host.network is Network.HOST else []
-    for kind, mode in modes.items():
-        if mode == "host":
-            found.append((kind, 0))
-        elif mode.startswith("container:"):
-            other = store.get(mode.partition(":")[2])
-            state = store.state(other.id)
-            if state.status is not Status.RUNNING:
-                what = f"cannot join {kind} of a container that does not run"
-                raise ConflictError(f"{what}: {other.name}")
-            found.append((kind, state.pid))
-    return tuple(found)
-
-
-# %% To the runtime
-def sysctls_of(config: ContainerConfig, host: HostConfig) -> tuple[Sysctl, ...]:
-    """Return the settings of a container's namespaces, its domain's name among them."""
-    found = [Sysctl(*text.split("=", 1)) for text in host.sysctls]
-    if config.domainname and not host.uts_mode:
-        found.append(Sysctl("kernel.domainname", config.domainname))
-    return tuple(found)
-
-
-def mount_steps(container: Container) -> tuple[MountStep, ...]:
-    """Return the steps that mount what ``-v`` and ``--mount`` ask for."""
-    if container.mounts:
-        return tuple(point.step() for point in container.mounts)
-    return tuple(map(bind_step, container.host.binds))
-
-
-def files_place(store: ContainerStore, container: Container) -> str:
-    """Return where the files under /etc lie that a container is shown.
-
-    Who shares another's network shares its names too.
-    """
-    host = container.host
-    shares = host.network is Network.CONTAINER
-    return store.path(host.network_of if shares else container.id)
-
-
-def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
-    """Return how a container's first process is started; descriptors are 0, 1, 2."""
-    config, host, place = container.config, container.host, store.path(container.id)
-    return ProcessSpec(
-        container.argv,
-        env=config.env or (),
-        cwd=config.working_dir or "/",
-        user=config.user,
-        tty=config.tty,
-        hostname=config.hostname,
-        view=store.layers.rw_view(container.id, volatile=host.auto_remove),
-        rootfs=f"{place}/rootfs",
-        mounts=(
-            *network_binds(files_place(store, container)),
-            *map(tmpfs_step, host.tmpfs),
-            *map(device_step, host.devices),
-            *mount_steps(container),
-        ),
-        network=host.network,
-        readonly=host.readonly,
-        security=host.security,
-        shares=shares_of(store, host),
-        sysctls=sysctls_of(config, host),
-        shm_size=host.shm_size,
-        ulimits=ulimits_of(host.ulimits),
-        oom_score_adj=host.oom_score_adj,
-        groups=host.group_add,
-    )
-
-
 # %% Kill, wait, stop
-def signal_number(text: str) -> int:
-    """Return a signal's number from ``KILL``, ``SIGKILL`` or ``9``.
-
-    >>> [int(signal_number(text)) for text in ("SIGTERM", "hup", "9")]
-    [15, 1, 9]
-    """
-    if text.isdigit() and 0 < int(text) < signal.NSIG:
-        return int(text)
-    name = f"SIG{text.upper().removeprefix('SIG')}"
-    from signal import Signals
-
-    known = Signals.__members__
-    if name not in known:
-        raise WordFault(f"invalid signal: {text}", hint=did_you_mean(name, known))
-    return known[name]
-
-
 def kill(store: ContainerStore, container: Container, number: int) -> None:
     """Send a signal to the first process. Raises ConflictError when none runs.
 
@@ -414,58 +151,6 @@ def thaw(store: ContainerStore, container: Container) -> None:
 
         with suppress(ConflictError):
             unpause(store, container)
-
-
-# %% Kill, wait, stop
-@contextmanager
-def door_of(place: str) -> Iterator[str]:
-    """Yield a short path to the door of a container's directory ``place``."""
-    home = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{home}/door"
-    finally:
-        os.close(home)
-
-
-def ring(place: str) -> None:
-    """Ring at a container's door so that its supervisor looks around; never waits."""
-    from _socket import AF_UNIX, SOCK_SEQPACKET, socket
-
-    with closing(socket(AF_UNIX, SOCK_SEQPACKET)) as channel, suppress(OSError):
-        channel.setblocking(False)
-        with door_of(place) as path:
-            channel.connect(path)
-        channel.send(b"look")
-
-
-# %% Kill, wait, stop
-STOPPED, CHANGED, KEPT = "stopped", "changed", "kept"
-
-
-def make_mark(store: ContainerStore, container: Container, name: str) -> None:
-    """Leave an empty file in a container's directory."""
-    with suppress(FileNotFoundError):  # it may be gone altogether
-        path = store.path(container.id, name)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-@contextmanager
-def kept(store: ContainerStore, container: Container) -> Iterator[None]:
-    """Keep a container with ``auto_remove`` although it ends within the block."""
-    make_mark(store, container, KEPT)
-    try:
-        yield
-    finally:
-        take_mark(store, container, KEPT)
-
-
-def take_mark(store: ContainerStore, container: Container, name: str) -> bool:
-    """Remove an empty file from a container's directory; say whether it was there."""
-    try:
-        os.unlink(store.path(container.id, name))
-    except FileNotFoundError:
-        return False
-    return True
 
 
 # %% Another name

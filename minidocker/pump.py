@@ -15,16 +15,10 @@ from itertools import pairwise
 
 from minidocker.calls import SysError, signal
 from minidocker.containers import timestamp
-from minidocker.lifecycle import door_of
 from minidocker.linux import pidfd_send_signal
 from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
 from minidocker.runtime import Process, copy_window_size
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from _socket import socket
 
 
 # %% Who is connected to what
@@ -465,20 +459,6 @@ def raw_terminal(client: Client | None, terminal: int) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, handler)
         if before:
             termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
-
-
-# %% The door
-def open_door(place: str) -> socket:
-    """Return a socket that listens at the door; the caller closes it."""
-    from _socket import AF_UNIX, SOCK_SEQPACKET, socket  # `socket` costs 16 ms
-
-    with door_of(place) as path:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        door = socket(AF_UNIX, SOCK_SEQPACKET)
-        door.bind(path)
-        door.listen(8)
-    return door
 
 
 # %% Who stays behind

@@ -10,6 +10,7 @@ import shutil
 import sys
 from itertools import chain
 
+from minidocker.blueprint import process_spec
 from minidocker.bundling import config_file, tree_of
 from minidocker.containers import Container, ContainerStore, discard
 from minidocker.durable import write_whole
@@ -17,7 +18,6 @@ from minidocker.engine import Engine
 from minidocker.errors import ConflictError
 from minidocker.etc_files import INSIDE
 from minidocker.flags import Given
-from minidocker.lifecycle import process_spec
 from minidocker.linux import capget
 from minidocker.namespaces import Filesystem, MountStep
 from minidocker.networks import DEFAULT

@@ -12,8 +12,8 @@ from _socket import socket
 from contextlib import suppress
 
 from minidocker.containers import State, tell, timestamp
+from minidocker.door import STOPPED
 from minidocker.errors import WordFault, did_you_mean
-from minidocker.lifecycle import STOPPED
 from minidocker.records import Record
 
 

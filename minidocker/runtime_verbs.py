@@ -179,7 +179,7 @@ def exec_verb(given: Given) -> int:
 # %% kill, delete, pause, resume, update
 def kill_verb(given: Given) -> int:
     """``kill [OPTIONS] ID [SIGNAL]``"""
-    from minidocker.lifecycle import signal_number
+    from minidocker.blueprint import signal_number
     from minidocker.oci_life import kill_container
 
     word = given.args[1] if len(given.args) > 1 else "TERM"

@@ -113,7 +113,7 @@ class ContainerRunner(Runner):
         self, view: RootView, config: ContainerConfig, around: Around
     ) -> Iterator[ProcessSpec]:
         """Give what a container of a step is started with, its command apart."""
-        from minidocker.lifecycle import ulimits_of
+        from minidocker.blueprint import ulimits_of
         from minidocker.program import Network, ProcessSpec
         from minidocker.security import SHM_SIZE
 

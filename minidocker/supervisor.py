@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from minidocker.blueprint import process_spec
 from minidocker.cgroups import (
     NO_LIMITS,
     Group,
@@ -32,15 +33,9 @@ from minidocker.containers import (
     timestamp,
     write_state,
 )
+from minidocker.door import CHANGED, KEPT, STOPPED, open_door, take_mark
 from minidocker.durable import happened
 from minidocker.errors import NotFoundError, RuntimeFault
-from minidocker.lifecycle import (
-    CHANGED,
-    KEPT,
-    STOPPED,
-    process_spec,
-    take_mark,
-)
 from minidocker.program import HostConfig, Network, ProcessSpec, User
 from minidocker.pump import (
     Client,
@@ -48,7 +43,6 @@ from minidocker.pump import (
     Pump,
     let_go,
     make_ends,
-    open_door,
     pump_process,
     raw_terminal,
     signals_forwarded,

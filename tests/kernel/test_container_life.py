@@ -19,6 +19,7 @@ from test_namespaces import Failed, apart, forked
 from test_running import busybox  # noqa: F401
 
 from minidocker.archive import pack
+from minidocker.blueprint import complete_config
 from minidocker.containers import Container, ContainerStore, Status
 from minidocker.drivers import DRIVERS
 from minidocker.durable import Batch
@@ -26,14 +27,7 @@ from minidocker.errors import ConflictError, MinidockerError, NotFoundError
 from minidocker.executing import exec_foreground
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.lifecycle import (
-    complete_config,
-    kill,
-    remove,
-    stop,
-    sweep_containers,
-    wait,
-)
+from minidocker.lifecycle import kill, remove, stop, sweep_containers, wait
 from minidocker.linux import start_time
 from minidocker.logs import logs
 from minidocker.oci import ContainerConfig, ImageConfig

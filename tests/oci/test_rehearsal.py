@@ -15,10 +15,10 @@ from jsonschema import Draft4Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT4
 
+from minidocker.blueprint import process_spec
 from minidocker.bundle import bundle_of, read_config
 from minidocker.cgroups import Group
 from minidocker.engine import Engine
-from minidocker.lifecycle import process_spec
 from minidocker.namespaces import Filesystem, Link, MountStep, container_flags, flags_of
 from minidocker.oci_mounts import DevLink, GroupView
 from minidocker.program import program_env

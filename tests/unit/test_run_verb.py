@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from minidocker import flag_words, lifecycle, run_verb
+from minidocker import blueprint, flag_words, run_verb
+from minidocker.blueprint import tmpfs_step, ulimits_of
 from minidocker.cgroups import Limits
 from minidocker.errors import MinidockerError, UsageError, WordFault
 from minidocker.flag_words import check_sysctl, device_text, security_text
 from minidocker.flags import Given, parse_flags, size, ulimit_text
-from minidocker.lifecycle import tmpfs_step, ulimits_of
 from minidocker.mounts import MountFlags
 from minidocker.program import HostConfig, Network, host_config
 from minidocker.run_verb import (
@@ -29,7 +29,7 @@ def given(*words: str) -> Given:
 
 def test_doctests_hold():
     assert (
-        sum(doctest.testmod(m).failed for m in (run_verb, lifecycle, flag_words)) == 0
+        sum(doctest.testmod(m).failed for m in (run_verb, blueprint, flag_words)) == 0
     )
 
 
