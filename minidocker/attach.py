@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import select
-from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket, socketpair
+from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
 from contextlib import suppress
 from functools import partial
 
+from minidocker.dialogue import receive_rights, send_rights
 from minidocker.door import door_of
 from minidocker.errors import ConflictError, MinidockerError, WordFault
 from minidocker.pump import Client, Pump, Tee, raw_terminal, write_out
@@ -122,26 +123,6 @@ def new_seats(client: Client) -> tuple[Seat, Seat]:
 LETTERS = {"0": "stdin", "1": "stdout", "2": "stderr"}
 
 
-def send_rights(channel: socket, text: bytes, fds: tuple[int, ...]) -> None:
-    """Send a message and copies of descriptors."""
-    data = b"".join(fd.to_bytes(4, "little") for fd in fds)
-    channel.sendmsg([text], [(SOL_SOCKET, SCM_RIGHTS, data)] if fds else [])
-
-
-def receive_rights(channel: socket) -> tuple[bytes, tuple[int, ...]]:
-    """Receive a message and descriptors, which are then ours; b"" at the end."""
-    text, rights, *_ = channel.recvmsg(4096, 64)
-    fds = [
-        int.from_bytes(data[at : at + 4], "little")
-        for _, _, data in rights
-        for at in range(0, len(data) - 3, 4)
-    ]
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return text, tuple(fds)
-
-
-# %% The door
 def knock(place: str, client: Client) -> tuple[Seat, int]:
     """Ask to be let in; return our seat, and the terminal's master or -1.
 

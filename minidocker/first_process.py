@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 
 from minidocker.bundle import Bundle
+from minidocker.dialogue import say, wait_for_go
 from minidocker.errors import CommandNotFoundError, NotExecutableError, RuntimeFault
 from minidocker.hooks import hook_state, run_hooks
 from minidocker.identity import set_labels, size_console, take_identity
@@ -39,14 +40,7 @@ from minidocker.namespaces import (
     raise_loopback,
 )
 from minidocker.program import DEFAULT_PATH
-from minidocker.runtime import (
-    guard_root,
-    mount_view,
-    new_console,
-    say,
-    settle,
-    wait_for_go,
-)
+from minidocker.runtime import guard_root, mount_view, new_console, settle
 
 
 TYPE_CHECKING = False

@@ -10,12 +10,12 @@ import os
 import struct
 
 from minidocker.calls import SysError
+from minidocker.dialogue import TIOCSWINSZ
 from minidocker.errors import RuntimeFault
 from minidocker.linux import Prctl, capget, capset, ioprio_set, prctl
 from minidocker.namespaces import first_line, put
 from minidocker.program import User
 from minidocker.records import Record
-from minidocker.runtime import TIOCSWINSZ
 from minidocker.security import SELINUX, Security, confine, drop_capabilities
 
 

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 
-from minidocker.cgroups import join
+from minidocker.dialogue import in_child, new_channel, new_terminal
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
 from minidocker.namespaces import NAMESPACES, PLACE, open_in_root, put
@@ -18,11 +18,9 @@ from minidocker.program import ProcessSpec, die_with_parent
 from minidocker.runtime import (
     Process,
     clone_into,
-    in_child,
     labelled,
-    new_channel,
-    new_terminal,
     run_program,
+    take_place,
     watch_start,
 )
 from minidocker.security import prepared
@@ -87,12 +85,7 @@ def join_container(
 ) -> NoReturn:
     """Enter the namespaces, and run the program; in a child where NEWPID is one."""
     die_with_parent(channel)
-    if spec.security.profile:
-        from minidocker.labels import label_next_execve
-
-        label_next_execve(spec.security.profile)
-    if spec.group:
-        join(spec.group.joined)
+    take_place(spec)
     if spec.oom_score_adj:
         put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
     prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us

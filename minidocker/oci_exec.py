@@ -12,6 +12,14 @@ from contextlib import suppress
 from minidocker.bundle import identity_of, process_of
 from minidocker.calls import SysError
 from minidocker.cgroups import move_into
+from minidocker.dialogue import (
+    heard,
+    in_child,
+    new_channel,
+    new_terminal,
+    say,
+    wait_for_go,
+)
 from minidocker.documents import Part
 from minidocker.errors import ConflictError
 from minidocker.first_process import (
@@ -38,16 +46,7 @@ from minidocker.oci_runtime import Launch, taken, write_pid
 from minidocker.oci_state import OciContainer, Phase, phase_of
 from minidocker.program import DEFAULT_PATH, ProcessSpec
 from minidocker.records import Record
-from minidocker.runtime import (
-    Process,
-    in_child,
-    new_channel,
-    new_terminal,
-    received_error,
-    say,
-    settle,
-    wait_for_go,
-)
+from minidocker.runtime import Process, settle
 from minidocker.security import prepared
 
 
@@ -136,14 +135,9 @@ def watch_entry(process: Process, channel: socket, launch: Launch) -> int:
     terminal = -1
     try:
         say(channel, b"g")
-        while message := channel.recvmsg(65536, 64):
-            word, rights = message[:2]
-            for _, _, data in rights:
-                terminal = taken(int.from_bytes(data[:4], "little"), launch)
-            if word[:1] == b"E":
-                raise received_error(word)
-            if not word:
-                return terminal
+        for _, fd in heard(channel):
+            if fd >= 0:
+                terminal = taken(fd, launch)
     except BaseException:
         with suppress(SysError):
             pidfd_send_signal(process.pidfd, signal.SIGKILL)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from minidocker.bundle import Bundle, bundle_of, read_config
 from minidocker.calls import SysError
 from minidocker.cgroups import Group, move_into
+from minidocker.dialogue import heard, in_child, new_channel, say, send_rights
 from minidocker.documents import Part
 from minidocker.durable import write_whole
 from minidocker.errors import RuntimeFault, UsageError
@@ -40,7 +41,6 @@ from minidocker.oci_state import (
 )
 from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
-from minidocker.runtime import in_child, new_channel, received_error, say
 from minidocker.security import prepared
 
 
@@ -73,14 +73,13 @@ def taken(terminal: int, launch: Launch) -> int:
     """
     if not launch.console_socket:
         return terminal
-    from _socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET
+    from _socket import AF_UNIX, SOCK_STREAM
     from _socket import socket as new_socket
 
-    rights = (SOL_SOCKET, SCM_RIGHTS, terminal.to_bytes(4, "little"))
     line = new_socket(AF_UNIX, SOCK_STREAM)
     try:
         line.connect(launch.console_socket)
-        line.sendmsg([b"/dev/ptmx"], [rights])
+        send_rights(line, b"/dev/ptmx", (terminal,))
     except OSError as why:
         what = f"console socket: {why.strerror}"
         raise RuntimeFault(what, where=launch.console_socket) from why
@@ -196,20 +195,15 @@ def attend_first(
     pid, terminal = container.pid, -1
     state = hook_state(container.id, pid, "creating", container.bundle, config)
     say(channel, b"g")
-    while message := channel.recvmsg(65536, 64):
-        word, rights = message[:2]
-        for _, _, data in rights:
-            terminal = taken(int.from_bytes(data[:4], "little"), launch)
+    for word, fd in heard(channel):
+        if fd >= 0:
+            terminal = taken(fd, launch)
         if word == b"H":
             run_hooks(config, "prestart", state)
             run_hooks(config, "createRuntime", state)
             say(channel, b"g")
         elif word == b"R":
             return terminal
-        elif word[:1] == b"E":
-            raise received_error(word)
-        elif not word:
-            break
     raise RuntimeFault("the container's first process ended before its start")
 
 

@@ -15,10 +15,11 @@ from itertools import pairwise
 
 from minidocker.calls import SysError, signal
 from minidocker.containers import timestamp
+from minidocker.dialogue import copy_window_size
 from minidocker.linux import pidfd_send_signal
 from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
-from minidocker.runtime import Process, copy_window_size
+from minidocker.runtime import Process
 
 
 # %% Who is connected to what

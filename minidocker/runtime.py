@@ -14,14 +14,17 @@ from contextlib import contextmanager, suppress
 
 from minidocker.calls import SysError
 from minidocker.cgroups import join
-from minidocker.drivers import RootView, mount_root
-from minidocker.errors import (
-    CommandNotFoundError,
-    MinidockerError,
-    NotExecutableError,
-    RuntimeFault,
-    UnsupportedError,
+from minidocker.dialogue import (
+    TIOCSCTTY,
+    ask_to_go,
+    in_child,
+    introduce,
+    listen,
+    new_channel,
+    new_terminal,
 )
+from minidocker.drivers import RootView, mount_root
+from minidocker.errors import RuntimeFault, UnsupportedError
 from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
@@ -54,7 +57,6 @@ from minidocker.namespaces import (
     flags_of,
     keep_mounts_private,
     magic,
-    open_in_root,
     pivot,
     put,
     raise_loopback,
@@ -168,144 +170,6 @@ def run_program(
     env = program_env(spec, found.home)
     alone = bool(user) and "pid" not in spec.shared
     execute(root, spec.argv, env, spec.init, alone=alone)
-
-
-# %% A terminal from inside
-TIOCSPTLCK, TIOCGPTPEER, TIOCSCTTY = 0x40045431, 0x5441, 0x540E
-TIOCGWINSZ, TIOCSWINSZ = 0x5413, 0x5414
-
-
-def make_terminal(root: int) -> tuple[int, int]:
-    """Make a pty in the devpts below ``root``; return its master and its slave."""
-    both = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    master = open_in_root(root, "/dev/pts/ptmx", both, links=False)
-    fcntl.ioctl(master, TIOCSPTLCK, bytes(4))
-    return master, fcntl.ioctl(master, TIOCGPTPEER, both)
-
-
-def copy_window_size(source: int, target: int) -> None:
-    """Give the pty ``target`` the size of the terminal ``source``, if it is one."""
-    with suppress(OSError, ValueError):  # not a terminal, or -1
-        fcntl.ioctl(target, TIOCSWINSZ, fcntl.ioctl(source, TIOCGWINSZ, bytes(8)))
-
-
-def new_terminal(root: int, spec: ProcessSpec, channel: socket) -> int:
-    """Make the pty, send its master to the parent, return its slave.
-
-    It has the size of the terminal ``spec.stdout`` before the program can ask.
-    """
-    master, slave = make_terminal(root)
-    copy_window_size(spec.stdout, master)
-    send_terminal(channel, master)
-    return slave
-
-
-# %% A line to the parent
-FAULTS = {126: NotExecutableError, 127: CommandNotFoundError}
-
-
-def new_channel() -> tuple[socket, socket]:
-    """Return two connected sockets that keep messages apart and close on exec."""
-    from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair  # `socket` costs 16 ms
-
-    return socketpair(AF_UNIX, SOCK_SEQPACKET)
-
-
-def send_terminal(channel: socket, master: int) -> None:
-    """Send the master to the parent, and close it here."""
-    from _socket import SCM_RIGHTS, SOL_SOCKET
-
-    rights = (SOL_SOCKET, SCM_RIGHTS, master.to_bytes(4, "little"))
-    channel.sendmsg([b"T"], [rights])
-    os.close(master)
-
-
-def send_error(channel: socket, why: BaseException) -> None:
-    """Send an error as status, what, where and hint."""
-    if not isinstance(why, MinidockerError):
-        text = str(why) if isinstance(why, OSError) else repr(why)
-        why = RuntimeFault(text)
-    parts = (str(why.status), why.what, why.where or "", why.hint or "")
-    channel.send(b"E" + os.fsencode("\0".join(parts))[:60000])
-
-
-def received_error(message: bytes) -> RuntimeFault:
-    """Return the error that a child sent, as the class that has its status."""
-    status, what, where, hint = os.fsdecode(message[1:]).split("\0")
-    fault = FAULTS.get(int(status), RuntimeFault)
-    return fault(what, where=where or None, hint=hint or None)
-
-
-def listen(
-    channel: socket,
-    told: Callable[[User], None] = lambda _: None,
-    program: bytes = b"",
-) -> int:
-    """Wait until the program runs; return its terminal's master, or -1.
-
-    ``told`` is called when the child has said who it is to be; ``program`` is its
-    filter. Raises what ``told`` raises, and the child's error, as the class that has
-    its status. Closes the channel.
-    """
-    terminal = -1
-    try:
-        while message := channel.recvmsg(65536, 64):
-            text, rights = message[:2]
-            for _, _, data in rights:
-                terminal = int.from_bytes(data[:4], "little")
-            if not text:
-                return terminal
-            if text[:1] == b"E":
-                raise received_error(text)
-            if text[:1] == b"U":
-                told(received_user(text))
-            if text[:1] == b"W":
-                say(channel, b"g" + program)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it was killed, which whoever waits for it will see
-    finally:
-        channel.close()
-    return terminal
-
-
-# %% A line to the parent
-def say(channel: socket, word: bytes) -> None:
-    """Send a word of the dialogue."""
-    channel.send(word)
-
-
-def wait_for_go(channel: socket) -> bytes:
-    """Wait until the parent has done its part; end with it when it has gone.
-
-    Returns what it has to give: a filter of system calls, or nothing.
-    """
-    word = channel.recv(65536)
-    if word[:1] != b"g":
-        os._exit(125)
-    return word[1:]
-
-
-def ask_to_go(channel: socket) -> bytes:
-    """Say that all is ready; return the filter when the parent has done its part.
-
-    A word that nobody reads would reset the line, and what was said on it is lost; so
-    the parent answers, and says nothing by itself.
-    """
-    say(channel, b"W")
-    return wait_for_go(channel)
-
-
-def introduce(channel: socket, user: User) -> None:
-    """Tell the parent who this process is to be."""
-    groups = ",".join(map(str, user.groups))
-    channel.send(b"U" + os.fsencode(f"{user.uid}:{user.gid}:{groups}:{user.home}"))
-
-
-def received_user(message: bytes) -> User:
-    """Return the user that a child named."""
-    uid, gid, groups, home = os.fsdecode(message[1:]).split(":", 3)
-    more = tuple(map(int, filter(None, groups.split(","))))
-    return User(int(uid), int(gid), more, home)
 
 
 # %% What is shared
@@ -488,16 +352,6 @@ def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
 
 
 # %% A new container
-def in_child(channel: socket, body: Callable[[], object]) -> NoReturn:
-    """Run ``body``, which executes a program or fails; never return to the caller."""
-    try:
-        body()
-    except BaseException as why:  # noqa: BLE001
-        send_error(channel, why)
-    finally:
-        os._exit(125)
-
-
 def labelled(spec: ProcessSpec) -> ProcessSpec:
     """Return ``spec`` with the profile of AppArmor that it gets, or none.
 
@@ -549,6 +403,19 @@ def no_namespaces(why: SysError) -> UnsupportedError:
     return UnsupportedError(f"no new namespaces: {why}", hint=hint)
 
 
+def take_place(spec: ProcessSpec) -> None:
+    """Choose the label of the next execve, and join the groups, which are the host's.
+
+    To be called while /proc and /sys are the host's, too.
+    """
+    if spec.security.profile:
+        from minidocker.labels import label_next_execve
+
+        label_next_execve(spec.security.profile)
+    if spec.group:
+        join(spec.group.joined)
+
+
 def live(
     spec: ProcessSpec,
     plan: tuple[MountStep, ...],
@@ -557,12 +424,7 @@ def live(
     late: CloneFlags,
 ) -> NoReturn:
     """Be the container's first process: take its groups, build it, run the program."""
-    if spec.security.profile:
-        from minidocker.labels import label_next_execve
-
-        label_next_execve(spec.security.profile)
-    if spec.group:
-        join(spec.group.joined)
+    take_place(spec)
     if late:
         unshare(late)
     if "pid" in spec.shared:  # those who are there may not look into us

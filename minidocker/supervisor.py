@@ -33,6 +33,7 @@ from minidocker.containers import (
     timestamp,
     write_state,
 )
+from minidocker.dialogue import in_child, listen, new_channel, send_terminal
 from minidocker.door import CHANGED, KEPT, STOPPED, open_door, take_mark
 from minidocker.durable import happened
 from minidocker.errors import NotFoundError, RuntimeFault
@@ -47,14 +48,7 @@ from minidocker.pump import (
     raw_terminal,
     signals_forwarded,
 )
-from minidocker.runtime import (
-    Process,
-    in_child,
-    listen,
-    new_channel,
-    send_terminal,
-    start,
-)
+from minidocker.runtime import Process, start
 
 
 TYPE_CHECKING = False

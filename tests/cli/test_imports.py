@@ -9,7 +9,7 @@ from cli.store import Store
 
 
 OURS = {
-    "blueprint", "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "door", "drivers", "durable", "engine", "errors",
+    "blueprint", "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "dialogue", "door", "drivers", "durable", "engine", "errors",
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
     "flags", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci",
     "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security", "springboard",

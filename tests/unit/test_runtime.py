@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minidocker import runtime
+from minidocker import dialogue, runtime
+from minidocker.dialogue import ask_to_go, introduce, listen, new_channel, send_error
 from minidocker.errors import CommandNotFoundError, RuntimeFault
 from minidocker.program import (
     ProcessSpec,
@@ -16,19 +17,17 @@ from minidocker.program import (
     find_user,
     program_env,
 )
-from minidocker.runtime import (
-    ask_to_go,
-    introduce,
-    listen,
-    new_channel,
-    send_error,
-)
 
 
 def test_doctests_hold():
     from minidocker import program
 
-    assert doctest.testmod(runtime).failed == doctest.testmod(program).failed == 0
+    assert (
+        doctest.testmod(dialogue).failed
+        == doctest.testmod(runtime).failed
+        == doctest.testmod(program).failed
+        == 0
+    )
 
 
 def test_an_error_keeps_its_type_and_its_parts_on_its_way_to_the_parent():
