@@ -81,7 +81,7 @@ def run_as_guest(
 ) -> int:
     """Start a container in the background, and be its guest from the first byte."""
     from minidocker.attach import new_seats
-    from minidocker.supervisor import run_detached
+    from minidocker.background import run_detached
 
     keys = detach_keys(given, tty=container.config.tty)
     ours, theirs = new_seats(client)
@@ -162,8 +162,8 @@ def start_attached(given: Given) -> int:
 
 def start(given: Given) -> int:
     """``start [OPTIONS] CONTAINER [CONTAINER...]``"""
+    from minidocker.background import run_detached
     from minidocker.containers import Status
-    from minidocker.supervisor import run_detached
 
     given = given.replace(flags={"sig-proxy": True, **given.flags})
     if given.on("attach") or given.on("interactive"):

@@ -31,7 +31,7 @@ from minidocker.namespaces import (
     container_flags,
 )
 from minidocker.overlayfs import Overlay
-from minidocker.program import ULIMITS, ProcessSpec, User, program_env
+from minidocker.program import ULIMITS, ProcessSpec, program_env
 from minidocker.records import json_text
 from minidocker.runtime import default_mounts, labelled, whole_user
 from minidocker.seccomp import ACTIONS, ERRNO, Machine, Profile, this_machine
@@ -40,6 +40,7 @@ from minidocker.security import (
     Security,
     docker_profile,
 )
+from minidocker.users import User
 
 
 TYPE_CHECKING = False

@@ -187,9 +187,9 @@ def stop(given: Given) -> int:
 def restart(given: Given) -> int:
     """``restart [OPTIONS] CONTAINER [CONTAINER...]``"""
     from minidocker import lifecycle
+    from minidocker.background import run_detached
     from minidocker.containers import tell
     from minidocker.door import kept
-    from minidocker.supervisor import run_detached
 
     seconds = given.number("time")
 

@@ -410,25 +410,6 @@ def write_container(store: ContainerStore, container: Container) -> None:
     batch.publish()
 
 
-RECORDS = ("config.v2.json", "hostconfig.json")  # each tells whether it removes itself
-
-
-def is_torn(store: ContainerStore, id: str) -> bool:
-    """Say whether a power cut has left only a part of one that removes itself.
-
-    One whose records are both empty is such a one: those of others are synced.
-    """
-    there = [n for n in RECORDS if is_written(store.path(id, n))]
-    for name in there:
-        try:
-            goes = read_json(store.path(id, name)).get("AutoRemove")
-        except (FileNotFoundError, ValueError):
-            return False  # it is damaged, and by no power cut
-        if not goes:
-            return False
-    return len(there) < len(RECORDS) or not store.layers.rw_is_whole(id)
-
-
 def mounts_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:
     """Read the mounts of a config.v2.json, which few containers have."""
     from minidocker.volumes import points_from

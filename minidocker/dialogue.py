@@ -17,7 +17,8 @@ from minidocker.errors import (
     RuntimeFault,
 )
 from minidocker.namespaces import open_in_root
-from minidocker.program import ProcessSpec, User
+from minidocker.program import ProcessSpec
+from minidocker.users import User
 
 
 TYPE_CHECKING = False

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from minidocker.background import in_background
 from minidocker.blueprint import ulimits_of
 from minidocker.cgroups import find_group
 from minidocker.containers import Container, ContainerStore, Status, tell
@@ -19,7 +20,7 @@ from minidocker.program import ProcessSpec
 from minidocker.pump import Client, Pump
 from minidocker.runtime import Process
 from minidocker.security import ALL_CAPABILITIES, Security
-from minidocker.supervisor import attend, has_group, in_background
+from minidocker.supervisor import attend, has_group
 
 
 TYPE_CHECKING = False

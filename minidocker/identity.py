@@ -14,9 +14,9 @@ from minidocker.dialogue import TIOCSWINSZ
 from minidocker.errors import RuntimeFault
 from minidocker.linux import Prctl, capget, capset, ioprio_set, prctl
 from minidocker.namespaces import first_line, put
-from minidocker.program import User
 from minidocker.records import Record
 from minidocker.security import SELINUX, Security, confine, drop_capabilities
+from minidocker.users import User
 
 
 # %% The nouns

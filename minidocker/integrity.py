@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from minidocker.container_verbs import Needs, notice, open_engine
-from minidocker.containers import Container, is_torn
+from minidocker.containers import Container
 from minidocker.durable import MARKS, looking, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.flags import Command, Flag, Given, default_root
 from minidocker.layers import Layer, read_text
+from minidocker.lifecycle import is_torn
 from minidocker.mounts import UmountFlags, mountinfo, umount2
 from minidocker.networks import NetworkStore
 from minidocker.oci import ImageConfig, chain_ids, hex_of, is_digest, short_id

@@ -22,7 +22,6 @@ from minidocker.containers import (
     claim_name,
     description,
     discard,
-    is_torn,
     names_of,
     no_such,
     signal_process,
@@ -31,8 +30,10 @@ from minidocker.containers import (
 )
 from minidocker.door import CHANGED, KEPT, STOPPED, make_mark, ring
 from minidocker.durable import (
+    is_written,
     looking,
     marked,
+    read_json,
     store_lock,
     sync_path,
     write_lasting,
@@ -241,6 +242,25 @@ def sweep_containers(store: ContainerStore) -> None:
     for name in os.listdir(store.names) if os.path.isdir(store.names) else ():
         if not is_called(store, os.readlink(f"{store.names}/{name}"), name):
             os.unlink(f"{store.names}/{name}")
+
+
+RECORDS = ("config.v2.json", "hostconfig.json")  # each tells whether it removes itself
+
+
+def is_torn(store: ContainerStore, id: str) -> bool:
+    """Say whether a power cut has left only a part of one that removes itself.
+
+    One whose records are both empty is such a one: those of others are synced.
+    """
+    there = [n for n in RECORDS if is_written(store.path(id, n))]
+    for name in there:
+        try:
+            goes = read_json(store.path(id, name)).get("AutoRemove")
+        except (FileNotFoundError, ValueError):
+            return False  # it is damaged, and by no power cut
+        if not goes:
+            return False
+    return len(there) < len(RECORDS) or not store.layers.rw_is_whole(id)
 
 
 def is_called(store: ContainerStore, id: str, name: str) -> bool:

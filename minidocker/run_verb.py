@@ -381,10 +381,12 @@ def run(given: Given) -> int:
         from minidocker.rehearsal import rehearse
 
         return rehearse(engine, container, given)
-    from minidocker.supervisor import run_detached, run_foreground
+    from minidocker.supervisor import run_foreground
 
     store, client = engine.containers, client_of(container.config)
     if given.on("detach"):
+        from minidocker.background import run_detached
+
         run_detached(store, container)
         print(container.id)
         return 0

@@ -64,18 +64,16 @@ from minidocker.namespaces import (
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import (
     ProcessSpec,
-    User,
     become,
     die_with_parent,
-    find_user,
     go_to,
     program_env,
     reset_signals,
     set_ulimits,
-    with_groups,
 )
 from minidocker.records import Record
 from minidocker.security import APPARMOR, docker_mounts, prepared
+from minidocker.users import User, find_user, with_groups
 
 
 TYPE_CHECKING = False

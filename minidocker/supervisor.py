@@ -1,7 +1,7 @@
 # From book/462-supervisor.md. Edit there and tangle, or here and tangle --back.
 
 # %% The supervisor: somebody has to wait
-"""Attend a container from its start to its end; detach."""
+"""Attend a container from its start to its end."""
 
 from __future__ import annotations
 
@@ -33,22 +33,21 @@ from minidocker.containers import (
     timestamp,
     write_state,
 )
-from minidocker.dialogue import in_child, listen, new_channel, send_terminal
 from minidocker.door import CHANGED, KEPT, STOPPED, open_door, take_mark
 from minidocker.durable import happened
 from minidocker.errors import NotFoundError, RuntimeFault
-from minidocker.program import HostConfig, Network, ProcessSpec, User
+from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import (
     Client,
     JsonLog,
     Pump,
-    let_go,
     make_ends,
     pump_process,
     raw_terminal,
     signals_forwarded,
 )
 from minidocker.runtime import Process, start
+from minidocker.users import User
 
 
 TYPE_CHECKING = False
@@ -450,67 +449,3 @@ def run_foreground(
 ) -> int:
     """Run a container attached to ``client``, or 0, 1, 2; return its exit status."""
     return Supervisor(store, container, client or Client()).run()
-
-
-# %% Left behind on purpose
-def in_background(
-    work: Callable[[Callable[[int], None]], object], seat: Seat | None = None
-) -> int:
-    """Do ``work`` in a process of its own; return when it calls what it is given.
-
-    It calls with a terminal or -1; ours is a copy, which is returned. Raises what
-    ``work`` raises before. Nothing of the caller is kept open but ``seat``, which is
-    closed here.
-    """
-    ours, theirs = new_channel()
-    middle = os.fork()
-    if middle == 0:
-        ours.close()
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        in_child(theirs, lambda: leave(work, theirs, seat))
-    theirs.close()
-    if seat:
-        seat.close()
-    os.waitpid(middle, 0)
-    return listen(ours)
-
-
-def leave(
-    work: Callable[[Callable[[int], None]], object],
-    channel: socket,
-    seat: Seat | None,
-) -> None:
-    """Let go, work, and end."""
-    os.chdir("/")
-    let_go(channel.fileno(), *(seat.fds if seat else ()))
-
-    def report(terminal: int) -> None:
-        if seat and terminal >= 0:
-            send_terminal(channel, os.dup(terminal))
-        channel.close()
-
-    work(report)
-    os._exit(0)
-
-
-# %% Left behind on purpose
-def run_detached(
-    store: ContainerStore, container: Container, seat: Seat | None = None
-) -> int:
-    """Start a container under a supervisor of its own; return when it runs.
-
-    Returns a copy of its terminal's master for who has ``seat``, else -1. Raises what
-    the start raised.
-    """
-
-    def work(started: Callable[[int], None]) -> None:
-        root = os.path.dirname(store.root)
-        if os.path.exists(f"{root}/userns"):
-            from minidocker.rootless import note_inside
-
-            note_inside(root)
-        Supervisor(store, container, None, started, seat).run()
-
-    return in_background(work, seat)

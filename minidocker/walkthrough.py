@@ -25,9 +25,10 @@ from minidocker.namespaces import (
     flags_of,
 )
 from minidocker.overlayfs import Overlay, has_appending
-from minidocker.program import ULIMITS, ProcessSpec, User, is_mapped
+from minidocker.program import ULIMITS, ProcessSpec, is_mapped
 from minidocker.records import Record
 from minidocker.runtime import default_mounts
+from minidocker.users import User
 
 
 # %% The noun

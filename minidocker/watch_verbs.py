@@ -27,7 +27,6 @@ from minidocker.containers import (
     ContainerStore,
     State,
     Status,
-    is_torn,
     tell,
     timestamp,
 )
@@ -50,6 +49,7 @@ from minidocker.flags import (
     Flag,
     Given,
 )
+from minidocker.lifecycle import is_torn
 from minidocker.logs import LogEntry, fixed_time
 from minidocker.logs import logs as log_entries
 from minidocker.network_views import network_settings

@@ -13,7 +13,7 @@ OURS = {
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
     "flags", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci",
     "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security", "springboard",
-    "supervisor", "trees",
+    "supervisor", "trees", "users",
 }  # fmt: skip
 STANDARD = {
     "__future__", "_ctypes", "_json", "_sha2", "_sha256", "_socket", "_struct", "abc",

@@ -332,9 +332,9 @@ def test_the_files_tell_names_as_they_were_asked_for(shop: Store) -> None:
 
 
 def test_a_container_that_starts_again_gets_its_network_again(shop: Store) -> None:
+    from minidocker.background import run_detached
     from minidocker.containers import ContainerStore
     from minidocker.engine import Engine
-    from minidocker.supervisor import run_detached
 
     serve(shop, "web", 80, "-p", "8080:80")
     shop.says("kill", "web")

@@ -19,6 +19,7 @@ from test_namespaces import Failed, apart, forked
 from test_running import busybox  # noqa: F401
 
 from minidocker.archive import pack
+from minidocker.background import run_detached
 from minidocker.blueprint import complete_config
 from minidocker.containers import Container, ContainerStore, Status
 from minidocker.drivers import DRIVERS
@@ -33,10 +34,7 @@ from minidocker.logs import logs
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import Client
-from minidocker.supervisor import (
-    run_detached,
-    run_foreground,
-)
+from minidocker.supervisor import run_foreground
 
 
 class World:

@@ -10,13 +10,8 @@ import pytest
 from minidocker import dialogue, runtime
 from minidocker.dialogue import ask_to_go, introduce, listen, new_channel, send_error
 from minidocker.errors import CommandNotFoundError, RuntimeFault
-from minidocker.program import (
-    ProcessSpec,
-    User,
-    die_with_parent,
-    find_user,
-    program_env,
-)
+from minidocker.program import ProcessSpec, die_with_parent, program_env
+from minidocker.users import User, find_user
 
 
 def test_doctests_hold():
