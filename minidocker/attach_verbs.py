@@ -38,14 +38,11 @@ if TYPE_CHECKING:
 # %% To be a guest
 def process_of(store: ContainerStore, container: Container) -> int:
     """Open the pidfd of a container's first process; -1 when it has gone already."""
-    from minidocker.linux import pidfd_open, start_time
+    from minidocker.linux import open_process
 
     state = store.state(container.id)
     with suppress(OSError):
-        handle = pidfd_open(state.pid)
-        if start_time(state.pid) == state.start_time:
-            return handle
-        os.close(handle)
+        return open_process(state.pid, state.start_time)
     return -1
 
 

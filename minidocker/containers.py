@@ -33,7 +33,7 @@ from minidocker.errors import (
 from minidocker.etc_files import network_files, write_network_files
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
-from minidocker.linux import pidfd_open, pidfd_send_signal, start_time
+from minidocker.linux import open_process, pidfd_send_signal
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
 from minidocker.program import PLAIN_HOST, HostConfig, host_config
 from minidocker.records import Enum, Record, json_text
@@ -192,16 +192,14 @@ def write_state(path: str, state: State) -> None:
 def signal_process(state: State, number: int) -> None:
     """Send a signal to the process that a state names, and to no other.
 
-    Silent when that process is gone. The pidfd is opened before the birth is
-    compared, so the process compared is the process signalled.
+    Silent when that process is gone.
     """
     try:
-        handle = pidfd_open(state.pid)
+        handle = open_process(state.pid, state.start_time)
     except OSError:
         return
     try:
-        if start_time(state.pid) == state.start_time:
-            pidfd_send_signal(handle, number)
+        pidfd_send_signal(handle, number)
     except SysError as why:
         if why.errno != errno.ESRCH:
             raise

@@ -104,9 +104,7 @@ def build_container(bundle: Bundle, channel: socket, state: dict[str, Any]) -> i
     """Build the container around this process; return its terminal's slave, or -1."""
     spec = bundle.spec
     cut_off(bundle.rootfs, bundle.propagation)
-    if spec.view is None:
-        raise RuntimeFault("no root file system was given")
-    root = mount_view(spec.view, spec.rootfs)
+    root = mount_view(spec)
     for step in spec.mounts:
         try:
             apply_mounts((step,), root)

@@ -75,12 +75,12 @@ def name_of(uid: int) -> str:
 
 
 # %% Writing a map
-def find_helper(name: str) -> str:
-    """Return the path of newuidmap or newgidmap, or nothing."""
-    for place in os.environ.get("PATH", "/usr/bin").split(":"):
-        path = f"{place}/{name}"
-        if os.access(path, os.X_OK):
-            return path
+def find_program(name: str, path: str | None = None) -> str:
+    """Return where a program is, of the directories in ``path`` or $PATH; or ""."""
+    places = os.environ.get("PATH", os.defpath) if path is None else path
+    for place in places.split(":"):
+        if os.access(f"{place}/{name}", os.X_OK):
+            return f"{place}/{name}"
     return ""
 
 
@@ -94,7 +94,7 @@ def write_map(pid: int, kind: str, ranges: Iterable[IdRange]) -> None:
     try:
         put(f"/proc/{pid}/{kind}_map", map_text(ranges))
     except PermissionError as why:
-        helper = find_helper(f"new{kind}map")
+        helper = find_program(f"new{kind}map")
         words = [str(number) for one in ranges for number in one]
         line = [helper, str(pid), *words]
         if not helper or os.spawnv(os.P_WAIT, helper, line):  # noqa: S606

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from minidocker.errors import RuntimeFault
+from minidocker.idmaps import find_program
 from minidocker.namespaces import first_line, put
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.security import APPARMOR, UNCONFINED, Security
@@ -65,10 +66,7 @@ def loaded_profiles() -> set[str] | None:
 
 def find_parser() -> str:
     """Return the path of apparmor_parser, or nothing."""
-    for place in (*os.environ.get("PATH", "").split(":"), "/usr/sbin"):
-        if os.access(f"{place}/apparmor_parser", os.X_OK):
-            return f"{place}/apparmor_parser"
-    return ""
+    return find_program("apparmor_parser", f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 def load_default() -> str:

@@ -44,7 +44,7 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
 )
-from minidocker.linux import pidfd_open, start_time
+from minidocker.linux import open_process
 from minidocker.program import HostConfig
 from minidocker.records import json_text
 
@@ -88,12 +88,10 @@ def wait_until_gone(state: State, seconds: float) -> bool:
     Negative ``seconds`` wait for ever.
     """
     try:
-        handle = pidfd_open(state.pid)
+        handle = open_process(state.pid, state.start_time)
     except OSError:
         return True
     try:
-        if start_time(state.pid) != state.start_time:
-            return True
         waiting = select.poll()
         waiting.register(handle, select.POLLIN)
         return bool(waiting.poll(seconds * 1000 if seconds >= 0 else None))

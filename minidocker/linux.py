@@ -237,6 +237,19 @@ def start_time(pid: int) -> int:
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def open_process(pid: int, born: int) -> int:
+    """Open the process that has a number and was born then; the caller closes.
+
+    The pidfd is there before the birth is compared, so the process compared is the
+    process opened. Raises ESRCH where it has gone, whoever has its number now.
+    """
+    handle = pidfd_open(pid)
+    if start_time(pid) == born:
+        return handle
+    os.close(handle)
+    raise SysError(errno.ESRCH, "pidfd_open", pid, 0)
+
+
 def pidfd_send_signal(pidfd: int, signal: int) -> None:
     """Send a signal to the process of a pidfd. Raises ESRCH once it is gone.
 

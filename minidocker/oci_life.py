@@ -15,7 +15,7 @@ from minidocker.documents import Part
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.freezer import set_frozen
 from minidocker.hooks import hook_state, hooks_of, run_hook
-from minidocker.linux import pidfd_open, pidfd_send_signal, start_time
+from minidocker.linux import open_process, pidfd_send_signal
 from minidocker.oci_groups import limit_group, pids_in, remove_at
 from minidocker.oci_state import OciContainer, Phase, load, phase_of, remove_home
 
@@ -27,12 +27,10 @@ def signal_first(container: OciContainer, number: int) -> None:
     Raises ConflictError when it does not run.
     """
     try:
-        pidfd = pidfd_open(container.pid)
+        pidfd = open_process(container.pid, container.start_time)
     except SysError as why:
         raise ConflictError("container not running") from why
     try:
-        if start_time(container.pid) != container.start_time:
-            raise ConflictError("container not running")
         pidfd_send_signal(pidfd, number)
     finally:
         os.close(pidfd)

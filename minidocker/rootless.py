@@ -16,7 +16,7 @@ from minidocker.idmaps import (
     SUBGID,
     SUBUID,
     IdRange,
-    find_helper,
+    find_program,
     name_of,
     own_ranges,
     write_map,
@@ -41,7 +41,7 @@ class OwnIds(Record):
 # %% Which ids are ours
 def why_powerless(helper: str) -> str:
     """Say why newuidmap or newgidmap can do nothing for us; "" if it can."""
-    path = find_helper(helper)
+    path = find_program(helper)
     if not path:
         return f"{helper} is not installed"
     if prctl(Prctl.GET_NO_NEW_PRIVS):

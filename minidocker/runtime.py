@@ -23,7 +23,7 @@ from minidocker.dialogue import (
     new_channel,
     new_terminal,
 )
-from minidocker.drivers import RootView, mount_root
+from minidocker.drivers import mount_root
 from minidocker.errors import RuntimeFault, UnsupportedError
 from minidocker.last_call import execute
 from minidocker.linux import (
@@ -272,10 +272,12 @@ def borrowed_shm(pidfd: int) -> int:
 
 
 # %% A new container
-def mount_view(view: RootView, rootfs: str) -> int:
-    """Mount a root file system at ``rootfs``; return a descriptor of its top."""
-    mount_root(view, rootfs)
-    return os.open(rootfs, PLACE | os.O_DIRECTORY)
+def mount_view(spec: ProcessSpec) -> int:
+    """Mount the root file system of a spec; return a descriptor of its top."""
+    if spec.view is None:
+        raise RuntimeFault("no root file system was given")
+    mount_root(spec.view, spec.rootfs)
+    return os.open(spec.rootfs, PLACE | os.O_DIRECTORY)
 
 
 def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
@@ -311,9 +313,7 @@ def enter_container(
     shared = spec.shared
     mounts = tuple(step.ahead() for step in spec.mounts)
     keep_mounts_private()
-    if spec.view is None:
-        raise RuntimeFault("no root file system was given")
-    root = mount_view(spec.view, spec.rootfs)
+    root = mount_view(spec)
     user = whole_user(root, spec)
     introduce(channel, user)
     apply_mounts(plan, root)

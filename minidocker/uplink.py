@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from minidocker.calls import signal
 from minidocker.errors import RuntimeFault, UnsupportedError
+from minidocker.idmaps import find_program
 from minidocker.linux import CloneFlags, Prctl, prctl, setns, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
 from minidocker.namespaces import magic
@@ -77,14 +78,12 @@ def find_uplink(path: str | None = None) -> Uplink:
 
     Raises UnsupportedError when there is none, or no device for it to open.
     """
-    places = (os.environ.get("PATH", os.defpath) if path is None else path).split(":")
     for name in NAMES:
-        for place in places:
-            if os.access(f"{place}/{name}", os.X_OK):
-                if os.access(TUN, os.R_OK | os.W_OK):
-                    return Uplink(name, f"{place}/{name}")
-                what = f"{TUN}, which {name} needs, may not be opened"
-                raise UnsupportedError(what, hint=f"as root: chmod 666 {TUN}")
+        if program := find_program(name, path):
+            if os.access(TUN, os.R_OK | os.W_OK):
+                return Uplink(name, program)
+            what = f"{TUN}, which {name} needs, may not be opened"
+            raise UnsupportedError(what, hint=f"as root: chmod 666 {TUN}")
     what = "neither pasta nor slirp4netns is installed"
     raise UnsupportedError(what, hint="as root, install one of them")
 
