@@ -174,7 +174,10 @@ def follow(
 def run(options: argparse.Namespace, out: dict[int, Callable[[bytes], object]]) -> int:
     """Boot, run, clean up; return the command's exit status."""
     program, modules = find_kernel()
-    place = tempfile.mkdtemp(prefix="minidocker-uml-")
+    temporary = tempfile.gettempdir()
+    if temporary.startswith("/dev/"):  # the guest mounts its own before it has an init
+        temporary = "/var/tmp"
+    place = tempfile.mkdtemp(prefix="minidocker-uml-", dir=temporary)
     PRCTL(SUBREAPER, 1, 0, 0, 0)
     watcher, told = guard(place)
     guest = None
