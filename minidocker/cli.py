@@ -18,7 +18,6 @@ from minidocker.flags import (
     Flag,
     Given,
     command_help,
-    completion,
     group_help,
     parse_command,
     parse_flags,
@@ -282,6 +281,8 @@ def find_command(words: list[str]) -> tuple[Command, list[str]]:
 # %% Our own commands
 def show_completion(given: Given) -> int:
     """``completion bash|zsh|fish``"""
+    from minidocker.completion import completion
+
     print(completion(every_command(), given.args[0], ALIASES))
     return 0
 

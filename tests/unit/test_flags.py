@@ -4,12 +4,12 @@ import subprocess
 
 import pytest
 
+from minidocker.completion import completion
 from minidocker.errors import UsageError, WordFault
 from minidocker.flags import (
     Command,
     Flag,
     Takes,
-    completion,
     parse_command,
     parse_flags,
     refused,
