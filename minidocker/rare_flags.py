@@ -12,7 +12,6 @@ from minidocker.container_verbs import notice
 from minidocker.errors import RuntimeFault, UsageError, WordFault
 from minidocker.finer_limits import RATES, check_finer
 from minidocker.flags import LIST, NUMBER, TEXT, Flag, Given, refused, size, wrong
-from minidocker.manifests import parse_platform
 from minidocker.neighbours import parse_link
 from minidocker.program import HostConfig, Network
 
@@ -189,6 +188,4 @@ def with_rare(given: Given, host: HostConfig) -> HostConfig:
     if given.flags.get("disable-content-trust") is False:
         what = "images cannot be verified here: there is no notary"
         raise WordFault(what, hint="an image named by its digest is what it says")
-    if given.text("platform"):
-        parse_platform(given.text("platform"))
     return host.replace(further=tuple(found.items()), links=linked(given, host))

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from minidocker.containers import Container
+    from minidocker.manifests import Platform
     from minidocker.pump import Client
 
 
@@ -320,13 +321,14 @@ def made(given: Given) -> tuple[Engine, Container]:
 
         config, words = network_flags.with_network(given, config, words)
     refuse_old_cidfile(given.text("cidfile"))
+    platform = platform_of(given.text("platform"))
     engine = open_engine(given, Needs.TREES)
     host = host_of(given, words, engine)
     when = pull_policy(given.text("pull"))
     if networked:
         wish = network_flags.wish_of(given)
         network_flags.check_network(engine, host, wish)
-    name, platform = given.text("name"), given.text("platform")
+    name = given.text("name")
     container = engine.create(
         given.args[0], config, host, name, when, platform=platform
     )
@@ -336,6 +338,15 @@ def made(given: Given) -> tuple[Engine, Container]:
         with open(path, "x", encoding="ascii") as file:
             file.write(container.id)
     return engine, container
+
+
+def platform_of(text: str) -> Platform | None:
+    """Return what ``--platform`` names. Raises UsageError."""
+    if not text:
+        return None
+    from minidocker.manifests import parse_platform
+
+    return parse_platform(text)
 
 
 def refuse_old_cidfile(path: str) -> None:

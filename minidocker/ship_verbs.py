@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from minidocker.compression import Codec, codec_named
 from minidocker.container_verbs import Needs, open_engine, print_lines
 from minidocker.durable import store_lock
-from minidocker.engine import BASE, Engine
+from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, UsageError
 from minidocker.flags import MAX_SIZE, TEXT, Command, Flag, Given, size
 from minidocker.loading import load as load_images
 from minidocker.manifests import parse_platform
 from minidocker.oci import short_id
+from minidocker.opened_store import BASE
 from minidocker.parcels import Source, directory_source, source_of
 from minidocker.transfer import Format, Packing, orders_of, shelf_at
 from minidocker.transfer import save as save_images
