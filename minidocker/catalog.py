@@ -395,6 +395,15 @@ def moment_of(text: str, now: int) -> int:
     raise WordFault(f'cannot read the time "{text}"', hint=hint)
 
 
+def moment_said(text: str, flag: str) -> int | None:
+    """Return what a flag names, such as ``since``; None for "". Raises WordFault."""
+    try:
+        return moment_of(text, time.time_ns()) if text else None
+    except UsageError as why:
+        what = f'invalid value for "{flag}": {why.what}'
+        raise WordFault(what, hint=why.hint) from why
+
+
 # %% The tree
 class Branch(Record):
     """An image, those that stand on it, and what it adds to the one below.

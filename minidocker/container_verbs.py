@@ -32,6 +32,8 @@ from minidocker.records import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from minidocker.containers import Container
 
 
@@ -155,19 +157,51 @@ def need_terminal(given: Given) -> None:
 def each_container(
     given: Given, action: Callable[[Engine, Container], object], needs: Needs
 ) -> int:
-    """Do ``action`` to each container that is named; print the names as given.
+    """Do ``action`` to each container that is named."""
+    engine = open_engine(given, needs)
+    return each_named(
+        given, lambda text: action(engine, engine.containers.resolve(text))
+    )
+
+
+def each_named(given: Given, action: Callable[[str], object]) -> int:
+    """Do ``action`` to each name; print the names as given, or what it returns.
 
     What ``--force`` is to remove, and is not there, is told and no failure.
     """
-    engine, status = open_engine(given, needs), 0
+    status = 0
     for text in given.args:
         try:
-            answer = action(engine, engine.containers.resolve(text))
+            answer = action(text)
             print(text if answer is None else answer, flush=True)
         except MinidockerError as why:
             notice(f"minidocker: {why}")
             gone = isinstance(why, NotFoundError) and given.on("force")
             status = status if gone else why.status
+    return status
+
+
+# %% Looking after containers
+def inspect_each(given: Given, find: Callable[[str], dict[str, Any]]) -> int:
+    """Print the document of each thing that is named, all in a list or by a format."""
+    from minidocker.oci import go_json
+    from minidocker.values import fill
+    from minidocker.views import pretty
+
+    form, found, status = given.text("format"), [], 0
+    for text in given.args:
+        try:
+            found.append(find(text))
+            if form:
+                one = found[-1]
+                print(go_json(one).decode() if form == "json" else fill(form, one))
+        except MinidockerError as why:
+            if isinstance(why, UsageError):  # of the template, not of one thing
+                raise
+            notice(f"minidocker: {why}")
+            status = why.status
+    if not form:
+        print(pretty(found))
     return status
 
 
@@ -249,20 +283,17 @@ def unlink(given: Given) -> int:
     from minidocker import lifecycle
     from minidocker.neighbours import without_link
 
-    store, status = open_engine(given).containers, 0
-    for text in given.args:
+    store = open_engine(given).containers
+
+    def action(text: str) -> None:
         name, slash, alias = text.removeprefix("/").partition("/")
-        try:
-            container = store.resolve(name)
-            if not slash:
-                what = "conflict, cannot remove the default link name of the container"
-                raise ConflictError(what)
-            lifecycle.rewrite_host(store, container, without_link(container, alias))
-            print(text)
-        except MinidockerError as why:
-            notice(f"minidocker: {why}")
-            status = why.status
-    return status
+        container = store.resolve(name)
+        if not slash:
+            what = "conflict, cannot remove the default link name of the container"
+            raise ConflictError(what)
+        lifecycle.rewrite_host(store, container, without_link(container, alias))
+
+    return each_named(given, action)
 
 
 def wait(given: Given) -> int:

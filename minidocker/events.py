@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 
-from minidocker.catalog import Filters, has_label, moment_of, parse_filters
+from minidocker.catalog import Filters, has_label, moment_said, parse_filters
 from minidocker.container_verbs import open_engine
-from minidocker.errors import UsageError, WordFault
 from minidocker.flags import FILTER, FORMAT, TEXT, Command, Flag, Given
 from minidocker.logs import moved_on, open_files
 from minidocker.values import fill
@@ -126,21 +125,12 @@ def event_line(event: Event) -> str:
     return f"{text} ({about})" if about else text
 
 
-def moment(given: Given, flag: str) -> int | None:
-    """Return the moment of a flag in nanoseconds, or None."""
-    text = given.text(flag)
-    try:
-        return moment_of(text, time.time_ns()) if text else None
-    except UsageError as why:
-        raise WordFault(f'invalid value for "{flag}": {why.what}') from why
-
-
 def events(given: Given) -> int:
     """``events [OPTIONS]``"""
     filters = parse_filters(given.list("filter"), EVENT_FILTERS)
     since, until, form = (
-        moment(given, "since"),
-        moment(given, "until"),
+        moment_said(given.text("since"), "since"),
+        moment_said(given.text("until"), "until"),
         given.text("format"),
     )
     path = f"{open_engine(given).root}/events.json"

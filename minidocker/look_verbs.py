@@ -20,7 +20,7 @@ from minidocker.catalog import (
     parse_filters,
     repository_of,
 )
-from minidocker.errors import MinidockerError, NotFoundError, UsageError, WordFault
+from minidocker.errors import NotFoundError, UsageError, WordFault
 from minidocker.flags import (
     FILTER,
     FORMAT,
@@ -274,29 +274,13 @@ def inspected(engine: Engine, text: str, given: Given) -> dict[str, Any]:
 
 def inspect(given: Given) -> int:
     """``inspect [OPTIONS] NAME|ID [NAME|ID...]``"""
-    from minidocker.container_verbs import notice, open_engine
-    from minidocker.oci import go_json
-    from minidocker.values import fill
-    from minidocker.views import pretty
+    from minidocker.container_verbs import inspect_each, open_engine
 
     if given.text("type") not in ("", *KINDS):
         what = f'"{given.text("type")}" is not a valid value for --type'
         raise WordFault(what, hint=", ".join(KINDS))
-    engine, form, found, status = open_engine(given), given.text("format"), [], 0
-    for text in given.args:
-        try:
-            one = inspected(engine, text, given)
-            found.append(one)
-            if form:
-                print(go_json(one).decode() if form == "json" else fill(form, one))
-        except MinidockerError as why:
-            if isinstance(why, UsageError):
-                raise
-            notice(f"minidocker: {why}")
-            status = why.status
-    if not form:
-        print(pretty(found))
-    return status
+    engine = open_engine(given)
+    return inspect_each(given, lambda text: inspected(engine, text, given))
 
 
 # %% One image

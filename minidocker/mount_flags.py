@@ -9,8 +9,14 @@ import os
 
 from minidocker.errors import RuntimeFault, UsageError, did_you_mean
 from minidocker.flags import Given, wrong
+from minidocker.mounts import mountinfo
 from minidocker.program import HostConfig
-from minidocker.volumes import PROPAGATIONS, check_options, check_volume_name
+from minidocker.volumes import (
+    PROPAGATIONS,
+    check_driver,
+    check_options,
+    check_volume_name,
+)
 
 
 TYPE_CHECKING = False
@@ -59,15 +65,13 @@ def mount_of(path: str) -> tuple[str, list[str]]:
 
     Source: proc_pid_mountinfo(5).
     """
-    best: tuple[str, list[str]] = ("/", [])
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        for line in file:
-            fields = line.split(" ")
-            place, tags = fields[4], fields[6 : fields.index("-")]
-            inside = f"{path}/".startswith(f"{place.rstrip('/')}/")
-            if inside and len(place) >= len(best[0]):
-                best = (place, tags)
-    return best
+    around = [
+        m for m in mountinfo() if f"{path}/".startswith(m.target.rstrip("/") + "/")
+    ]
+    if not around:  # in a chroot the root is no mount
+        return "/", []
+    best = max(reversed(around), key=lambda one: len(one.target))  # it hides the others
+    return best.target, best.propagation.split()
 
 
 def volume_text(text: str) -> str:
@@ -217,9 +221,7 @@ def volume_options(found: dict[str, Any], text: str) -> dict[str, Any]:
     """Return the options of a volume."""
     if source := found.get("source"):
         check_volume_name(source)
-    if (name := found.get("volume-driver", "local")) != "local":
-        what = f'error looking up volume plugin {name}: plugin "{name}" not found'
-        raise UsageError(what, hint="local is the only one here")
+    check_driver(found.get("volume-driver", ""))
     labels = dict(label.partition("=")[::2] for label in found.get("volume-label", ()))
     options: dict[str, Any] = {"Labels": labels} if labels else {}
     if words := found.get("volume-opt"):

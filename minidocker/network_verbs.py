@@ -11,13 +11,18 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from minidocker.catalog import Filters, all_labels_match, parse_filters
-from minidocker.container_verbs import label_map, notice, open_engine, print_text
+from minidocker.container_verbs import (
+    each_named,
+    inspect_each,
+    label_map,
+    open_engine,
+    print_text,
+)
 from minidocker.containers import timestamp
 from minidocker.durable import event_fields, happened, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import (
     ConflictError,
-    MinidockerError,
     NotFoundError,
     UnsupportedError,
     UsageError,
@@ -53,7 +58,7 @@ from minidocker.networks import (
     read_cidr,
     width_of,
 )
-from minidocker.oci import go_json, matches
+from minidocker.oci import matches
 from minidocker.overlayfs import is_first_user_namespace
 from minidocker.removal import may_prune
 from minidocker.sandbox import network_store
@@ -285,22 +290,8 @@ def ls(given: Given) -> int:
 
 def inspect(given: Given) -> int:
     """``network inspect [OPTIONS] NETWORK [NETWORK...]``"""
-    from minidocker.values import fill
-    from minidocker.views import pretty
-
-    store, found, status = network_store(open_engine(given).containers), [], 0
-    for text in given.args:
-        try:
-            found.append(inspect_network(store, text))
-        except MinidockerError as why:
-            notice(f"minidocker: {why}")
-            status = why.status
-    if form := given.text("format"):
-        for one in found:
-            print(go_json(one).decode() if form == "json" else fill(form, one))
-    else:
-        print(pretty(found))
-    return status
+    store = network_store(open_engine(given).containers)
+    return inspect_each(given, lambda text: inspect_network(store, text))
 
 
 # %% Remove
@@ -322,15 +313,12 @@ def remove_network(store: NetworkStore, text: str) -> str:
 
 def rm(given: Given) -> int:
     """``network rm NETWORK [NETWORK...]``"""
-    store, status = network_store(open_engine(given).containers), 0
-    for text in given.args:
-        try:
-            remove_network(store, text)
-            print(text, flush=True)
-        except MinidockerError as why:
-            notice(f"minidocker: {why}")
-            status = why.status
-    return status
+    store = network_store(open_engine(given).containers)
+
+    def action(text: str) -> None:
+        remove_network(store, text)
+
+    return each_named(given, action)
 
 
 PRUNED = (

@@ -14,6 +14,7 @@ from minidocker.finer_limits import RATES, check_finer
 from minidocker.flags import LIST, NUMBER, TEXT, Flag, Given, refused, size, wrong
 from minidocker.neighbours import parse_link
 from minidocker.program import HostConfig, Network
+from minidocker.volumes import check_driver
 
 
 TYPE_CHECKING = False
@@ -87,6 +88,11 @@ def rate_of(text: str, flag: str) -> dict[str, Any]:
 
 
 # %% Limits
+RATE_FLAGS = (
+    "device-read-bps", "device-write-bps", "device-read-iops", "device-write-iops",
+)  # fmt: skip
+
+
 def finer_limits(given: Given) -> dict[str, Any]:
     """Return the finer limits of a command line, under Docker's names."""
     numbers = {
@@ -98,8 +104,7 @@ def finer_limits(given: Given) -> dict[str, Any]:
     found: dict[str, Any] = {name: value for name, value in numbers.items() if value}
     if (swappiness := given.number("memory-swappiness")) not in (None, -1):
         found["MemorySwappiness"] = swappiness
-    flags = ("device-read-bps", "device-write-bps", "device-read-iops")
-    for name, flag in zip(RATES, (*flags, "device-write-iops"), strict=True):
+    for name, flag in zip(RATES, RATE_FLAGS, strict=True):
         if texts := given.list(flag):
             found[name] = [rate_of(text, flag) for text in texts]
     if texts := given.list("blkio-weight-device"):
@@ -137,17 +142,10 @@ def only_ours(text: str) -> None:
         raise WordFault(what, hint="minidocker itself runs its containers")
 
 
-def only_local(text: str) -> None:
-    """Refuse another ``--volume-driver``."""
-    if text != "local":
-        what = f'error looking up volume plugin {text}: plugin "{text}" not found'
-        raise WordFault(what, hint="local is the only one here")
-
-
 ONLY: dict[str, tuple[str, Callable[[str], None]]] = {
     "isolation": ("Isolation", only_default),
     "runtime": ("Runtime", only_ours),
-    "volume-driver": ("VolumeDriver", only_local),
+    "volume-driver": ("VolumeDriver", check_driver),
 }
 
 

@@ -15,6 +15,7 @@ from minidocker.catalog import (
 )
 from minidocker.container_verbs import (
     Needs,
+    inspect_each,
     label_map,
     notice,
     open_engine,
@@ -23,9 +24,8 @@ from minidocker.container_verbs import (
 )
 from minidocker.durable import store_lock
 from minidocker.engine import Engine
-from minidocker.errors import MinidockerError, NotFoundError, WordFault
+from minidocker.errors import MinidockerError, NotFoundError
 from minidocker.flags import FILTER, FORMAT, LIST, QUIET, TEXT, Command, Flag, Given
-from minidocker.oci import go_json
 from minidocker.removal import prune_volumes
 from minidocker.storing import (
     remove_volume,
@@ -35,9 +35,7 @@ from minidocker.storing import (
 )
 from minidocker.tables import formatted, human_size, view_of
 from minidocker.tidy_verbs import FORCE, confirmed, tell_of_prune, told
-from minidocker.values import fill
-from minidocker.views import pretty
-from minidocker.volumes import Volume, volumes_turn
+from minidocker.volumes import Volume, check_driver, volumes_turn
 
 
 # %% Make and look
@@ -47,10 +45,7 @@ def create(given: Given) -> int:
     if flag and args:
         what = "conflicting options: either specify --name or provide positional arg"
         raise MinidockerError(what)
-    driver = given.text("driver") or "local"
-    if driver != "local":
-        what = f'error looking up volume plugin {driver}: plugin "{driver}" not found'
-        raise WordFault(what, hint="local is the only one here")
+    check_driver(given.text("driver"))
     volumes = volume_store(open_engine(given).containers)
     name = flag or (args[0] if args else "")
     with store_lock(volumes.store), volumes_turn(volumes):
@@ -114,21 +109,8 @@ def ls(given: Given) -> int:
 
 def inspect(given: Given) -> int:
     """``volume inspect [OPTIONS] VOLUME [VOLUME...]``"""
-    volumes, form = volume_store(open_engine(given).containers), given.text("format")
-    found, status = [], 0
-    for name in given.args:
-        try:
-            one = volumes.get(name).to_dict()
-        except NotFoundError as why:
-            notice(f"minidocker: {why}")
-            status = why.status
-            continue
-        found.append(one)
-        if form:
-            print(go_json(one).decode() if form == "json" else fill(form, one))
-    if not form:
-        print(pretty(found))
-    return status
+    volumes = volume_store(open_engine(given).containers)
+    return inspect_each(given, lambda name: volumes.get(name).to_dict())
 
 
 # %% Remove

@@ -159,6 +159,13 @@ def moment(seconds: float) -> str:
 OPTIONS = ("type", "o", "device")
 
 
+def check_driver(name: str) -> None:
+    """Raise WordFault for volumes that are not directories of this host."""
+    if name not in ("", "local"):
+        what = f'error looking up volume plugin {name}: plugin "{name}" not found'
+        raise WordFault(what, hint="local is the only one here")
+
+
 def check_options(options: Mapping[str, str]) -> Mapping[str, str]:
     """Return the options of a volume; WordFault for those that say nothing together.
 

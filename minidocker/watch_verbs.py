@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -17,7 +16,7 @@ from itertools import islice
 from minidocker.catalog import (
     Filters,
     all_labels_match,
-    moment_of,
+    moment_said,
     parse_filters,
     truth_of,
 )
@@ -36,7 +35,6 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
     UsageError,
-    WordFault,
 )
 from minidocker.flags import (
     FILTER,
@@ -243,13 +241,8 @@ def ps(given: Given) -> int:
 # %% What it wrote
 def log_moment(text: str, flag: str) -> str:
     """Return the moment of ``--since`` or ``--until`` as log times are compared."""
-    if not text:
-        return ""
-    try:
-        return fixed_time(timestamp(moment_of(text, time.time_ns())))
-    except UsageError as why:
-        what = f'invalid value for "{flag}": {why.what}'
-        raise WordFault(what, hint=why.hint) from why
+    moment = moment_said(text, flag)
+    return "" if moment is None else fixed_time(timestamp(moment))
 
 
 def logs(given: Given) -> int:
