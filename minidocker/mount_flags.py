@@ -65,9 +65,8 @@ def mount_of(path: str) -> tuple[str, list[str]]:
 
     Source: proc_pid_mountinfo(5).
     """
-    around = [
-        m for m in mountinfo() if f"{path}/".startswith(m.target.rstrip("/") + "/")
-    ]
+    here = f"{path}/"
+    around = [m for m in mountinfo() if here.startswith(m.target.rstrip("/") + "/")]
     if not around:  # in a chroot the root is no mount
         return "/", []
     best = max(reversed(around), key=lambda one: len(one.target))  # it hides the others

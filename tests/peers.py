@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 
 REGISTRY = """\
@@ -99,22 +100,22 @@ class Docker:
 
 
 @contextmanager
-def docker_daemon(root: Path, *more: str, bridge: bool = False) -> Iterator[Docker]:
-    """Run dockerd (driver vfs, no network of its own) in its own mount namespace.
+def docker_daemon(
+    root: Path, *more: str, bridge: Literal["none", "own", "here"] = "none"
+) -> Iterator[Docker]:
+    """Run dockerd (driver vfs) in its own mount namespace; ``more`` are flags.
 
-    With ``bridge`` it has one, in a network namespace of its own; ``more`` are flags.
+    It may have a bridge, in a network namespace of its ``own``, or ``here``, where it
+    makes its rules as well.
     """
     docker = Docker(root)
     argv = ["unshare", "-m", "--propagation", "private"]
     up = 'ip link set lo up && exec dockerd "$@"'
-    argv += ["-n", "sh", "-c", up, "dockerd"] if bridge else ["dockerd"]
+    argv += ["-n", "sh", "-c", up, "dockerd"] if bridge == "own" else ["dockerd"]
     argv += ["--host", docker.socket, "--pidfile", f"{root}/docker.pid"]
     argv += ["--data-root", f"{root}/data", "--exec-root", f"{root}/exec"]
-    argv += [
-        *([] if bridge else ["--bridge=none"]),
-        "--iptables=false",
-        "--ip6tables=false",
-    ]
+    argv += ["--bridge=none"] if bridge == "none" else []
+    argv += ["--iptables=false", "--ip6tables=false"] if bridge != "here" else []
     argv += ["--storage-driver=vfs", "--log-level=error", *more]
     with running(argv, root / "docker.log", lambda: docker("version").returncode == 0):
         yield docker

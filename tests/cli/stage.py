@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,26 @@ class Stage:
             check=False,
             timeout=20,
         )
+
+    @contextmanager
+    def serving(self, code: str) -> Iterator[None]:
+        """Run a server in Python outside, which prints a line when it is ready."""
+        words = [
+            "nsenter",
+            f"--net=/proc/self/fd/{self.fd}",
+            sys.executable,
+            "-c",
+            code,
+        ]
+        with subprocess.Popen(
+            words, pass_fds=[self.fd], stdout=subprocess.PIPE, text=True
+        ) as server:
+            try:
+                assert server.stdout
+                assert server.stdout.readline() == "ready\n"
+                yield
+            finally:
+                server.kill()
 
 
 def left() -> tuple[list[str], list[str]]:

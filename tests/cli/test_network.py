@@ -49,18 +49,9 @@ def test_a_container_has_an_address_a_gateway_and_a_way_out(
 
 
 def test_what_leaves_carries_the_host_s_address(shop: Store, host: Stage) -> None:
-    listening = subprocess.Popen(
-        ["nsenter", f"--net=/proc/self/fd/{host.fd}", sys.executable, "-c", ECHO_PEER],
-        pass_fds=[host.fd],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert listening.stdout
-    listening.stdout.readline()
     script = f"busybox nc {OUTSIDE} 7000 < /dev/null"
-    said = shop.says("run", "--rm", "small:v1", "sh", "-c", script)
-    listening.wait(10)
-    listening.stdout.close()
+    with host.serving(ECHO_PEER):
+        said = shop.says("run", "--rm", "small:v1", "sh", "-c", script)
     assert said == HOST
 
 

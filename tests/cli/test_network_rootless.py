@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.somebody import SET_ASIDE, User, somebody
-from cli.stage import OUTSIDE, Stage, fetch, stage, wait_until
+from cli.stage import OUTSIDE, Stage, fetch, wait_until
 
 
 pytestmark = pytest.mark.root
@@ -23,12 +22,9 @@ s = socket.create_server(("", 80)); print("ready", flush=True)
 while True:
     one, _ = s.accept(); one.sendall(b"from outside\\n"); one.close()
 """
-
-
-@pytest.fixture
-def host() -> Iterator[Stage]:
-    with stage() as found:
-        yield found
+# Its input stays open: half closed, a pasta of Debian 12 once gave the same line 77
+# times, and an old one may keep the end of a connection to itself.
+HEAR = f"sleep 1 | busybox timeout 5 busybox nc {OUTSIDE} 80; true"
 
 
 @pytest.fixture
@@ -52,17 +48,9 @@ def through(request: pytest.FixtureRequest, user: User, tmp_path: Path) -> User:
 def test_a_user_s_container_reaches_out_and_is_reached(
     through: User, host: Stage
 ) -> None:
-    words = ["nsenter", f"--net=/proc/self/fd/{host.fd}", sys.executable, "-c", SERVER]
-    with subprocess.Popen(words, pass_fds=[host.fd], stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout
-            server.stdout.readline()
-            # an old pasta may keep the end of a connection to itself
-            ask = f"sleep 1 | busybox timeout 5 busybox nc {OUTSIDE} 80; true"
-            done = through("run", "--rm", "small:v1", "sh", "-c", ask)
-            assert done.stdout == "from outside\n", done.stderr
-        finally:
-            server.kill()
+    with host.serving(SERVER):
+        done = through("run", "--rm", "small:v1", "sh", "-c", HEAR)
+        assert done.stdout == "from outside\n", done.stderr
     script = "exec busybox nc -ll -p 80 -e echo served"
     flags = ("-p", "127.0.0.1:8080:80", "--name", "web")
     through.says("run", "-d", *flags, "small:v1", "sh", "-c", script)
@@ -144,21 +132,12 @@ def test_containers_of_a_user_s_network_meet_by_name(user: User) -> None:
 
 
 def test_a_user_s_network_leads_out(through: User, host: Stage) -> None:
-    user = through
-    user.says("network", "create", "shop")
-    words = ["nsenter", f"--net=/proc/self/fd/{host.fd}", sys.executable, "-c", SERVER]
-    with subprocess.Popen(words, pass_fds=[host.fd], stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout
-            server.stdout.readline()
-            # Its input stays open: half closed, pasta once gave the same line 77 times.
-            script = f"sleep 1 | busybox timeout 5 busybox nc {OUTSIDE} 80; true"
-            out = ("run", "--rm", "--network", "shop", "small:v1", "sh", "-c", script)
-            done = user(*out)
-            assert done.stdout == "from outside\n", done.stderr
-        finally:
-            server.kill()
-    wait_until(lambda: not keepers(user) and not uplinks(user))
+    through.says("network", "create", "shop")
+    with host.serving(SERVER):
+        words = ("run", "--rm", "--network", "shop", "small:v1", "sh", "-c", HEAR)
+        done = through(*words)
+        assert done.stdout == "from outside\n", done.stderr
+    wait_until(lambda: not keepers(through) and not uplinks(through))
 
 
 def test_a_user_s_networks_survive_what_dies(user: User) -> None:

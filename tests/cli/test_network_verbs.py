@@ -3,12 +3,11 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from peers import running
+from peers import docker_daemon
 
 from cli.conftest import clean
 from cli.stage import HOST, OUTSIDE, Stage, left, wait_until
@@ -59,26 +58,11 @@ while True:
 """
 
 
-@contextmanager
-def nameserver(host: Stage) -> Iterator[None]:
-    """Answer every question outside with 1.2.3.4."""
-    words = ["nsenter", f"--net=/proc/self/fd/{host.fd}", "python3", "-c", NAMESERVER]
-    with subprocess.Popen(
-        words, pass_fds=[host.fd], stdout=subprocess.PIPE, text=True
-    ) as program:
-        try:
-            assert program.stdout
-            assert program.stdout.readline() == "ready\n"
-            yield
-        finally:
-            program.kill()
-
-
 def test_other_names_are_asked_of_the_host_s_servers(shop: Store, host: Stage) -> None:
     shop.says("network", "create", "shop")
     flags = ("--network", "shop", "--dns", OUTSIDE)
     shop.says("run", "-d", "--name", "web", *flags, *SLEEP)
-    with nameserver(host):
+    with host.serving(NAMESERVER):  # it says 1.2.3.4 to every question
         words = (
             "exec",
             "web",
@@ -245,29 +229,6 @@ def settled(text: str) -> str:
     return "\n".join(sorted("".join(sorted(re.split(r"([,{} ])", x))) for x in lines))
 
 
-@contextmanager
-def docker(root: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """A dockerd with a bridge, in our network namespace; yield its client."""
-    words = ["unshare", "-m", "--propagation", "private", "dockerd"]
-    words += ["-H", f"unix://{root}/socket", "--pidfile", f"{root}/pid"]
-    words += ["--data-root", f"{root}/data", "--exec-root", f"{root}/exec"]
-    words += ["--storage-driver=vfs", "--log-level=error"]
-
-    def client(*argv: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["/usr/bin/docker", "-H", f"unix://{root}/socket", *argv],
-            input=stdin,
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        return subprocess.CompletedProcess(argv, done.returncode, out, err)
-
-    with running(words, root / "log", lambda: client("version").returncode == 0):
-        yield client
-
-
 def test_docker_says_the_same(
     host: Stage,
     small_tree: Path,
@@ -276,7 +237,7 @@ def test_docker_says_the_same(
 ) -> None:
     words = [[w.replace("&", " ") for w in line.split()] for line in DIALOGUE]
     short = tmp_path_factory.mktemp("d")  # it becomes part of a socket's name
-    with docker(short) as client:
+    with docker_daemon(short, bridge="here") as client:
         client("import", "-", "small:v1", stdin=small_tree.read_bytes())
         theirs = [
             client(*("small:v1" if w == "IMAGE" else w for w in line)) for line in words

@@ -1,16 +1,19 @@
 """Bundles of a busybox, and two runtimes that are asked the same: runc and ours."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli.store import Store
 
 
 BUSYBOX = "/bin/busybox"
@@ -39,6 +42,19 @@ def make_tree(where: Path) -> None:
         (where / "bin" / name).symlink_to("busybox")
     (where / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nweb:x:7:8::/srv:/\n")
     (where / "tmp").chmod(0o1777)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with that tree as the image `small`."""
+    root = tmp_path_factory.mktemp("store")
+    make_tree(root / "tree")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add(root / "tree", ".")
+    store = Store(root / "store")
+    store.says("import", "-", "small", stdin=out.getvalue())
+    return store
 
 
 class Bundle:

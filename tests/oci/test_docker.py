@@ -58,7 +58,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory, program: Path) -> Iterator[
         tar.add(tree, ".")
     (root / "note").write_text("a note\n")
     more = ["--add-runtime", f"minidocker={spy}", "--default-runtime", "minidocker"]
-    with docker_daemon(root, *more, bridge=True) as daemon:
+    with docker_daemon(root, *more, bridge="own") as daemon:
         daemon.says("import", "-", "small", stdin=out.getvalue())
         yield daemon
 

@@ -1,10 +1,8 @@
 """What `run --explain` tells is what strace sees of a run: no call more, and none less."""
 
-import io
 import os
 import re
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,14 +45,8 @@ FLAGS = {
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    root = tmp_path_factory.mktemp("store")
-    make_tree(root / "tree")
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        tar.add(root / "tree", ".")
-    store = Store(root / "store")
-    store.says("import", "-", "small", stdin=out.getvalue())
+def joined(store: Store) -> Iterator[Store]:
+    """The store with what the flags name: a network, and another container."""
     store.says("network", "create", "backend")
     store.says("run", "-d", "--name", "other", "small", "sleep", "600")
     yield store
@@ -154,14 +146,14 @@ def essence(call: str) -> str:
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_what_is_explained_is_what_happens(
-    store: Store, name: str, tmp_path: Path
+    joined: Store, name: str, tmp_path: Path
 ) -> None:
     words = ["run", "--rm", *FLAGS[name].split()]
     words += [] if "host" in name or "other" in name else ["-h", "box"]
     argv = ["small", "/bin/true", "one"]
-    text = store.says(*words, "--explain", *argv)
+    text = joined.says(*words, "--explain", *argv)
     trace = tmp_path / "trace"
-    subprocess.run([*strace(trace), *store.argv(*words, *argv)], check=True)
+    subprocess.run([*strace(trace), *joined.argv(*words, *argv)], check=True)
     explained, real = lines_of(text), Traced(trace.read_text()).start()
     assert essences(explained) == essences(real)
     assert text.count("    chapter ") == len(explained)

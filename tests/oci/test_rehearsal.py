@@ -1,10 +1,8 @@
 """What `run` would start, written down: a valid bundle, and the same container for everybody."""
 
-import io
 import json
 import re
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +22,7 @@ from minidocker.oci_mounts import DevLink, GroupView
 from minidocker.program import program_env
 from minidocker.runtime import default_mounts
 from minidocker.security import prepared
-from oci.conftest import Runtime, make_tree
+from oci.conftest import Runtime
 from oci.test_beside_runc import LOOK
 
 
@@ -54,18 +52,6 @@ def schema(name: str) -> Draft4Validator:
     ]
     registry: Registry = Registry().with_resources(resources)
     return Draft4Validator({"$ref": BASE + name}, registry=registry)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    root = tmp_path_factory.mktemp("store")
-    make_tree(root / "tree")
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        tar.add(root / "tree", ".")
-    store = Store(root / "store")
-    store.says("import", "-", "small", stdin=out.getvalue())
-    return store
 
 
 @pytest.mark.parametrize("name", FLAGS)

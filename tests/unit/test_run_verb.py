@@ -10,7 +10,7 @@ import pytest
 from minidocker import blueprint, flag_words, run_verb
 from minidocker.blueprint import tmpfs_step, ulimits_of
 from minidocker.cgroups import Limits
-from minidocker.errors import MinidockerError, UsageError, WordFault
+from minidocker.errors import MinidockerError, UsageError
 from minidocker.flag_words import check_sysctl, device_text, security_text
 from minidocker.flags import Given, parse_flags, size, ulimit_text
 from minidocker.mounts import MountFlags
@@ -19,6 +19,7 @@ from minidocker.run_verb import (
     RUN_FLAGS,
     billionths,
     limits_of,
+    run,
     words_of,
 )
 
@@ -188,11 +189,12 @@ def test_a_profile_is_read_when_it_is_named(tmp_path: Path):
         ["--privileged", "--cap-add", "NOPE"], ["--shm-size", "-1"],
     ],
 )  # fmt: skip
-def test_nonsense_is_refused(words: list[str]):
-    """`run` ends with 125 for either status."""
+def test_nonsense_is_refused_before_anything_is_made(words: list[str], tmp_path: Path):
+    found = given(*words)
     with pytest.raises(MinidockerError) as why:
-        words_of(given(*words))
-    assert why.value.status == (1 if isinstance(why.value, WordFault) else 125)
+        run(found.replace(flags={**found.flags, "root": f"{tmp_path}/store"}))
+    assert why.value.status == 125
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_host_config_is_kept_and_read_back():

@@ -51,6 +51,14 @@ class Store:
         assert process.returncode == status, out + err
         return out.strip()
 
+    def build(self, tag: str, text: str, **files: str) -> str:
+        """Build a Dockerfile with these files beside it; return the image's id."""
+        context = self.root.with_name("context")
+        context.mkdir(exist_ok=True)
+        for name, body in {"Dockerfile": text, **files}.items():
+            (context / name).write_text(body)
+        return self.do("build", "-q", "-t", tag, str(context))
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

@@ -25,11 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with a build, some of its blocks shared, and a container."""
     place = tmp_path_factory.mktemp("pool")
     store = Store(place / "dm", "devicemapper")
-    context = place / "context"
-    context.mkdir()
-    text = "FROM minidocker/base\n" + "RUN echo x >> /x\n" * 2
-    (context / "Dockerfile").write_text(text)
-    store.do("build", "-q", "-t", "built", str(context))
+    store.build("built", "FROM minidocker/base\n" + "RUN echo x >> /x\n" * 2)
     store.do("run", "--name", "box", "built", "sh", "-c", "echo more > /more")
     until(no_devices)
     return store

@@ -14,11 +14,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store of devicemapper with the image `web`; making a pool takes its time."""
     where = tmp_path_factory.mktemp("one")
     store = Store(where / "store", "devicemapper")
-    context = where / "context"
-    context.mkdir()
-    (context / "file").write_text("file")
-    (context / "Dockerfile").write_text(DOCKERFILE)
-    store.do("build", "-q", "-t", "web", str(context))
+    store.build("web", DOCKERFILE, file="file")
     store.do("save", "-o", str(where / "web.tar"), "web")
     return store
 
