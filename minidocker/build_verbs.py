@@ -45,7 +45,6 @@ from minidocker.flags import (
     ulimit_text,
 )
 from minidocker.oci import parse_reference
-from minidocker.patterns import read_patterns
 from minidocker.progress import progress_of
 from minidocker.stage import BuildOptions, Secret
 
