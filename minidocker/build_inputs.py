@@ -16,11 +16,11 @@ from minidocker.context import (
     ignore_file,
     is_tar,
     open_context,
-    read_patterns,
 )
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, NotFoundError, UsageError
 from minidocker.flags import Given
+from minidocker.patterns import read_patterns
 from minidocker.records import Record
 
 
