@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 
 from minidocker.errors import MinidockerError, WordFault, did_you_mean
 from minidocker.flags import (
@@ -32,178 +32,43 @@ if TYPE_CHECKING:
 
 
 # %% Where the commands are
-def container_verbs() -> tuple[Command, ...]:
-    """Return the commands on containers."""
-    from minidocker.container_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def run_verb() -> tuple[Command, ...]:
-    """Return `run`."""
-    from minidocker.run_verb import COMMANDS
-
-    return COMMANDS
-
-
-def network_verbs() -> tuple[Command, ...]:
-    """Return the commands on networks."""
-    from minidocker.network_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def watch_verbs() -> tuple[Command, ...]:
-    """Return the commands that look at containers."""
-    from minidocker.watch_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def connection_verbs() -> tuple[Command, ...]:
-    """Return the commands that put containers on networks, and `port`."""
-    from minidocker.connection_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def attach_verbs() -> tuple[Command, ...]:
-    """Return the commands that connect us with a program inside."""
-    from minidocker.attach_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def volume_verbs() -> tuple[Command, ...]:
-    """Return the commands on volumes."""
-    from minidocker.volume_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def event_verbs() -> tuple[Command, ...]:
-    """Return `events`."""
-    from minidocker.events import COMMANDS
-
-    return COMMANDS
-
-
-def copy_verb() -> tuple[Command, ...]:
-    """Return `cp`."""
-    from minidocker.copy_verb import COMMANDS
-
-    return COMMANDS
-
-
-def limit_verbs() -> tuple[Command, ...]:
-    """Return the commands on limits."""
-    from minidocker.limit_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def union_verb() -> tuple[Command, ...]:
-    """Return `union`."""
-    from minidocker.union_verb import COMMANDS
-
-    return COMMANDS
-
-
-def image_verbs() -> tuple[Command, ...]:
-    """Return the commands on images."""
-    from minidocker.image_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def build_verbs() -> tuple[Command, ...]:
-    """Return the commands of building."""
-    from minidocker.build_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def look_verbs() -> tuple[Command, ...]:
-    """Return the commands that show images."""
-    from minidocker.look_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def tidy_verbs() -> tuple[Command, ...]:
-    """Return the commands that remove images, prune, and tell what all costs."""
-    from minidocker.tidy_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def integrity() -> tuple[Command, ...]:
-    """Return the command that checks a store."""
-    from minidocker.integrity import COMMANDS
-
-    return COMMANDS
-
-
-def ship_verbs() -> tuple[Command, ...]:
-    """Return the commands that ship images."""
-    from minidocker.ship_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def registry_verbs() -> tuple[Command, ...]:
-    """Return the commands that send images and bring them."""
-    from minidocker.registry_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def runtime_verbs() -> tuple[Command, ...]:
-    """Return `runtime`."""
-    from minidocker.runtime_verbs import COMMANDS
-
-    return COMMANDS
-
-
-def own_verbs() -> tuple[Command, ...]:
-    """Return the commands of this chapter."""
-    return COMMANDS
-
-
-# %% Where the commands are
-Table = Callable[[], tuple[Command, ...]]
-
-CHAPTERS: dict[Table, tuple[str, ...]] = {
-    run_verb: ("run", "create"),
-    container_verbs: ("stop", "restart", "rename", "kill", "rm", "wait"),
-    watch_verbs: ("ps", "logs", "top"),
-    attach_verbs: ("exec", "attach", "start"),
-    event_verbs: ("events",),
-    copy_verb: ("cp",),
-    volume_verbs: (
+CHAPTERS: dict[str, tuple[str, ...]] = {
+    "run_verb": ("run", "create"),
+    "container_verbs": ("stop", "restart", "rename", "kill", "rm", "wait"),
+    "watch_verbs": ("ps", "logs", "top"),
+    "attach_verbs": ("exec", "attach", "start"),
+    "events": ("events",),
+    "copy_verb": ("cp",),
+    "volume_verbs": (
         "volume create", "volume ls", "volume inspect", "volume rm", "volume prune",
     ),
-    limit_verbs: ("stats", "update", "pause", "unpause"),
-    network_verbs: (
+    "limit_verbs": ("stats", "update", "pause", "unpause"),
+    "network_verbs": (
         "network create", "network ls", "network inspect", "network rm",
         "network prune",
     ),
-    connection_verbs: ("network connect", "network disconnect", "port"),
-    build_verbs: ("build", "context ls"),
-    image_verbs: ("import", "commit", "diff", "export", "info"),
-    look_verbs: ("images", "history", "inspect", "explain", "ids", "lineage"),
-    tidy_verbs: (
+    "connection_verbs": ("network connect", "network disconnect", "port"),
+    "build_verbs": ("build", "context ls"),
+    "image_verbs": ("import", "commit", "diff", "export", "info"),
+    "look_verbs": ("images", "history", "inspect", "explain", "ids", "lineage"),
+    "tidy_verbs": (
         "tag", "rmi", "image prune", "container prune", "builder prune",
         "system prune", "system df",
     ),
-    integrity: ("system check",),
-    ship_verbs: ("save", "load"),
-    registry_verbs: ("pull", "push", "login", "logout"),
-    runtime_verbs: ("runtime",),
-    union_verb: ("union",),
-    own_verbs: ("completion", "version"),
+    "integrity": ("system check",),
+    "ship_verbs": ("save", "load"),
+    "registry_verbs": ("pull", "push", "login", "logout"),
+    "runtime_verbs": ("runtime",),
+    "union_verb": ("union",),
+    "cli": ("completion", "version"),
 }  # fmt: skip
-HOMES = {name: table for table, names in CHAPTERS.items() for name in names}
+HOMES = {name: chapter for chapter, names in CHAPTERS.items() for name in names}
+
+
+def commands_of(chapter: str) -> tuple[Command, ...]:
+    """Return the table of a chapter of verbs, which is read now if it was not yet."""
+    found: tuple[Command, ...] = import_module(f"minidocker.{chapter}").COMMANDS
+    return found
 
 
 # %% Where the commands are
@@ -233,8 +98,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "container cp": ("cp",),
     **{
         f"container {name}": (name,)
-        for table in (run_verb, container_verbs, watch_verbs, attach_verbs, limit_verbs)
-        for name in (*CHAPTERS[table], "commit", "diff", "export", "port")
+        for chapter in (
+            "run_verb",
+            "container_verbs",
+            "watch_verbs",
+            "attach_verbs",
+            "limit_verbs",
+        )
+        for name in (*CHAPTERS[chapter], "commit", "diff", "export", "port")
         if name != "ps"
     },
     **{
@@ -256,7 +127,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # %% Where the commands are
 def every_command() -> dict[str, Command]:
     """Return all commands by name; imports every chapter of verbs."""
-    return {command.name: command for table in CHAPTERS for command in table()}
+    return {
+        command.name: command
+        for chapter in CHAPTERS
+        for command in commands_of(chapter)
+    }
 
 
 def find_command(words: list[str]) -> tuple[Command, list[str]]:
@@ -270,7 +145,7 @@ def find_command(words: list[str]) -> tuple[Command, list[str]]:
     if name in ALIASES:
         name, *more = ALIASES[name]
         rest = [*more, *rest]
-    for command in HOMES[name]() if name in HOMES else ():
+    for command in commands_of(HOMES[name]) if name in HOMES else ():
         if command.name == name:
             return command, rest
     known = [*HOMES, *ALIASES, *GROUPS]
