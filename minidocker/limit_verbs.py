@@ -36,7 +36,8 @@ from minidocker.program import HostConfig
 from minidocker.rare_flags import LIMIT_FLAGS as RARE_LIMITS
 from minidocker.rare_flags import finer_limits
 from minidocker.records import Record
-from minidocker.run_verb import LIMIT_FLAGS, limits_of
+from minidocker.run_flags import LIMIT_FLAGS
+from minidocker.run_verb import limits_of
 from minidocker.tables import View, formatted, human_size
 from minidocker.views import shown_id
 

@@ -12,7 +12,7 @@ OURS = {
     "blueprint", "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "dialogue", "door", "drivers", "durable", "engine", "errors",
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
     "flags", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci", "opened_store",
-    "overlayfs", "program", "pump", "records", "run_verb", "runtime", "seccomp", "security", "springboard",
+    "overlayfs", "program", "pump", "records", "run_flags", "run_verb", "runtime", "seccomp", "security", "springboard",
     "supervisor", "trees", "users",
 }  # fmt: skip
 STANDARD = {

@@ -15,7 +15,8 @@ import pytest
 from peers import docker_daemon
 
 from minidocker.flags import parse_flags
-from minidocker.run_verb import RUN_FLAGS, words_of
+from minidocker.run_flags import RUN_FLAGS
+from minidocker.run_verb import words_of
 from minidocker.seccomp import (
     ALLOW,
     MACHINES,

@@ -15,8 +15,8 @@ from minidocker.flag_words import check_sysctl, device_text, security_text
 from minidocker.flags import Given, parse_flags, size, ulimit_text
 from minidocker.mounts import MountFlags
 from minidocker.program import HostConfig, Network, host_config
+from minidocker.run_flags import RUN_FLAGS
 from minidocker.run_verb import (
-    RUN_FLAGS,
     billionths,
     limits_of,
     run,
