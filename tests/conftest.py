@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,24 @@ def empty_groups() -> list[str]:
     return found
 
 
+def own_loops() -> list[str]:
+    """Loop devices with a file of this worker: others of the run have theirs."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # it has just gone
+            if worker in backing.read_text():
+                found.append(backing.parts[3])
+    return found
+
+
 def traces() -> dict[str, list[str]]:
     """What a test must leave as it found it."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    loops = [p.name for p in Path("/sys/block").glob("loop*") if (p / "loop").exists()]
     return {
         "mounts": sorted(line.split(" ", 2)[2] for line in mounts),
         "cgroups": sorted(empty_groups()),
-        "loop devices": sorted(loops),
+        "loop devices": sorted(own_loops()),
         "links": sorted(name for _, name in socket.if_nameindex()),
     }
 

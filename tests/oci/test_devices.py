@@ -15,10 +15,8 @@ from minidocker.device_rules import (
     docker_rules,
     settled,
 )
-from oci.test_rehearsal import store
 
 
-__all__ = ["store"]
 pytestmark = pytest.mark.root
 OPEN = "(: </dev/kmsg) && echo read; (: >/dev/kmsg) && echo written; true"
 

@@ -128,7 +128,7 @@ def test_a_container_lives_and_is_worked_on(docker: Docker) -> None:
     docker.says("update", "--memory", "48m", "--memory-swap", "48m", "box")
     limit = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
     assert docker.says("exec", "box", "cat", limit) == f"{48 << 20}\n"
-    assert "sleep" in docker.says("top", "box")
+    assert "trap" in docker.says("top", "box")
     assert "MiB" in docker.says("stats", "--no-stream", "box")
     docker.says("stop", "box")
     assert docker.says("inspect", "-f", "{{.State.ExitCode}}", "box") == "3\n"

@@ -1,10 +1,7 @@
 """A command line is read as Go's pflag reads it."""
 
-import subprocess
-
 import pytest
 
-from minidocker.completion import completion
 from minidocker.errors import UsageError, WordFault
 from minidocker.flags import (
     Command,
@@ -85,39 +82,3 @@ def test_what_is_wrong_is_said_with_a_hint(words: str, said: str, hint: str) -> 
     assert said in caught.value.what
     assert hint in (caught.value.hint or "")
     assert caught.value.status == 125
-
-
-SHELL = Command("completion", "bash|zsh|fish", "Complete", lambda given: 0)
-LS = Command("ls", "", "List", lambda given: 0, (Flag("all", "", "a"),))
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("run --na", "--name"),
-        ("r", "run"),
-        ("im", "image"),
-        ("image l", "ls"),
-        ("image ls --a", "--all"),
-        ("run --det", "--detach"),
-        ("--root /x ru", "run"),
-        ("--root = /x image l", "ls"),
-        ("run -t --na", "--name"),
-        ("--root /etc/host.", "/etc/host.conf"),
-        ("run x /etc/host.", "/etc/host.conf"),
-        ("completion f", "fish"),
-        ("nonsense --x", ""),
-    ],
-)
-def test_bash_completes_commands_groups_and_flags(typed: str, offered: str) -> None:
-    words = typed.split()
-    commands = {"run": RUN, "ls": LS, "completion": SHELL}
-    script = completion(commands, "bash", {"image ls": ("ls",)}) + (
-        f"\nCOMP_WORDS=(minidocker {typed}) COMP_CWORD={len(words)}; _minidocker"
-        '; echo "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stderr == ""
-    assert done.stdout == f"{offered}\n"
