@@ -138,26 +138,36 @@ PAD = bytes(BLOCK)
 
 
 class TarWriter:
-    """Write entries to ``put`` in pieces of about 1 MiB; ``finish`` ends the tar."""
+    """Write entries to ``put`` in pieces of 1 MiB; ``finish`` ends the tar.
+
+    What is read is copied once more at most, and of a large file nothing is.
+    """
 
     def __init__(self, put: Put) -> None:
         self._put = put
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._pending = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, *parts: bytes) -> None:
         """Pass on raw bytes, in time."""
-        self._parts.append(data)
-        self._pending += len(data)
-        if self._pending >= BATCH:
-            self.flush()
+        self._parts += parts
+        self._pending += sum(map(len, parts))
+        while self._pending >= BATCH:
+            self._pass_on(BATCH)
+
+    def _pass_on(self, size: int) -> None:
+        """Pass on ``size`` bytes; what else the last part has is kept."""
+        over = self._pending - size
+        last = memoryview(self._parts[-1])
+        if over:
+            self._parts[-1] = last[:-over]
+        self._put(b"".join(self._parts))
+        self._parts, self._pending = [last[-over:]] if over else [], over
 
     def flush(self) -> None:
         """Pass on what is pending."""
         if self._parts:
-            self._put(b"".join(self._parts))
-            self._parts.clear()
-            self._pending = 0
+            self._pass_on(self._pending)
 
     def add(self, entry: Entry, fd: int | None = None, data: bytes = b"") -> None:
         """Write an entry, and of a file ``data`` or ``entry.size`` bytes of ``fd``.
@@ -167,16 +177,17 @@ class TarWriter:
         if fd is not None and 0 < entry.size <= SMALL:
             data = os.read(fd, entry.size)
         if len(data) == entry.size:
-            self.write(b"".join((header(entry), data, PAD[: -entry.size % BLOCK])))
+            self.write(header(entry), data, PAD[: -entry.size % BLOCK])
             return
-        self.write(header(entry) + data)
+        self.write(header(entry), data)
         self.copy(fd, entry.size - len(data), entry.name)
         self.write(PAD[: -entry.size % BLOCK])
 
     def copy(self, fd: int | None, size: int, name: bytes) -> None:
         """Write ``size`` bytes of a file. Raises ConflictError when it is shorter."""
         while size:
-            data = os.read(fd, min(size, BATCH)) if fd is not None else b""
+            room = min(size, BATCH - self._pending)
+            data = os.read(fd, room) if fd is not None else b""
             if not data:
                 what = "the file changed while it was read"
                 raise ConflictError(what, where=printable(name))

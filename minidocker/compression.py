@@ -86,6 +86,8 @@ def deflated(parts: list[memoryview], level: int) -> bytes:
 
 
 # %% Gzip on all processors
+AHEAD = 14  # pieces that wait for the workers, beside those that are in their hands
+NICE = 5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
@@ -104,8 +106,10 @@ class Gzip:
 
         keep_freed_memory()
         self._put, self._level = put, level
-        self._workers = ThreadPoolExecutor(os.cpu_count() or 1)
-        self._most = (os.cpu_count() or 1) + 2
+        cores = os.cpu_count() or 1
+        # on Linux a thread has a niceness of its own
+        self._workers = ThreadPoolExecutor(cores, "gzip", os.nice, (NICE,))
+        self._most = cores + AHEAD
         self._waiting: list[Future[bytes]] = []
         self._parts: list[memoryview] = []
         self._room, self._sum, self._size = PIECE, 0, 0
