@@ -341,7 +341,7 @@ def prune_networks(engine: Engine, filters: Filters) -> None:
     for network, _ in every_network(store):
         old = may_prune(nanoseconds_of(network.created), filters)
         if old and all_labels_match(network.labels, filters):
-            with suppress(ConflictError):
+            with suppress(ConflictError, NotFoundError):  # somebody was quicker
                 gone.append(remove_network(store, network.name))
     if is_first_user_namespace():
         remove_lost_bridges(store)

@@ -12,6 +12,9 @@ from peers import docker_daemon
 from cli.conftest import clean
 from cli.stage import HOST, OUTSIDE, Stage, left, wait_until
 from cli.store import Store
+from minidocker import network_verbs
+from minidocker.engine import Engine
+from minidocker.networks import BridgeNetwork
 
 
 pytestmark = pytest.mark.root
@@ -279,3 +282,15 @@ def test_system_prune_removes_networks_too(shop: Store) -> None:
     said = shop.says("system", "prune", stdin=b"y\n")
     assert "  - all networks not used by at least one container\n" in said
     assert "Deleted Networks:\nshop\n\n" in said
+
+
+def test_prune_passes_over_what_another_prune_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the list and the removal the network may go."""
+    gone = BridgeNetwork("1" * 64, "gone", "2026-01-01T00:00:00Z", ())
+    monkeypatch.setattr(
+        network_verbs, "every_network", lambda store: [(gone, "bridge")]
+    )
+    network_verbs.prune_networks(Engine(str(tmp_path), "vfs"), {})
+    assert capsys.readouterr().out == ""

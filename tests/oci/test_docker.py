@@ -92,6 +92,7 @@ def told(docker: Docker, runtime: str, line: str) -> tuple[int, str, str]:
     hidden = re.sub(r"[0-9a-f]{64}|\b[0-9a-f]{12}\b", "ID", done.stdout + done.stderr)
     names = r"(runc|minidocker) |failed to start shim.*?: |unable to start.*?process: "
     hidden = re.sub(names, "", hidden)
+    hidden = re.sub(r"time=.*error waiting for container: .*\n", "", hidden)  # or not
     output, _, message = hidden.partition("docker: Error")
     return done.returncode, output, message
 
