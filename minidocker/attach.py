@@ -8,13 +8,20 @@ from __future__ import annotations
 import os
 import select
 from _socket import AF_UNIX, SOCK_SEQPACKET, socket, socketpair
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from minidocker.dialogue import receive_rights, send_rights
 from minidocker.door import door_of
 from minidocker.errors import ConflictError, MinidockerError, WordFault
-from minidocker.pump import Client, Pump, Tee, raw_terminal, write_out
+from minidocker.pump import (
+    Client,
+    Pump,
+    Tee,
+    raw_terminal,
+    signals_forwarded,
+    write_out,
+)
 from minidocker.records import Record
 
 
@@ -306,3 +313,19 @@ class Visit:
             self.seat.replace(stdin=-1).close()
             if terminal >= 0:
                 os.close(terminal)
+
+
+# %% The guest's side
+def stay(
+    seat: Seat, client: Client, terminal: int, keys: bytes = b"", pidfd: int = -1
+) -> int:
+    """Be a guest to the end; return the exit status. Raises Detached.
+
+    Signals go to the process of ``pidfd``, which is closed; with -1 they are ours.
+    """
+    with ExitStack() as stack:
+        if pidfd >= 0:
+            stack.callback(os.close, pidfd)
+            stack.enter_context(signals_forwarded(pidfd))
+        code = Visit(seat, client, keys).run(terminal)
+    return 137 if code is None else code

@@ -1,37 +1,23 @@
 # From book/632-attach-verbs.md. Edit there and tangle, or here and tangle --back.
 
 # %% Attach verbs: a hand on the keyboard
-"""``exec``, ``attach``, ``start``: connect a terminal with a program inside."""
+"""``attach`` and ``start``: connect a terminal with a program inside."""
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
-from minidocker.container_verbs import (
-    PROCESS,
-    Needs,
-    each_container,
-    env_lines,
-    need_terminal,
-    open_engine,
-)
+from minidocker.container_verbs import Needs, each_container, open_engine
 from minidocker.engine import Engine
-from minidocker.errors import (
-    ConflictError,
-    MinidockerError,
-    NotExecutableError,
-    RuntimeFault,
-    recast,
-)
-from minidocker.flags import TEXT, Command, Flag, Given
+from minidocker.errors import ConflictError, MinidockerError, RuntimeFault, recast
+from minidocker.exec_verb import KEYS, detach_keys
+from minidocker.flags import Command, Flag, Given
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minidocker.attach import Seat
     from minidocker.containers import Container, ContainerStore
-    from minidocker.program import ProcessSpec
     from minidocker.pump import Client
 
 
@@ -46,38 +32,12 @@ def process_of(store: ContainerStore, container: Container) -> int:
     return -1
 
 
-def stay(
-    seat: Seat, client: Client, terminal: int, keys: bytes = b"", pidfd: int = -1
-) -> int:
-    """Be a guest to the end; return the exit status. Raises Detached.
-
-    Signals go to the process of ``pidfd``, which is closed; with -1 they are ours.
-    """
-    from minidocker.attach import Visit
-    from minidocker.pump import signals_forwarded
-
-    with ExitStack() as stack:
-        if pidfd >= 0:
-            stack.callback(os.close, pidfd)
-            stack.enter_context(signals_forwarded(pidfd))
-        code = Visit(seat, client, keys).run(terminal)
-    return 137 if code is None else code
-
-
 # %% To be a guest
-def detach_keys(given: Given, *, tty: bool) -> bytes:
-    """Return the keys that say goodbye; none without a terminal."""
-    from minidocker.attach import DETACH_KEYS, key_bytes
-
-    keys = key_bytes(given.text("detach-keys") or DETACH_KEYS)
-    return keys if tty else b""
-
-
 def run_as_guest(
     store: ContainerStore, container: Container, client: Client, given: Given
 ) -> int:
     """Start a container in the background, and be its guest from the first byte."""
-    from minidocker.attach import new_seats
+    from minidocker.attach import new_seats, stay
     from minidocker.background import run_detached
 
     keys = detach_keys(given, tty=container.config.tty)
@@ -106,7 +66,7 @@ def attach_to(
     store: ContainerStore, container: Container, given: Given, *, stdin: bool
 ) -> int:
     """Be a guest of a container that runs."""
-    from minidocker.attach import knock
+    from minidocker.attach import knock, stay
     from minidocker.containers import tell
     from minidocker.pump import Client
 
@@ -177,77 +137,9 @@ def start(given: Given) -> int:
     return min(each_container(given, action, Needs.TREES), 1)
 
 
-# %% exec
-def exec_(given: Given) -> int:
-    """``exec [OPTIONS] CONTAINER COMMAND [ARG...]``"""
-    from minidocker.program import ProcessSpec
-    from minidocker.security import DOCKER_SECURITY, PRIVILEGED
-
-    need_terminal(given)
-    detach_keys(given, tty=False)
-    engine = open_engine(given)
-    container = engine.containers.resolve(given.args[0])
-    spec = ProcessSpec(
-        given.args[1:],
-        env=env_lines(given),
-        cwd=given.text("workdir"),
-        user=given.text("user"),
-        tty=given.on("tty"),
-        security=PRIVILEGED if given.on("privileged") else DOCKER_SECURITY,
-    )
-    detached = given.on("detach")
-    try:
-        return launched(engine.containers, container, spec, given)
-    except RuntimeFault as why:  # to make a container is not what went wrong
-        if type(why) is RuntimeFault or detached:
-            kind = MinidockerError if detached else NotExecutableError
-            raise recast(why, kind) from why
-        raise
-
-
-def launched(
-    store: ContainerStore, container: Container, spec: ProcessSpec, given: Given
-) -> int:
-    """Run one more process: in the background, as a guest of it, or as its parent."""
-    from minidocker.executing import exec_detached, exec_foreground
-
-    stdin = given.on("interactive")
-    if given.on("detach"):
-        exec_detached(store, container, spec)
-        return 0
-    if spec.tty and stdin:
-        return exec_as_guest(store, container, spec, given)
-    return exec_foreground(store, container, spec, stdin=stdin)
-
-
-def exec_as_guest(
-    store: ContainerStore, container: Container, spec: ProcessSpec, given: Given
-) -> int:
-    """Run one more process in the background, and be its guest."""
-    from minidocker.attach import new_seats
-    from minidocker.executing import exec_detached
-    from minidocker.pump import Client
-
-    client, keys = Client(), detach_keys(given, tty=True)
-    ours, theirs = new_seats(client)
-    terminal = exec_detached(store, container, spec, theirs)
-    return stay(ours, client, terminal, keys)
-
-
 # %% The table
-KEYS = Flag("detach-keys", "Override the keys for detaching a container", takes=TEXT)
 PROXY = Flag("sig-proxy", "Proxy all received signals to the process", default="true")
 COMMANDS = (
-    Command(
-        "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]",
-        "Run a command in a running container", exec_,
-        (
-            *PROCESS, KEYS,
-            Flag("detach", "Run the command in the background", "d"),
-            Flag("privileged", "Give extended privileges to the command"),
-        ),
-        least=2, greedy=True, example="minidocker exec -it web sh",
-    ),
     Command(
         "attach", "[OPTIONS] CONTAINER",
         "Attach local standard input, output, and error streams", attach,

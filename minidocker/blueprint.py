@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from minidocker.calls import signal
 from minidocker.containers import Container, ContainerStore, Status
@@ -21,7 +21,7 @@ from minidocker.etc_files import network_binds
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep, Sysctl
 from minidocker.oci import ContainerConfig
-from minidocker.program import ULIMITS, HostConfig, Network, ProcessSpec
+from minidocker.program import HostConfig, Network, ProcessSpec, ulimits_of
 
 
 TYPE_CHECKING = False
@@ -183,20 +183,6 @@ def device_step(text: str) -> Bind:
     """Return the step for ``HOST:CONTAINER:rwm`` of ``--device``."""
     host, inside, _ = text.split(":")
     return Bind(host, inside, devices=True)
-
-
-def ulimits_of(texts: Iterable[str]) -> tuple[tuple[int, int, int], ...]:
-    """Return limits of ``NAME=SOFT:HARD`` as the kernel numbers them.
-
-    >>> ulimits_of(["nofile=10:20"])
-    ((7, 10, 20),)
-    """
-    found = []
-    for text in texts:
-        name, _, values = text.partition("=")
-        soft, _, hard = values.partition(":")
-        found.append((ULIMITS.split().index(name), int(soft), int(hard)))
-    return tuple(found)
 
 
 # %% To the runtime

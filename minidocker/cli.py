@@ -36,7 +36,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "run_verb": ("run", "create"),
     "container_verbs": ("stop", "restart", "rename", "kill", "rm", "wait"),
     "watch_verbs": ("ps", "logs", "top"),
-    "attach_verbs": ("exec", "attach", "start"),
+    "exec_verb": ("exec",),
+    "attach_verbs": ("attach", "start"),
     "events": ("events",),
     "copy_verb": ("cp",),
     "volume_verbs": (
@@ -102,6 +103,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
             "run_verb",
             "container_verbs",
             "watch_verbs",
+            "exec_verb",
             "attach_verbs",
             "limit_verbs",
         )

@@ -14,10 +14,10 @@ from minidocker.durable import happened
 from minidocker.engine import Engine
 from minidocker.errors import ConflictError, NotFoundError, UnsupportedError
 from minidocker.flags import LIST, TEXT, Command, Flag, Given, refused
+from minidocker.mounts import is_first_user_namespace
 from minidocker.network_flags import check_address, protocol_of
 from minidocker.network_views import find_one, port_lines
 from minidocker.networks import BridgeNetwork, Wish, check_wish
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import Network
 from minidocker.rtnetlink import open_netns
 from minidocker.sandbox import (

@@ -18,15 +18,7 @@ from minidocker.errors import (
     NotFoundError,
     UsageError,
 )
-from minidocker.flags import (
-    LIST,
-    NUMBER,
-    TEXT,
-    Command,
-    Flag,
-    Given,
-    default_root,
-)
+from minidocker.flags import NUMBER, TEXT, Command, Flag, Given, default_root
 from minidocker.records import Enum
 
 
@@ -83,7 +75,7 @@ def sweep_bridges(root: str) -> None:
     """Take down networks that are up and whose containers have died."""
     with suppress(FileNotFoundError):
         if os.listdir(f"{root}/networks/up"):
-            from minidocker.overlayfs import is_first_user_namespace
+            from minidocker.mounts import is_first_user_namespace
 
             if os.geteuid() or not is_first_user_namespace():
                 return  # they are in a namespace of their own, and end with it
@@ -106,36 +98,7 @@ def own_mounts() -> None:
         notice(f"minidocker: no mount namespace of our own: {why}")
 
 
-# %% Running
-def env_lines(given: Given) -> tuple[str, ...]:
-    """Return ``--env-file`` and ``--env`` as NAME=value.
-
-    A name alone takes its value from our own environment, and is left out when it has
-    none there.
-    """
-    found = lines_of(given, "env-file")
-    found += given.list("env")
-    for line in found:
-        if line.startswith("="):
-            raise UsageError(f'invalid environment variable: "{line}"')
-    own = ((e, os.environ.get(e)) for e in found if "=" not in e)
-    extra = {name: f"{name}={value}" for name, value in own if value is not None}
-    return tuple(extra.get(e, e) for e in found if "=" in e or e in extra)
-
-
-def lines_of(given: Given, flag: str) -> list[str]:
-    """Return the lines of the files of a flag, without comments and empty ones."""
-    lines: list[str] = []
-    for path in given.list(flag):
-        try:
-            with open(path, encoding="utf-8-sig") as file:
-                lines += [line.lstrip().rstrip("\r\n") for line in file]
-        except (OSError, UnicodeDecodeError) as why:
-            what = getattr(why, "strerror", None) or "contains invalid utf8 bytes"
-            raise UsageError(f"cannot be read: {what}", where=path) from why
-    return [line for line in lines if line and not line.startswith("#")]
-
-
+# %% Labels
 def label_map(lines: Iterable[str]) -> dict[str, str]:
     """Return ``KEY=VALUE`` lines as a mapping. Raises UsageError for no key."""
     lines = tuple(lines)
@@ -143,14 +106,6 @@ def label_map(lines: Iterable[str]) -> dict[str, str]:
         if line.startswith("=") or not line:
             raise UsageError(f"invalid label '{line}': empty name")
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-# %% Running
-def need_terminal(given: Given) -> None:
-    """Refuse a terminal where there is none to be had."""
-    attached = given.on("interactive") and not given.on("detach")
-    if given.on("tty") and attached and not os.isatty(0):
-        raise MinidockerError("the input device is not a TTY", hint="leave out -t")
 
 
 # %% Looking after containers
@@ -317,17 +272,6 @@ def print_text(text: str) -> None:
     """Print a text, or nothing for an empty one."""
     if text:
         print(text)
-
-
-# %% The table
-PROCESS = (
-    Flag("env", "Set environment variables", "e", LIST),
-    Flag("env-file", "Read in a file of environment variables", takes=LIST),
-    Flag("interactive", "Keep STDIN open", "i"),
-    Flag("tty", "Allocate a pseudo-TTY", "t"),
-    Flag("user", "Username or UID (format: <name|uid>[:<group|gid>])", "u", TEXT),
-    Flag("workdir", "Working directory inside the container", "w", TEXT),
-)
 
 
 # %% The table

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 from minidocker.calls import SysError, signal
-from minidocker.cgroups import remove_group
+from minidocker.cgroups import is_version_2, remove_group
 from minidocker.durable import (
     event_fields,
     happened,
@@ -30,9 +30,6 @@ from minidocker.errors import (
     RuntimeFault,
     WordFault,
 )
-from minidocker.etc_files import network_files, write_network_files
-from minidocker.images import ImageStore
-from minidocker.layers import LayerStore
 from minidocker.linux import open_process, pidfd_send_signal
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
 from minidocker.program import PLAIN_HOST, HostConfig, host_config
@@ -42,9 +39,10 @@ from minidocker.trees import remove_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from minidocker.images import ImageStore
+    from minidocker.layers import LayerStore
     from minidocker.volumes import MountPoint
 
 
@@ -208,41 +206,19 @@ def signal_process(state: State, number: int) -> None:
 
 
 # %% The store
-class ContainerStore:
-    """The containers below ``root``: ``containers/ID/`` and ``names/NAME``.
+class ContainerRecords:
+    """The containers below ``root``, to be found and asked: ``containers/ID/``.
 
-    A name is a symbolic link to an id. To make one is atomic and fails when it is
-    there, so two containers never have one name, whoever is quicker.
+    ``names/NAME`` is a symbolic link to an id. To make one is atomic and fails when it
+    is there, so two containers never have one name, whoever is quicker.
     """
 
-    def __init__(self, root: str, layers: LayerStore, images: ImageStore) -> None:
+    def __init__(self, root: str) -> None:
         self.root, self.names = f"{root}/containers", f"{root}/names"
-        self.layers, self.images = layers, images
 
     def path(self, id: str, name: str = "") -> str:
         """Return the path of a container's directory, or of a file in it."""
         return f"{self.root}/{id}/{name}" if name else f"{self.root}/{id}"
-
-    def create(
-        self,
-        image: str,
-        config: ContainerConfig,
-        host: HostConfig = PLAIN_HOST,
-        name: str = "",
-        mounts: tuple[MountPoint, ...] = (),
-    ) -> Container:
-        """Make a container of an image id; ``config`` is complete (see ``blueprint``).
-
-        Raises ConflictError when the name is taken, RuntimeFault without a command;
-        then nothing is left.
-        """
-        if not (config.entrypoint or config.cmd):
-            raise RuntimeFault("no command specified", hint="the image names none")
-        layers = self.images.get(image).diff_ids
-        parent = chain_id(layers) if layers else None
-        return new_container(
-            self, image, parent, config, host, name=name, mounts=mounts
-        )
 
     def get(self, id: str) -> Container:
         """Return a container by its whole id. Raises NotFoundError, IntegrityError."""
@@ -256,8 +232,11 @@ class ContainerStore:
             raise IntegrityError(what, where=self.path(id)) from why
         config = config_from(found["Config"])
         name, created = found["Name"].lstrip("/"), found["Created"]
-        mounts = found.get("MountPoints")
-        points = mounts_from(mounts) if mounts else ()
+        points: tuple[MountPoint, ...] = ()
+        if mounts := found.get("MountPoints"):  # few containers have any
+            from minidocker.volumes import points_from
+
+            points = points_from(mounts)
         return Container(id, name, found["Image"], created, config, host, points)
 
     def ids(self) -> list[str]:
@@ -305,6 +284,11 @@ class ContainerStore:
                 write_state(file, dead)
             return dead
 
+    def has_group(self, container: Container) -> bool:
+        """Say whether a container can have groups: by its limits, or made later on."""
+        later = os.path.exists(self.path(container.id, "grouped"))
+        return container.host.limited or later or is_version_2()
+
     def lock(self, container: Container) -> int:
         """Take a container's lock, until the descriptor is closed.
 
@@ -319,6 +303,36 @@ class ContainerStore:
             os.close(handle)
             raise no_such(container.name)
         return handle
+
+
+# %% The store
+class ContainerStore(ContainerRecords):
+    """The containers, to be made and removed: their layers are among ``layers``."""
+
+    def __init__(self, root: str, layers: LayerStore, images: ImageStore) -> None:
+        super().__init__(root)
+        self.layers, self.images = layers, images
+
+    def create(
+        self,
+        image: str,
+        config: ContainerConfig,
+        host: HostConfig = PLAIN_HOST,
+        name: str = "",
+        mounts: tuple[MountPoint, ...] = (),
+    ) -> Container:
+        """Make a container of an image id; ``config`` is complete (see ``blueprint``).
+
+        Raises ConflictError when the name is taken, RuntimeFault without a command;
+        then nothing is left.
+        """
+        if not (config.entrypoint or config.cmd):
+            raise RuntimeFault("no command specified", hint="the image names none")
+        layers = self.images.get(image).diff_ids
+        parent = chain_id(layers) if layers else None
+        return new_container(
+            self, image, parent, config, host, name=name, mounts=mounts
+        )
 
 
 # %% The store
@@ -396,6 +410,8 @@ def write_container(store: ContainerStore, container: Container) -> None:
     All of it, its layer too, is on the disk then, but for one that removes itself: a
     power cut is its end, and ``is_torn`` knows what is left.
     """
+    from minidocker.etc_files import network_files, write_network_files
+
     place, host = store.path(container.id), container.host
     write_network_files(place, network_files(container.config, host))
     write_whole(f"{place}/hostconfig.json", json_text(host.to_dict()))
@@ -406,13 +422,6 @@ def write_container(store: ContainerStore, container: Container) -> None:
     batch = store.layers.batch
     batch.stage(f"{place}/config.v2.json", text.encode("utf-8", "surrogateescape"))
     batch.publish()
-
-
-def mounts_from(found: Iterable[Mapping[str, Any]]) -> tuple[MountPoint, ...]:
-    """Read the mounts of a config.v2.json, which few containers have."""
-    from minidocker.volumes import points_from
-
-    return points_from(found)
 
 
 def description(container: Container, place: str) -> dict[str, Any]:
@@ -470,7 +479,9 @@ def names_of(store: ContainerStore, id: str) -> list[str]:
 
 
 # %% What happened
-def tell(store: ContainerStore, container: Container, action: str, **more: str) -> None:
+def tell(
+    store: ContainerRecords, container: Container, action: str, **more: str
+) -> None:
     """Write down that something has happened to a container."""
     happened(os.path.dirname(store.root), event_of(container, action, **more))
 

@@ -23,14 +23,14 @@ from minidocker.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
-from minidocker.overlayfs import (
-    MAX_LOWERS,
-    Overlay,
+from minidocker.mounts import (
+    MountFlags,
+    UmountFlags,
     is_first_user_namespace,
-    mount_overlay,
-    supported,
+    mount,
+    umount2,
 )
+from minidocker.overlayfs import MAX_LOWERS, Overlay, supported
 from minidocker.records import Record
 from minidocker.trees import (
     bytes_below,
@@ -62,6 +62,10 @@ class Directory(Record):
 
     path: str
 
+    def mount(self, target: str) -> None:
+        """Bind the root on the directory ``target``; the caller unmounts."""
+        mount(self.path, target, None, MountFlags.BIND)
+
 
 class Mountable(ABC):
     """A root that knows itself how to be mounted."""
@@ -76,19 +80,6 @@ class Mountable(ABC):
 
 
 RootView = Overlay | Directory | Mountable
-
-
-def mount_root(view: RootView, target: str) -> None:
-    """Mount a root on the directory ``target``; the caller unmounts.
-
-    Raises UnsupportedError with the kernel's own words where it refuses.
-    """
-    if isinstance(view, Overlay):
-        mount_overlay(view, target)
-    elif isinstance(view, Directory):
-        mount(view.path, target, None, MountFlags.BIND)
-    else:
-        view.mount(target)
 
 
 # %% The contract
@@ -262,7 +253,7 @@ def shown(view: RootView, target: str) -> Iterator[str]:
         return
     with suppress(FileExistsError):
         os.mkdir(target)
-    mount_root(view, target)
+    view.mount(target)
     try:
         yield target
     finally:

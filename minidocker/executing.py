@@ -10,17 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from minidocker.background import in_background
-from minidocker.blueprint import ulimits_of
 from minidocker.cgroups import find_group
-from minidocker.containers import Container, ContainerStore, Status, tell
+from minidocker.containers import Container, ContainerRecords, Status, tell
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.joining import exec_in
-from minidocker.program import ProcessSpec
-from minidocker.pump import Client, Pump
+from minidocker.program import ProcessSpec, ulimits_of
+from minidocker.pump import Client, Pump, attend
 from minidocker.runtime import Process
 from minidocker.security import ALL_CAPABILITIES, Security
-from minidocker.supervisor import attend, has_group
 
 
 TYPE_CHECKING = False
@@ -42,7 +39,7 @@ def exec_security(container: Container, asked: Security) -> Security:
 
 
 def exec_spec(
-    store: ContainerStore, container: Container, spec: ProcessSpec
+    store: ContainerRecords, container: Container, spec: ProcessSpec
 ) -> tuple[int, ProcessSpec]:
     """Return a container's first process, and how one more is started there.
 
@@ -67,7 +64,7 @@ def exec_spec(
         cwd=spec.cwd or config.working_dir or "/",
         user=spec.user or config.user,
         hostname=config.hostname,
-        group=find_group(container.id) if has_group(store, container) else None,
+        group=find_group(container.id) if store.has_group(container) else None,
         security=exec_security(container, spec.security),
         ulimits=ulimits_of(container.host.ulimits),
         oom_score_adj=container.host.oom_score_adj,
@@ -77,7 +74,7 @@ def exec_spec(
 
 # %% The verbs
 def exec_foreground(
-    store: ContainerStore,
+    store: ContainerRecords,
     container: Container,
     spec: ProcessSpec,
     client: Client | None = None,
@@ -93,7 +90,7 @@ def exec_foreground(
 
 
 def exec_detached(
-    store: ContainerStore,
+    store: ContainerRecords,
     container: Container,
     spec: ProcessSpec,
     seat: Seat | None = None,
@@ -102,6 +99,8 @@ def exec_detached(
 
     Returns a copy of its terminal's master for who has ``seat``, else -1.
     """
+    from minidocker.background import in_background  # one in the foreground is quick
+
     pid, spec = exec_spec(store, container, spec)
     stdin = bool(seat and seat.stdin >= 0)
     if seat:
@@ -130,7 +129,7 @@ def exec_detached(
 # %% The verbs
 @contextmanager
 def told_of_exec(
-    store: ContainerStore, container: Container, argv: tuple[str, ...]
+    store: ContainerRecords, container: Container, argv: tuple[str, ...]
 ) -> Iterator[list[int]]:
     """Write down that one more process begins, and how it has ended.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from minidocker.errors import UsageError, WordFault, did_you_mean
+from minidocker.errors import MinidockerError, UsageError, WordFault, did_you_mean
 from minidocker.records import Enum, Record
 
 
@@ -196,6 +196,54 @@ def ulimit_text(text: str) -> str:
         what = "ulimit soft limit must be less than or equal to hard limit"
         raise UsageError(f"{what}: {low} > {high}")
     return f"{name}={low}:{high}"
+
+
+# %% The nouns
+PROCESS = (
+    Flag("env", "Set environment variables", "e", LIST),
+    Flag("env-file", "Read in a file of environment variables", takes=LIST),
+    Flag("interactive", "Keep STDIN open", "i"),
+    Flag("tty", "Allocate a pseudo-TTY", "t"),
+    Flag("user", "Username or UID (format: <name|uid>[:<group|gid>])", "u", TEXT),
+    Flag("workdir", "Working directory inside the container", "w", TEXT),
+)
+
+
+def need_terminal(given: Given) -> None:
+    """Refuse a terminal where there is none to be had."""
+    attached = given.on("interactive") and not given.on("detach")
+    if given.on("tty") and attached and not os.isatty(0):
+        raise MinidockerError("the input device is not a TTY", hint="leave out -t")
+
+
+# %% The nouns
+def env_lines(given: Given) -> tuple[str, ...]:
+    """Return ``--env-file`` and ``--env`` as NAME=value.
+
+    A name alone takes its value from our own environment, and is left out when it has
+    none there.
+    """
+    found = lines_of(given, "env-file")
+    found += given.list("env")
+    for line in found:
+        if line.startswith("="):
+            raise UsageError(f'invalid environment variable: "{line}"')
+    own = ((e, os.environ.get(e)) for e in found if "=" not in e)
+    extra = {name: f"{name}={value}" for name, value in own if value is not None}
+    return tuple(extra.get(e, e) for e in found if "=" in e or e in extra)
+
+
+def lines_of(given: Given, flag: str) -> list[str]:
+    """Return the lines of the files of a flag, without comments and empty ones."""
+    lines: list[str] = []
+    for path in given.list(flag):
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                lines += [line.lstrip().rstrip("\r\n") for line in file]
+        except (OSError, UnicodeDecodeError) as why:
+            what = getattr(why, "strerror", None) or "contains invalid utf8 bytes"
+            raise UsageError(f"cannot be read: {what}", where=path) from why
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 # %% Parsing

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from minidocker.blueprint import ulimits_of
 from minidocker.calls import SysError
 from minidocker.cgroups import Group
 from minidocker.containers import Container, timestamp
@@ -20,7 +19,7 @@ from minidocker.durable import write_whole
 from minidocker.errors import MinidockerError, UsageError
 from minidocker.joining import exec_in
 from minidocker.linux import pidfd_send_signal
-from minidocker.program import ProcessSpec
+from minidocker.program import ProcessSpec, ulimits_of
 from minidocker.pump import Pump, read_some
 from minidocker.records import Record, json_text
 from minidocker.runtime import Process

@@ -12,8 +12,8 @@ import os
 from minidocker.dialogue import in_child, new_channel, new_terminal
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
+from minidocker.mounts import is_first_user_namespace
 from minidocker.namespaces import NAMESPACES, PLACE, open_in_root, put
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import ProcessSpec, die_with_parent
 from minidocker.runtime import (
     Process,

@@ -9,8 +9,8 @@ import os
 
 from minidocker.errors import RuntimeFault
 from minidocker.idmaps import find_program
+from minidocker.mounts import is_first_user_namespace
 from minidocker.namespaces import first_line, put
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.security import APPARMOR, UNCONFINED, Security
 
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 
 from minidocker.containers import Container, ContainerStore, timestamp
 from minidocker.durable import looking
@@ -171,6 +172,53 @@ def check_mode(options: Mapping[str, str]) -> None:
         log_size(size)
 
 
+# %% How much is kept
+def pack(path: str) -> None:
+    """Make PATH.gz of a file, in its place."""
+    import gzip
+
+    with open(path, "rb") as file, gzip.open(f"{path}.gz", "wb", 6) as packed:
+        packed.write(file.read())
+    os.unlink(path)
+
+
+class RotatingLog(JsonLog):
+    """A log in several files: a full PATH becomes PATH.1, that PATH.2, and so on.
+
+    Where they are packed the older ones are PATH.1.gz, and so on.
+    """
+
+    def __init__(
+        self, path: str, shape: Shape, told: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(path, told)
+        self.shape = shape
+
+    def put(self, lines: list[bytes]) -> None:
+        """Write lines to the file, each to a new one if it is full."""
+        for line in lines:
+            if self.file < 0:
+                self.open()
+            if os.fstat(self.file).st_size >= self.shape.most:
+                self.rotate()
+            super().put([line])
+
+    def rotate(self) -> None:
+        """Let the file be the second newest; the oldest goes."""
+        os.close(self.file)
+        end = ".gz" if self.shape.packed else ""
+        older = [f"{self.path}.{n}{end}" for n in range(1, self.shape.files)]
+        if end and older:
+            pack(self.path)
+        names = [f"{self.path}{end}", *older]
+        for old, new in reversed(list(pairwise(names))):
+            with suppress(FileNotFoundError):
+                os.rename(old, new)
+        if self.shape.files == 1:
+            os.unlink(self.path)
+        self.open()
+
+
 # %% What each line tells besides
 TAG = re.compile(r"{{\s*\.(\w*)\s*}}")
 
@@ -219,7 +267,7 @@ def log_for(container: Container, path: str) -> JsonLog:
     options = dict(text.split("=", 1) for text in container.host.log_opts)
     shape = log_shape(container.host.log_driver, options)
     told = attributes(container, options)
-    return JsonLog(path, shape.most, shape.files, told, packed=shape.packed)
+    return RotatingLog(path, shape, told) if shape.most else JsonLog(path, told)
 
 
 # %% The whole log

@@ -42,6 +42,7 @@ from minidocker.flags import (
     is_address,
     refused,
 )
+from minidocker.mounts import is_first_user_namespace
 from minidocker.network_views import every_network, find_one, inspect_network
 from minidocker.networks import (
     PREDEFINED,
@@ -59,7 +60,6 @@ from minidocker.networks import (
     width_of,
 )
 from minidocker.oci import matches
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.removal import may_prune
 from minidocker.sandbox import network_store
 from minidocker.tables import formatted, local_time, nanoseconds_of, seconds_of, view_of

@@ -25,6 +25,7 @@ from minidocker.mounts import (
     fsconfig_set_string,
     fsmount,
     fsopen,
+    is_first_user_namespace,
     mount,
     move_mount,
     umount2,
@@ -63,6 +64,10 @@ class Overlay(Record):
         if self.volatile and self.upper is not None:
             options.append(("volatile", None))
         return options
+
+    def mount(self, target: str) -> None:
+        """Mount the union on the directory ``target``; the caller unmounts."""
+        mount_overlay(self, target)
 
 
 # %% Mounting
@@ -203,9 +208,3 @@ def supported(scratch: str) -> None:
     overlay = Overlay((lower,), upper, work, userxattr=rootless)
     with overlay_mounted(overlay, merged):
         return
-
-
-def is_first_user_namespace() -> bool:
-    """Whether user ids are not mapped: the whole range stands for itself."""
-    with open("/proc/self/uid_map", "rb") as lines:
-        return lines.read().split() == [b"0", b"0", b"4294967295"]

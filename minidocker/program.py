@@ -14,7 +14,6 @@ from contextlib import suppress
 
 from minidocker.calls import SysError, signal
 from minidocker.cgroups import NO_LIMITS, Group, Limits
-from minidocker.drivers import RootView
 from minidocker.errors import RuntimeFault
 from minidocker.linux import (
     Capability,
@@ -49,6 +48,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from typing import Any
+
+    from minidocker.drivers import RootView
 
 
 # %% The nouns: what to run
@@ -177,6 +178,17 @@ class HostConfig(Record):
             return self.network_of or "default"
         word = self.network.value
         return f"{word}:{self.network_of}" if self.network_of else word
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a device is given with fewer rights than all."""
+        return any(not text.endswith(":rwm") for text in self.devices)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the container has control groups from its beginning."""
+        asked = self.limits != NO_LIMITS or bool(self.pid_mode) or bool(self.further)
+        return asked or self.narrow
 
     @property
     def security(self) -> Security:
@@ -432,6 +444,20 @@ ULIMITS = """
 cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice
 rtprio rttime
 """
+
+
+def ulimits_of(texts: Iterable[str]) -> tuple[tuple[int, int, int], ...]:
+    """Return limits of ``NAME=SOFT:HARD`` as the kernel numbers them.
+
+    >>> ulimits_of(["nofile=10:20"])
+    ((7, 10, 20),)
+    """
+    found = []
+    for text in texts:
+        name, _, values = text.partition("=")
+        soft, _, hard = values.partition(":")
+        found.append((ULIMITS.split().index(name), int(soft), int(hard)))
+    return tuple(found)
 
 
 def set_ulimits(limits: Iterable[tuple[int, int, int]]) -> None:

@@ -11,7 +11,6 @@ import select
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import pairwise
 
 from minidocker.calls import SysError, signal
 from minidocker.containers import timestamp
@@ -80,34 +79,14 @@ def log_line(stream: str, text: bytes, when: str, told: str = "") -> bytes:
 
 
 # %% What came out is kept
-def pack(path: str) -> None:
-    """Make PATH.gz of a file, in its place."""
-    import gzip
-
-    with open(path, "rb") as file, gzip.open(f"{path}.gz", "wb", 6) as packed:
-        packed.write(file.read())
-    os.unlink(path)
-
-
 class JsonLog:
     """Append what containers write to a json-file log, whole lines at a time.
 
-    A file of ``most`` bytes (0: any) becomes PATH.1, that becomes PATH.2, and so on;
-    ``files`` are kept altogether, the older ones ``packed``: PATH.1.gz. ``told`` is
-    written in each line.
+    ``told`` is written in each line.
     """
 
-    def __init__(
-        self,
-        path: str,
-        most: int = 0,
-        files: int = 1,
-        told: Mapping[str, str] | None = None,
-        *,
-        packed: bool = False,
-    ) -> None:
+    def __init__(self, path: str, told: Mapping[str, str] | None = None) -> None:
         self.path, self.file = path, -1
-        self.most, self.files, self.end = most, files, ".gz" if packed else ""
         self.told = f'"attrs":{json_text(told)},' if told else ""
         self.pending = {"stdout": b"", "stderr": b""}
 
@@ -122,36 +101,21 @@ class JsonLog:
         self.append(stream, pieces)
 
     def append(self, stream: str, pieces: list[bytes]) -> None:
-        """Write lines to the file, in one call if it may have any size."""
-        if not pieces:
-            return
-        now = timestamp()
-        lines = [log_line(stream, piece, now, self.told) for piece in pieces]
-        for text in lines if self.most else [b"".join(lines)]:
-            if self.file < 0:
-                self.open()
-            if self.most and os.fstat(self.file).st_size >= self.most:
-                self.rotate()
-            os.write(self.file, text)
+        """Write pieces of a stream as lines of the log."""
+        if pieces:
+            now = timestamp()
+            self.put([log_line(stream, piece, now, self.told) for piece in pieces])
+
+    def put(self, lines: list[bytes]) -> None:
+        """Write lines to the file, in one call."""
+        if self.file < 0:
+            self.open()
+        os.write(self.file, b"".join(lines))
 
     def open(self) -> None:
         """Open the file, at its end."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self.file = os.open(self.path, flags, 0o640)
-
-    def rotate(self) -> None:
-        """Let the file be the second newest; the oldest goes."""
-        os.close(self.file)
-        older = [f"{self.path}.{n}{self.end}" for n in range(1, self.files)]
-        if self.end and older:
-            pack(self.path)
-        names = [f"{self.path}{self.end}", *older]
-        for old, new in reversed(list(pairwise(names))):
-            with suppress(FileNotFoundError):
-                os.rename(old, new)
-        if self.files == 1:
-            os.unlink(self.path)
-        self.open()
 
     def close(self) -> None:
         """Write what has no newline yet, and close the file."""
@@ -460,6 +424,57 @@ def raw_terminal(client: Client | None, terminal: int) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, handler)
         if before:
             termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+# %% A process's life, in one function
+def attend(
+    spec: ProcessSpec,
+    launch: Callable[[ProcessSpec], Process],
+    client: Client | None,
+    log: JsonLog | None = None,
+    welcome: Callable[[Pump, Process], None] = lambda *_: None,
+    *,
+    stdin: bool = False,
+) -> int:
+    """Launch a process, attend it to its end, return its exit status.
+
+    ``welcome`` is called when the program runs. Every descriptor that is made here
+    is closed here. Raises what ``launch`` raises.
+    """
+    if client:
+        spec = spec.replace(stdout=client.stdout, stderr=client.stderr)
+    spec, ends = make_ends(spec, stdin=stdin)
+    try:
+        process = launch(spec)
+    except BaseException:
+        close_all(ends.stdin, ends.stdout, ends.stderr)
+        raise
+    finally:
+        ends.close_given()
+    try:
+        client = client if stdin else deaf(client)
+        with (
+            signals_forwarded(process.pidfd),
+            raw_terminal(client, process.terminal),
+        ):
+            pump_process(process, ends, client, log, welcome)
+        return process.wait()
+    finally:
+        close_all(ends.stdout, ends.stderr, process.terminal, process.pidfd)
+        if log:
+            log.close()
+
+
+def deaf(client: Client | None) -> Client | None:
+    """Return a client whose input is not passed on."""
+    return client.replace(stdin=-1) if client else None
+
+
+def close_all(*fds: int) -> None:
+    """Close the descriptors that are open (not -1)."""
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
 
 
 # %% Who stays behind

@@ -19,9 +19,9 @@ from minidocker.errors import ConflictError
 from minidocker.etc_files import INSIDE
 from minidocker.flags import Given
 from minidocker.linux import capget
+from minidocker.mounts import is_first_user_namespace
 from minidocker.namespaces import Filesystem, MountStep
 from minidocker.networks import DEFAULT
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import Network
 from minidocker.runtime import labelled, whole_user
 from minidocker.sandbox import UNSAID, bindings_of

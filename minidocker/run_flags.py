@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from minidocker.container_verbs import PROCESS
-from minidocker.flags import LIST, NUMBER, TEXT, Flag
+from minidocker.flags import LIST, NUMBER, PROCESS, TEXT, Flag
 
 
 # %% What it may take

@@ -11,10 +11,7 @@ from contextlib import suppress
 from minidocker.cgroups import Limits, check_limits, swap_of
 from minidocker.container_verbs import (
     Needs,
-    env_lines,
     label_map,
-    lines_of,
-    need_terminal,
     open_engine,
 )
 from minidocker.engine import Engine, Pull
@@ -26,7 +23,16 @@ from minidocker.errors import (
     did_you_mean,
     recast,
 )
-from minidocker.flags import Command, Flag, Given, size, wrong
+from minidocker.flags import (
+    Command,
+    Flag,
+    Given,
+    env_lines,
+    lines_of,
+    need_terminal,
+    size,
+    wrong,
+)
 from minidocker.oci import ContainerConfig
 from minidocker.program import HostConfig, Network, network_mode
 from minidocker.run_flags import CREATE_FLAGS, HEALTH_FLAGS, NETWORK_FLAGS, RUN_FLAGS

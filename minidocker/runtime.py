@@ -23,7 +23,6 @@ from minidocker.dialogue import (
     new_channel,
     new_terminal,
 )
-from minidocker.drivers import mount_root
 from minidocker.errors import RuntimeFault, UnsupportedError
 from minidocker.last_call import execute
 from minidocker.linux import (
@@ -42,6 +41,7 @@ from minidocker.mounts import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     MountAttr,
+    is_first_user_namespace,
     mount_setattr,
     open_tree,
 )
@@ -61,7 +61,6 @@ from minidocker.namespaces import (
     put,
     raise_loopback,
 )
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import (
     ProcessSpec,
     become,
@@ -276,7 +275,7 @@ def mount_view(spec: ProcessSpec) -> int:
     """Mount the root file system of a spec; return a descriptor of its top."""
     if spec.view is None:
         raise RuntimeFault("no root file system was given")
-    mount_root(spec.view, spec.rootfs)
+    spec.view.mount(spec.rootfs)
     return os.open(spec.rootfs, PLACE | os.O_DIRECTORY)
 
 

@@ -16,7 +16,16 @@ from minidocker.errors import (
     UnsupportedError,
     UsageError,
 )
-from minidocker.flags import LIST, NUMBER, TEXT, Command, Flag, Given, parse_command
+from minidocker.flags import (
+    LIST,
+    NUMBER,
+    TEXT,
+    Command,
+    Flag,
+    Given,
+    env_lines,
+    parse_command,
+)
 from minidocker.hooks import OCI_VERSION
 from minidocker.oci_state import OciContainer, Phase, phase_of
 from minidocker.records import parse_json
@@ -120,8 +129,6 @@ def run_bundle(given: Given) -> int:
 # %% exec
 def process_given(given: Given, container: OciContainer) -> Part:
     """Return the process that ``exec`` is given, by a file or by flags."""
-    from minidocker.container_verbs import env_lines
-
     if path := given.text("process"):
         try:
             with open(path, encoding="utf-8") as file:

@@ -24,6 +24,7 @@ from minidocker.errors import (
 )
 from minidocker.etc_files import name_servers, network_files, write_network_files
 from minidocker.linux import CloneFlags, Prctl, prctl, setns
+from minidocker.mounts import is_first_user_namespace
 from minidocker.networks import (
     DEFAULT,
     OPTION,
@@ -34,7 +35,6 @@ from minidocker.networks import (
     endpoint_from,
     wish_from,
 )
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import PortBinding
 from minidocker.pump import let_go
 from minidocker.records import json_text, plain

@@ -98,9 +98,8 @@ class ContainerRunner(Runner):
         stderr: int | None = None,
     ) -> int:
         """Run ``argv`` to its end; return its exit status."""
-        from minidocker.pump import Client
+        from minidocker.pump import Client, attend
         from minidocker.runtime import start
-        from minidocker.supervisor import attend
 
         own = (1, 2) if self.output < 0 else (self.output, self.output)
         out, err = own[0] if stdout is None else stdout, stderr or own[1]
@@ -113,8 +112,7 @@ class ContainerRunner(Runner):
         self, view: RootView, config: ContainerConfig, around: Around
     ) -> Iterator[ProcessSpec]:
         """Give what a container of a step is started with, its command apart."""
-        from minidocker.blueprint import ulimits_of
-        from minidocker.program import Network, ProcessSpec
+        from minidocker.program import Network, ProcessSpec, ulimits_of
         from minidocker.security import SHM_SIZE
 
         netns, files = NOT_JOINED
@@ -159,9 +157,8 @@ class ContainerRunner(Runner):
 
     def shell(self, view: RootView, config: ContainerConfig, around: Around) -> None:
         """Open a shell in a failed step's container, with a terminal if we have one."""
-        from minidocker.pump import Client
+        from minidocker.pump import Client, attend
         from minidocker.runtime import start
-        from minidocker.supervisor import attend
 
         with self.spec(view, config, around) as bare:
             shell = (config.shell or ("/bin/sh",))[:1]

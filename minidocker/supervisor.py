@@ -14,10 +14,8 @@ from functools import partial
 
 from minidocker.blueprint import process_spec
 from minidocker.cgroups import (
-    NO_LIMITS,
     Group,
     find_group,
-    is_version_2,
     make_group,
     remove_group,
     was_killed_for_memory,
@@ -36,15 +34,12 @@ from minidocker.containers import (
 from minidocker.door import CHANGED, KEPT, STOPPED, open_door, take_mark
 from minidocker.durable import happened
 from minidocker.errors import NotFoundError, RuntimeFault
-from minidocker.program import HostConfig, Network, ProcessSpec
+from minidocker.program import Network, ProcessSpec
 from minidocker.pump import (
     Client,
     JsonLog,
     Pump,
-    make_ends,
-    pump_process,
-    raw_terminal,
-    signals_forwarded,
+    attend,
 )
 from minidocker.runtime import Process, start
 from minidocker.users import User
@@ -57,57 +52,6 @@ if TYPE_CHECKING:
 
     from minidocker.attach import Guest, Seat
     from minidocker.networks import Endpoint
-
-
-# %% A container's life, in one function
-def attend(
-    spec: ProcessSpec,
-    launch: Callable[[ProcessSpec], Process],
-    client: Client | None,
-    log: JsonLog | None = None,
-    welcome: Callable[[Pump, Process], None] = lambda *_: None,
-    *,
-    stdin: bool = False,
-) -> int:
-    """Launch a process, attend it to its end, return its exit status.
-
-    ``welcome`` is called when the program runs. Every descriptor that is made here
-    is closed here. Raises what ``launch`` raises.
-    """
-    if client:
-        spec = spec.replace(stdout=client.stdout, stderr=client.stderr)
-    spec, ends = make_ends(spec, stdin=stdin)
-    try:
-        process = launch(spec)
-    except BaseException:
-        close_all(ends.stdin, ends.stdout, ends.stderr)
-        raise
-    finally:
-        ends.close_given()
-    try:
-        client = client if stdin else deaf(client)
-        with (
-            signals_forwarded(process.pidfd),
-            raw_terminal(client, process.terminal),
-        ):
-            pump_process(process, ends, client, log, welcome)
-        return process.wait()
-    finally:
-        close_all(ends.stdout, ends.stderr, process.terminal, process.pidfd)
-        if log:
-            log.close()
-
-
-def deaf(client: Client | None) -> Client | None:
-    """Return a client whose input is not passed on."""
-    return client.replace(stdin=-1) if client else None
-
-
-def close_all(*fds: int) -> None:
-    """Close the descriptors that are open (not -1)."""
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)
 
 
 # %% A container's life, in one function
@@ -216,7 +160,7 @@ class Supervisor:
         check = check_of(container)
         if check is None:
             return
-        group = find_group(container.id) if has_group(store, container) else None
+        group = find_group(container.id) if store.has_group(container) else None
 
         def note(health: Health) -> None:
             write_health(store.path(container.id, "health.json"), health)
@@ -387,7 +331,7 @@ def container_group(container: Container) -> Group:
     one ends; its group is how they are found, where we may have one.
     """
     limits = container.host.limits
-    if narrow_devices(container.host) or container.host.further:
+    if container.host.narrow or container.host.further:
         return special_group(container)
     if container.host.pid_mode:
         with suppress(RuntimeFault):
@@ -395,17 +339,12 @@ def container_group(container: Container) -> Group:
     return make_group(container.id, limits)
 
 
-def narrow_devices(host: HostConfig) -> bool:
-    """Say whether a device is given with fewer rights than all."""
-    return any(not text.endswith(":rwm") for text in host.devices)
-
-
 def special_group(container: Container) -> Group:
     """Make the groups of a container with finer limits, or rules for devices."""
     from minidocker.device_rules import restrict_devices, rules_for
     from minidocker.finer_limits import finer_settings, limit_finely
 
-    host, narrow = container.host, narrow_devices(container.host)
+    host, narrow = container.host, container.host.narrow
     plan = finer_settings(dict(host.further))
     also = [one.controller for one in plan] + ["devices"] * narrow
     also += ["freezer"] * bool(host.pid_mode)
@@ -420,20 +359,12 @@ def special_group(container: Container) -> Group:
     return group
 
 
-def has_group(store: ContainerStore, container: Container) -> bool:
-    """Say whether a container can have groups: by its limits, or made later on."""
-    host = container.host
-    later = os.path.exists(store.path(container.id, "grouped"))
-    asked = host.limits != NO_LIMITS or bool(host.pid_mode) or bool(host.further)
-    return asked or narrow_devices(host) or later or is_version_2()
-
-
 # %% A container's life, in one function
 def leave_group(
     store: ContainerStore, container: Container, group: Group | None
 ) -> bool:
     """Remove a container's groups; say whether it was killed for want of memory."""
-    if group is None or not has_group(store, container):
+    if group is None or not store.has_group(container):
         return False
     killed = was_killed_for_memory(find_group(container.id))
     remove_group(container.id)

@@ -18,8 +18,8 @@ from minidocker.elf import init_file
 from minidocker.errors import CommandNotFoundError
 from minidocker.joining import exec_in
 from minidocker.linux import capget
+from minidocker.mounts import is_first_user_namespace
 from minidocker.namespaces import Bind, Sysctl
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.program import ProcessSpec
 from minidocker.seccomp import MACHINES
 from minidocker.security import PRIVILEGED, Security, make_security

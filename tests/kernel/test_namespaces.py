@@ -14,7 +14,7 @@ import pytest
 from minidocker import namespaces, rootless
 from minidocker.errors import RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, prctl, unshare
-from minidocker.mounts import mountinfo
+from minidocker.mounts import is_first_user_namespace, mountinfo
 from minidocker.namespaces import (
     Bind,
     Device,
@@ -28,7 +28,6 @@ from minidocker.namespaces import (
     keep_mounts_private,
     pivot,
 )
-from minidocker.overlayfs import is_first_user_namespace
 from minidocker.rootless import enter_user_namespace
 from minidocker.security import docker_mounts
 

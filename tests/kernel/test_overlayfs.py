@@ -11,12 +11,11 @@ import pytest
 
 from minidocker.errors import UnsupportedError
 from minidocker.linux import CloneFlags, unshare
-from minidocker.mounts import MountFlags, mount, mountinfo
+from minidocker.mounts import MountFlags, is_first_user_namespace, mount, mountinfo
 from minidocker.overlayfs import (
     MAX_LOWERS,
     OPAQUE,
     Overlay,
-    is_first_user_namespace,
     is_opaque,
     is_whiteout,
     mount_by_descriptor,

@@ -13,8 +13,9 @@ from test_namespaces import Failed, apart, forked
 from minidocker.drivers import Directory, RootView
 from minidocker.joining import exec_in
 from minidocker.linux import capset, start_time
+from minidocker.mounts import is_first_user_namespace
 from minidocker.namespaces import Bind
-from minidocker.overlayfs import Overlay, is_first_user_namespace
+from minidocker.overlayfs import Overlay
 from minidocker.program import Network, ProcessSpec
 from minidocker.rootless import enter_user_namespace
 from minidocker.runtime import Process, start

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from minidocker import blueprint, flag_words, run_verb
-from minidocker.blueprint import tmpfs_step, ulimits_of
+from minidocker.blueprint import tmpfs_step
 from minidocker.cgroups import Limits
 from minidocker.errors import MinidockerError, UsageError
 from minidocker.flag_words import check_sysctl, device_text, security_text
 from minidocker.flags import Given, parse_flags, size, ulimit_text
 from minidocker.mounts import MountFlags
-from minidocker.program import HostConfig, Network, host_config
+from minidocker.program import HostConfig, Network, host_config, ulimits_of
 from minidocker.run_flags import RUN_FLAGS
 from minidocker.run_verb import (
     billionths,
