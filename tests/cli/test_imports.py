@@ -1,4 +1,4 @@
-"""What `run` imports: little, and every module of it is named here."""
+"""What `run` and `exec` import: little, and every module of it is named here."""
 
 import os
 import re
@@ -14,6 +14,12 @@ OURS = {
     "flags", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci", "opened_store",
     "overlayfs", "program", "pump", "records", "run_flags", "run_verb", "runtime", "seccomp", "security", "springboard",
     "supervisor", "trees", "users",
+}  # fmt: skip
+EXEC = {
+    "calls", "cgroups", "cli", "containers", "dialogue", "durable", "errors",
+    "exec_verb", "executing", "flags", "joining", "last_call", "linux", "mounts",
+    "namespaces", "oci", "program", "pump", "records", "runtime", "seccomp", "security",
+    "springboard", "trees", "users",
 }  # fmt: skip
 STANDARD = {
     "__future__", "_ctypes", "_json", "_sha2", "_sha256", "_socket", "_struct", "abc",
@@ -35,19 +41,32 @@ def imported(*argv: str) -> set[str]:
     return set(IMPORT.findall(done.stderr))
 
 
-def test_run_imports_little_and_nothing_unexpected(store: Store) -> None:
-    python = imported("-c", "import runpy, importlib.util")
-    words = store.argv("run", "--rm", "small:v1", "true")[1:]
-    found = imported(*words) - python
+def need_little(found: set[str], chapters: set[str], further: set[str]) -> None:
+    """Fail for what was imported beside ``chapters``, and a little of Python's own."""
     ours = {name.partition(".")[2] for name in found if name.startswith("minidocker.")}
     others = {name.partition(".")[0] for name in found} - {"minidocker"}
-    # the way out of others, and into a user namespace
-    rootless = {"uplink", "rootless", "idmaps"} if os.geteuid() else set()
-    allowed = OURS | rootless
-    assert ours <= allowed, "chapters that `run` must not import"
-    more = {"pwd"} if os.geteuid() else set()
-    standard = {s.lstrip("_") for s in STANDARD | more}
+    assert ours <= chapters, "chapters that must not be imported"
+    standard = {name.lstrip("_") for name in STANDARD | further}
     assert {name.lstrip("_") for name in others} <= standard
     heavy = {"pyroute2", "graphviz", "rich", "urllib", "http", "socket", "json", "re"}
     heavy |= {"ctypes", "enum", "signal", "struct"}  # the cores of them are enough
     assert not heavy & others
+
+
+def test_run_imports_little_and_nothing_unexpected(store: Store) -> None:
+    python = imported("-c", "import runpy, importlib.util")
+    words = store.argv("run", "--rm", "small:v1", "true")[1:]
+    found = imported(*words) - python
+    # the way out of others, and into a user namespace
+    rootless = {"uplink", "rootless", "idmaps"} if os.geteuid() else set()
+    need_little(found, OURS | rootless, {"pwd"} if os.geteuid() else set())
+
+
+def test_exec_imports_less_than_run(store: Store) -> None:
+    python = imported("-c", "import runpy, importlib.util")
+    store.says("run", "-d", "--name", "box", "small:v1", "sleep", "60")
+    try:
+        words = ("-m", "minidocker", "--root", str(store.root), "exec", "box", "true")
+        need_little(imported(*words) - python, EXEC, set())
+    finally:
+        store.says("rm", "-f", "box")
