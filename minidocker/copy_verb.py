@@ -295,6 +295,7 @@ def copy_in(given: Given, source: str, target: Place) -> None:
         tell(engine.containers, container, "extract-to-dir")
 
 
+# %% The verb
 def on_host(path: str) -> str:
     """Return an absolute path of the host, its end (``/`` or ``/.``) kept."""
     end = (
@@ -331,6 +332,7 @@ def checked(root: int, lands: Landing, source: Found) -> Landing:
     return lands
 
 
+# %% The verb
 def cp(given: Given) -> int:
     """``cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-``"""
     source, target = map(parse_place, given.args)

@@ -38,7 +38,7 @@ def ask_device(
         os.close(fd)
 
 
-# %% Loop devices: a file as a disk
+# %% Bound to a file
 LOOP_CLR_FD, LOOP_GET_STATUS64, LOOP_SET_CAPACITY = 0x4C01, 0x4C05, 0x4C07
 LOOP_CONFIGURE, LOOP_CTL_GET_FREE = 0x4C0A, 0x4C82
 BLKGETSIZE64, BLKDISCARD = 0x80081272, 0x1277
@@ -81,7 +81,7 @@ def hold_loop(path: str, *, autoclear: bool = False) -> tuple[str, int]:
         os.close(file)
 
 
-# %% Loop devices: a file as a disk
+# %% Bound to a file
 def attach_loop(path: str) -> str:
     """Bind a file to a free loop device; return its path. The caller detaches it."""
     device, loop = hold_loop(path)
@@ -94,7 +94,7 @@ def detach_loop(device: str) -> None:
     ask_device(device, "LOOP_CLR_FD", LOOP_CLR_FD)
 
 
-# %% Loop devices: a file as a disk
+# %% Bound to a file
 def loops_of(path: str) -> list[str]:
     """Return the loop devices bound to a file, such as those that a crash left.
 

@@ -1,6 +1,6 @@
 # From book/660-run-verb.md. Edit there and tangle, or here and tangle --back.
 
-# %% Run: one verb with fifty flags
+# %% Run: one verb with a hundred flags
 """``run`` and ``create``: read what was asked for, refuse nonsense, make it."""
 
 from __future__ import annotations
@@ -306,6 +306,7 @@ def about_network(given: Given, words: HostConfig) -> bool:
     return named or any(given.flags.get(flag.name) for flag in NETWORK_FLAGS)
 
 
+# %% The verb
 def made(given: Given) -> tuple[Engine, Container]:
     """Make the container that a command line asks for: `create`, and half of `run`.
 
@@ -337,6 +338,7 @@ def made(given: Given) -> tuple[Engine, Container]:
     return engine, container
 
 
+# %% The verb
 def platform_of(text: str) -> Platform | None:
     """Return what ``--platform`` names. Raises UsageError."""
     if not text:
@@ -357,6 +359,7 @@ def refuse_old_cidfile(path: str) -> None:
         raise UsageError("failed to create the container ID file", where=path)
 
 
+# %% The verb
 def create(given: Given) -> int:
     """``create [OPTIONS] IMAGE [COMMAND] [ARG...]``"""
     try:
@@ -410,6 +413,7 @@ def run(given: Given) -> int:
     return run_foreground(store, container, client)
 
 
+# %% The verb
 def client_of(config: ContainerConfig) -> Client:
     """Return our descriptors, of the streams that are attached."""
     from minidocker.pump import Client
