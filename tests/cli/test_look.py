@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,23 +172,26 @@ def test_prune_frees_what_it_says(store: Store, tmp_path: Path) -> None:
     ]
 
 
-def test_info_says_why_the_store_has_its_driver(store: Store, tmp_path: Path) -> None:
-    form = ("info", "--format", "{{.Driver}}: {{.DriverReason}}")
+WHY = ("info", "--format", "{{.Driver}}: {{.DriverReason}}")
+
+
+def test_info_says_why_the_store_has_its_driver(store: Store) -> None:
     chosen = {"overlay2": "the kernel mounts overlays", "vfs": "it was asked for"}
     name = store.says("info", "--format", "{{.Driver}}").strip()
-    assert store.says(*form).startswith(f"{name}: {chosen[name]}")
+    assert store.says(*WHY).startswith(f"{name}: {chosen[name]}")
+
+
+@pytest.mark.root
+def test_info_says_why_a_driver_was_not_taken(tmp_path: Path) -> None:
     layers = [tmp_path / part for part in ("lower", "upper", "work", "root")]
     for place in layers:
         place.mkdir()
     lower, upper, work, root = layers
     words = f"lowerdir={lower},upperdir={upper},workdir={work}"
     mount = f"mount -t overlay -o {words} overlay {root}"
-    ours = (
-        f"{sys.executable} -m minidocker --root {root} {form[0]} {form[1]} '{form[2]}'"
-    )
-    script = f"{mount} && {ours}"
+    ours = shlex.join([sys.executable, "-m", "minidocker", "--root", str(root), *WHY])
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script],
+        ["unshare", "--mount", "sh", "-c", f"{mount} && {ours}"],
         capture_output=True,
         text=True,
         check=True,
