@@ -1,6 +1,6 @@
 # From book/654-network-flags.md. Edit there and tangle, or here and tangle --back.
 
-# %% Network flags: what `-p 127.0.0.1:8000-8010:80/udp` means
+# %% Network flags: ports, addresses and names
 """Read the flags of `run` that are about the network; refuse what cannot be."""
 
 from __future__ import annotations
