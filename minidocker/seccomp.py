@@ -281,12 +281,12 @@ class Assembler:
     """A program that grows towards its beginning; ``code`` is last-first."""
 
     def __init__(self) -> None:
-        self.code: list[tuple[int, int, int, int]] = []
+        self.code: list[bytes] = []
         self.returns: dict[int, int] = {}
 
     def put(self, what: int, k: int, then: int = 0, otherwise: int = 0) -> int:
         """Put an instruction before all others; return its label."""
-        self.code.append((what, then, otherwise, k))
+        self.code.append(pack("=HBBI", what, then, otherwise, k))
         return len(self.code) - 1
 
     def answer(self, action: int) -> int:
@@ -309,7 +309,7 @@ class Assembler:
 
     def program(self) -> bytes:
         """Return the instructions, first-first, as the kernel reads them."""
-        return b"".join(pack("=HBBI", *one) for one in reversed(self.code))
+        return b"".join(reversed(self.code))
 
 
 # %% Comparing an argument
@@ -376,31 +376,28 @@ def sorted_rules(
 
     A rule without arguments wins over those with; unknown names are left out.
     """
-    found: dict[int, int | tuple[str, list[Rule]]] = {}
+    plain: dict[int, int] = {}
+    asked: dict[int, tuple[str, list[Rule]]] = {}
     for rule in profile.rules:
-        for name in rule.names:
-            number = numbers.get(name, -1)
-            before = found.get(number)
-            if number < 0 or isinstance(before, int):
-                continue
-            if not rule.args:
-                found[number] = rule.action
-            elif before:
-                before[1].append(rule)
-            else:
-                found[number] = (name, [rule])
-    return found
+        known = {numbers[name]: name for name in rule.names if name in numbers}
+        if not rule.args:
+            plain = dict.fromkeys(known, rule.action) | plain  # the first one wins
+            continue
+        for number, name in known.items():
+            asked.setdefault(number, (name, []))[1].append(rule)
+    return {**asked, **plain}
 
 
 def stretches(profile: Profile, numbers: dict[str, int]) -> list[tuple[int, Any]]:
     """Return (first number, answer) for each stretch of numbers that share one."""
-    answers, known = sorted_rules(profile, numbers), set(numbers.values())
+    answers: dict[int, Any] = dict.fromkeys(numbers.values(), profile.default)
+    answers.update(sorted_rules(profile, numbers))
     errno_default = profile.default & 0xFFFF0000 == ERRNO
     unknown = UNKNOWN if errno_default else profile.default
     found: list[tuple[int, Any]] = []
     last: Any = None
-    for number in range(max(known) + 2):
-        answer = answers.get(number, profile.default if number in known else unknown)
+    for number in range(max(answers) + 2):
+        answer = answers.get(number, unknown)
         if answer != last:
             found.append((number, answer))
             last = answer
