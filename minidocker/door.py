@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
-from minidocker.containers import Container, ContainerStore
+from minidocker.containers import Container, ContainerRecords
 
 
 TYPE_CHECKING = False
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 STOPPED, CHANGED, KEPT = "stopped", "changed", "kept"
 
 
-def make_mark(store: ContainerStore, container: Container, name: str) -> None:
+def make_mark(store: ContainerRecords, container: Container, name: str) -> None:
     """Leave an empty file in a container's directory."""
     with suppress(FileNotFoundError):  # it may be gone altogether
         path = store.path(container.id, name)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def take_mark(store: ContainerStore, container: Container, name: str) -> bool:
+def take_mark(store: ContainerRecords, container: Container, name: str) -> bool:
     """Remove an empty file from a container's directory; say whether it was there."""
     try:
         os.unlink(store.path(container.id, name))
@@ -38,7 +38,7 @@ def take_mark(store: ContainerStore, container: Container, name: str) -> bool:
 
 
 @contextmanager
-def kept(store: ContainerStore, container: Container) -> Iterator[None]:
+def kept(store: ContainerRecords, container: Container) -> Iterator[None]:
     """Keep a container with ``auto_remove`` although it ends within the block."""
     make_mark(store, container, KEPT)
     try:
