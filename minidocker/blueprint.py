@@ -97,20 +97,33 @@ def check_config(own: ContainerConfig) -> None:
 
 
 def signal_number(text: str) -> int:
-    """Return a signal's number from ``KILL``, ``SIGKILL`` or ``9``.
+    """Return a signal's number from ``KILL``, ``SIGKILL``, ``9`` or ``RTMIN+3``.
 
-    >>> [int(signal_number(text)) for text in ("SIGTERM", "hup", "9")]
-    [15, 1, 9]
+    >>> [int(signal_number(text)) for text in ("SIGTERM", "hup", "9", "SIGRTMIN+3")]
+    [15, 1, 9, 37]
     """
     if text.isdigit() and 0 < int(text) < signal.NSIG:
         return int(text)
     name = f"SIG{text.upper().removeprefix('SIG')}"
+    if number := realtime_number(name):
+        return number
     from signal import Signals
 
     known = Signals.__members__
     if name not in known:
         raise WordFault(f"invalid signal: {text}", hint=did_you_mean(name, known))
     return known[name]
+
+
+def realtime_number(name: str) -> int:
+    """Return the number of ``SIGRTMIN+N`` or ``SIGRTMAX-N``; 0 for another name."""
+    first, last = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
+    for start, sign, base in (("SIGRTMIN+", 1, first), ("SIGRTMAX-", -1, last)):
+        steps = name.removeprefix(start)
+        if steps != name and steps.isdecimal():
+            number = base + sign * int(steps)
+            return number if first <= number <= last else 0
+    return 0
 
 
 def either(

@@ -17,7 +17,7 @@ from minidocker.catalog import Filters, has_label, moment_said, parse_filters
 from minidocker.container_verbs import open_engine
 from minidocker.flags import FILTER, FORMAT, TEXT, Command, Flag, Given
 from minidocker.logs import moved_on, open_files
-from minidocker.values import fill
+from minidocker.values import Struct, fill, typed
 from minidocker.watching import LATE, Sleeper
 
 
@@ -125,6 +125,19 @@ def event_line(event: Event) -> str:
     return f"{text} ({about})" if about else text
 
 
+NAMES_IN_GO = {
+    "status": "Status", "id": "ID", "from": "From", "Type": "Type",
+    "Action": "Action", "Actor": "Actor", "scope": "Scope", "time": "Time",
+    "timeNano": "TimeNano",
+}  # fmt: skip
+
+
+def as_in_go(event: Event) -> Struct:
+    """Return an event for a template: its fields have other names than in JSON."""
+    fields = {name: event.get(key, "") for key, name in NAMES_IN_GO.items()}
+    return Struct(event, {name: typed(one, name) for name, one in fields.items()})
+
+
 def events(given: Given) -> int:
     """``events [OPTIONS]``"""
     filters = parse_filters(given.list("filter"), EVENT_FILTERS)
@@ -141,7 +154,7 @@ def events(given: Given) -> int:
         if form in ("json", "{{json .}}"):
             print(json.dumps(event, separators=(",", ":"), ensure_ascii=False))
         else:
-            print(fill(form, dict(event)) if form else event_line(event))
+            print(fill(form, as_in_go(event)) if form else event_line(event))
         sys.stdout.flush()
     return 0
 

@@ -62,7 +62,14 @@ from minidocker.networks import (
 from minidocker.oci import matches
 from minidocker.removal import may_prune
 from minidocker.sandbox import network_store
-from minidocker.tables import formatted, local_time, nanoseconds_of, seconds_of, view_of
+from minidocker.tables import (
+    formatted,
+    label_in,
+    local_time,
+    nanoseconds_of,
+    seconds_of,
+    view_of,
+)
 from minidocker.wiring import remove_lost_bridges, sweep_network
 
 
@@ -231,7 +238,7 @@ HEADS = {
 FILTERS = ("driver", "id", "label", "name", "scope", "type", "dangling")
 
 
-def network_row(network: BridgeNetwork, driver: str, *, whole: bool) -> dict[str, str]:
+def network_row(network: BridgeNetwork, driver: str, *, whole: bool) -> dict[str, Any]:
     """Return Docker's fields for a line of `network ls`."""
     labels = ",".join(f"{key}={value}" for key, value in network.labels.items())
     return {
@@ -241,6 +248,7 @@ def network_row(network: BridgeNetwork, driver: str, *, whole: bool) -> dict[str
         "Scope": "local",
         "IPv6": str(network.ipv6).lower(),
         "Internal": str(network.internal).lower(),
+        "Label": label_in(network.labels),
         "Labels": labels,
         "CreatedAt": local_time(seconds_of(network.created)),
     }

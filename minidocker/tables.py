@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minidocker.records import Record
 
@@ -206,12 +206,27 @@ def formatted(view: View, rows: Sequence[Mapping[str, Any]], form: str) -> str:
     template = template.removeprefix("table").strip(" ")
     fields = {**(view.others or {}), **dict.fromkeys(view.columns)}
     fields |= dict.fromkeys(name for row in rows for name in row)
-    heads = filled(template, [{name: view.head(name) for name in fields}], plain=True)
+    first = {**{name: view.head(name) for name in fields}, "Label": label_head}
+    heads = filled(template, [first], plain=True)
     lines = [line.split("\t") for line in [*heads, *filled(template, rows)]]
     return table(lines[0], lines[1:])
 
 
 # %% Columns
+def label_in(labels: Mapping[str, str]) -> Callable[[str], str]:
+    """Return the method ``.Label`` of a row: a label's value, or nothing."""
+    return lambda name: labels.get(name, "")
+
+
+def label_head(name: str) -> str:
+    """Return the head above a label: the last word of its name.
+
+    >>> label_head("com.example.made-by")
+    'made by'
+    """
+    return name.rpartition(".")[2].replace("-", " ").replace("_", " ")
+
+
 def filled(
     template: str, rows: Iterable[Mapping[str, Any]], *, plain: bool = False
 ) -> list[str]:
@@ -222,7 +237,8 @@ def filled(
     if plain:
         same = ("json", "title", "lower", "upper", "truncate")
         functions = FUNCTIONS | dict.fromkeys(same, lambda value, *_: value)
-    return [
-        fill(template, Struct(dict(sorted(row.items())), dict(row)), functions)
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        told = {name: one for name, one in sorted(row.items()) if not callable(one)}
+        found.append(fill(template, Struct(told, dict(row)), functions))
+    return found

@@ -60,7 +60,13 @@ class Control(Record):
     other: tuple[Node, ...] = ()
 
 
-Node = str | Pipeline | Control
+class Jump(Record):
+    """``{{break}}`` or ``{{continue}}``: how the nearest ``range`` goes on."""
+
+    word: str
+
+
+Node = str | Pipeline | Control | Jump
 
 
 # %% Tokens
@@ -235,6 +241,7 @@ class Parser:
 
     def __init__(self, template: str, functions: Container[str]) -> None:
         self.pieces, self.functions = pieces_of(template), functions
+        self.ranges = 0  # that are open
 
     def nodes(self, inside: str = "") -> tuple[list[Node], Words | None]:
         """Take nodes up to ``else`` or ``end``, which is returned, or to the last."""
@@ -252,16 +259,31 @@ class Parser:
             if word in ("if", "range", "with"):
                 words.next()
                 found.append(self.control(word, words))
+            elif word in ("break", "continue"):
+                found.append(self.jump(word, words))
             else:
                 found.append(whole(words))
         if inside:
             raise broken("unexpected EOF")
         return found, None
 
+    def jump(self, word: str, words: Words) -> Jump:
+        """Take ``{{break}}`` or ``{{continue}}``, which stand alone in a ``range``."""
+        words.next()
+        if words.peek().text:
+            raise broken(f"unexpected {json.dumps(words.peek().text)} in {word}")
+        if not self.ranges:
+            raise broken(f"{{{{{word}}}}} outside {{{{range}}}}")
+        return Jump(word)
+
     def control(self, word: str, words: Words) -> Control:
         """Take what follows ``{{if}}`` and the others; ``else if`` is one more."""
+        if not words.peek().text:
+            raise broken(f"missing value for {word}")
         pipeline = whole(words)
+        self.ranges += word == "range"
         body, last = self.nodes(word)
+        self.ranges -= word == "range"
         other: list[Node] = []
         if last and last.next().text == "else":
             if last.peek().text in ("if", "with"):

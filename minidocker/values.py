@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from urllib.parse import quote_plus
 
 from minidocker.errors import MinidockerError
 from minidocker.oci import CONFIG_FIELDS, ContainerConfig
 from minidocker.records import Enum, Record
 from minidocker.templates import (
     Control,
+    Jump,
     Node,
     Operand,
     Pipeline,
@@ -48,13 +50,13 @@ MAPS = frozenset(
     (
         "Labels", "Volumes", "ExposedPorts", "Data", "Ports", "PortBindings",
         "Networks", "Annotations", "Sysctls", "StorageOpt", "Tmpfs", "Options",
-        "Containers", "AuxiliaryAddresses",
+        "Containers", "AuxiliaryAddresses", "Attributes", "DriverOpts",
     )
 )  # fmt: skip
 POINTERS = frozenset(
     (
         "Healthcheck", "Health", "StopTimeout", "Init", "PidsLimit", "SizeRw",
-        "SizeRootFs", "MemorySwappiness",
+        "SizeRootFs", "MemorySwappiness", "IPAMConfig", "OomKillDisable",
     )
 )  # fmt: skip
 NOTHING = ContainerConfig()
@@ -65,7 +67,9 @@ WHOLE = {"Config": CONFIG, "ContainerConfig": CONFIG, "Mounts": MOUNT}
 LAST: dict[str, dict[str, Any]] = {
     "RootFS": {"BaseLayer": ""},
     "State": {"Health": None},
+    "HostConfig": dict.fromkeys(("StorageOpt", "Tmpfs", "Mounts", "Sysctls", "Init")),
 }  # left out of the JSON when empty
+RENAMED = {"LogConfig": {"Config": "Options"}}  # a map, where another is a struct
 SIZES = {"SizeRw": None, "SizeRootFs": None}
 
 
@@ -77,15 +81,17 @@ def typed(value: Any, key: str = "") -> Any:
             return Nil.MAP
         return Nil.POINTER if key in POINTERS else Nil.LIST
     if isinstance(value, list | tuple):
-        return [typed(one) for one in value]
+        return [typed(one, key) for one in value]
     if not isinstance(value, Mapping):
         return value
     if key in MAPS:
         return {name: typed(one) for name, one in value.items()}
+    names = RENAMED.get(key, {})
     last = LAST.get(key, SIZES if "HostConfig" in value else {})
     last = {name: one for name, one in last.items() if name not in value}
     fields = {**WHOLE.get(key, {}), **value, **last}
-    return Struct(value, {name: typed(one, name) for name, one in fields.items()})
+    inner = {n: typed(one, names.get(n, n)) for n, one in fields.items()}
+    return Struct(value, inner)
 
 
 def written(value: Any) -> Any:
@@ -213,7 +219,7 @@ VERB = re.compile(r"%([-+# 0]*)(\d+)?(?:\.(\d+))?([%a-zA-Z])")
 
 
 def printf(form: str, *values: Any) -> str:
-    """Return Go's Sprintf for ``%s %v %q %d %x %t %f %c``, with flags and width.
+    """Return Go's Sprintf for ``%s %v %q %d %x %t %f %c %T``, with flags and width.
 
     >>> printf("%-4s|%03d|%q", "a", 7, "b")
     'a   |007|"b"'
@@ -245,6 +251,8 @@ def kind_of(value: Any) -> str:
 def verb_text(verb: str, value: Any, places: str | None) -> str:
     """Return one value as a verb of ``printf`` asks for it."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if verb == "T":
+        return kind_of(value)
     if verb == "q":
         if isinstance(value, list | tuple):
             return "[" + " ".join(verb_text(verb, one, places) for one in value) + "]"
@@ -291,6 +299,15 @@ def all_of(*values: Any) -> Any:
     return next((one for one in values if not truth(one)), values[-1])
 
 
+def escaped_js(*values: Any) -> str:
+    """Return values as they may stand in a string of JavaScript."""
+    text = sprint(*values)
+    for letter in "\\'\"":
+        text = text.replace(letter, f"\\{letter}")
+    unsafe = re.compile(r"[<>&=\x00-\x1f]")
+    return unsafe.sub(lambda match: f"\\u{ord(match[0]):04X}", text)
+
+
 def escaped_html(*values: Any) -> str:
     """Return values with the letters escaped that mean something in HTML."""
     pairs = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"))
@@ -318,6 +335,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "println": lambda *values: " ".join(map(shown, values)) + "\n",
     "printf": printf,
     "html": escaped_html,
+    "js": escaped_js,
+    "urlquery": lambda *values: quote_plus(sprint(*values)),
     "json": go_text,
     "join": joined,
     "split": lambda text, by: text.split(by),
@@ -338,37 +357,45 @@ class Walker:
         self.out: list[str] = []
         self.functions = functions
 
-    def walk(self, nodes: tuple[Node, ...], dot: Any) -> None:
-        """Print nodes; the variables that they make end here."""
-        mark = len(self.variables)
+    def walk(self, nodes: tuple[Node, ...], dot: Any) -> str:
+        """Print nodes; the variables that they make end here.
+
+        Return ``break`` or ``continue`` where one of these words ended it early.
+        """
+        mark, ended = len(self.variables), ""
         for node in nodes:
             if isinstance(node, str):
                 self.out.append(node)
+            elif isinstance(node, Jump):
+                ended = node.word
             elif isinstance(node, Control):
-                self.control(node, dot)
+                ended = self.control(node, dot)
             else:
                 value = self.pipeline(node, dot)
                 if not node.names:
                     value = MISSING if value is None else value
                     self.out.append(shown(value))
+            if ended:
+                break
         del self.variables[mark:]
+        return ended
 
-    def control(self, node: Control, dot: Any) -> None:
-        """Print a block as often as it is to be printed."""
+    def control(self, node: Control, dot: Any) -> str:
+        """Print a block as often as it is to be printed; return what ``walk`` does."""
         mark = len(self.variables)
         value = self.pipeline(node.pipeline, dot)
-        if node.word == "range":
-            pairs = elements(value)
+        ended = ""
+        if node.word == "range" and (pairs := elements(value)):
             for key, one in pairs:
                 self.loop_variables(node.pipeline.names, key, one)
-                self.walk(node.body, one)
-            if not pairs:
-                self.walk(node.other, dot)
-        elif truth(value):
-            self.walk(node.body, value if node.word == "with" else dot)
+                if self.walk(node.body, one) == "break":
+                    break
+        elif node.word != "range" and truth(value):
+            ended = self.walk(node.body, value if node.word == "with" else dot)
         else:
-            self.walk(node.other, dot)
+            ended = self.walk(node.other, dot)
         del self.variables[mark:]
+        return ended
 
     def loop_variables(self, names: tuple[str, ...], key: Any, one: Any) -> None:
         """Set the variables of a ``range``: the element, or the key and the element."""
@@ -404,15 +431,19 @@ class Walker:
     ) -> Any:
         """Return the value of one command; ``last`` is what was piped into it."""
         first, *rest = operands
-        if first.kind is not Sort.FUNCTION:
-            if rest or last:
-                raise fault("can't give argument to non-function")
-            return self.value(first, dot)
         arguments = (*(self.value(one, dot) for one in rest), *last)
+        if first.kind is Sort.FUNCTION:
+            called, name = self.functions[first.value], first.value
+        else:
+            called, name = self.value(first, dot), ".".join(("", *first.fields))
+            if not callable(called):
+                if arguments:
+                    raise fault("can't give argument to non-function")
+                return called
         try:
-            return self.functions[first.value](*arguments)
+            return called(*arguments)
         except (TypeError, AttributeError, ValueError, IndexError) as why:
-            raise fault(f"wrong arguments for {first.value}") from why
+            raise fault(f"wrong arguments for {name}") from why
 
     def value(self, operand: Operand, dot: Any) -> Any:
         """Return the value of an operand, its fields looked up."""

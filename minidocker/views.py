@@ -24,6 +24,7 @@ from minidocker.tables import (
     cut,
     human_size,
     human_span,
+    label_in,
     local_time,
     rfc_time,
     seconds_of,
@@ -137,6 +138,7 @@ def container_row(
         "CreatedAt": local_time(seconds_of(container.created)),
         "ID": shown_id(container.id, whole=whole),
         "Image": container.config.image or short_id(container.image),
+        "Label": label_in(labels),
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
         "LocalVolumes": str(sum(point.kind == "volume" for point in points)),
         "Mounts": ",".join(

@@ -33,9 +33,14 @@ from minidocker.storing import (
     used_volumes,
     volume_store,
 )
-from minidocker.tables import formatted, human_size, view_of
+from minidocker.tables import formatted, human_size, label_in, view_of
 from minidocker.tidy_verbs import FORCE, confirmed, tell_of_prune, told
 from minidocker.volumes import Volume, check_driver, volumes_turn
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 # %% Make and look
@@ -81,11 +86,12 @@ def listed(engine: Engine, filters: Filters) -> list[Volume]:
     return [one for one in volumes if all(test(one) for test in tests)]
 
 
-def volume_row(volume: Volume) -> dict[str, str]:
+def volume_row(volume: Volume) -> dict[str, Any]:
     """Return Docker's fields for a volume."""
     labels = sorted((volume.labels or {}).items())
     return {
         "Driver": "local",
+        "Label": label_in(volume.labels or {}),
         "Labels": ",".join(f"{key}={value}" for key, value in labels),
         "Links": "N/A",
         "Mountpoint": volume.path,

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -55,6 +55,11 @@ from minidocker.pausing import members_of
 from minidocker.storing import points_of
 from minidocker.tables import formatted
 from minidocker.views import container_row, ps_view, state_word
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 # %% Which containers
@@ -143,8 +148,8 @@ def tests_of(engine: Engine, filters: Filters) -> list[Callable[[Pair], bool]]:
         ),
         "ancestor": lambda pair: pair[0].image in images,
         "is-task": lambda pair: not is_task,  # of a swarm, which is not here
-        "expose": lambda pair: bool(ports["expose"] & ports_of(engine, pair)),
-        "publish": lambda pair: bool(ports["publish"] & ports_of(engine, pair, True)),
+        "expose": lambda pair: bool(ports["expose"] & set(ports_of(engine, pair))),
+        "publish": lambda pair: bool(ports["publish"] & published_by(engine, pair)),
         "network": lambda pair: not networks_of(engine, pair).isdisjoint(networks),
         "volume": lambda pair: any(
             {point.name, point.source, point.target} & set(of("volume", ()))
@@ -159,11 +164,21 @@ def tests_of(engine: Engine, filters: Filters) -> list[Callable[[Pair], bool]]:
     return tests
 
 
-def ports_of(engine: Engine, pair: Pair, published: bool = False) -> set[str]:
-    """Return the ports ``80/tcp`` that a container exposes, or those ``published``."""
+def ports_of(engine: Engine, pair: Pair) -> Mapping[str, Any]:
+    """Return the ports ``80/tcp`` of a container, each with its places on the host."""
     running = pair[1].status is Status.RUNNING
-    found = network_settings(engine.containers, pair[0], running=running)["Ports"]
-    return {port for port, bindings in found.items() if bindings or not published}
+    found = network_settings(engine.containers, pair[0], running=running)
+    ports: Mapping[str, Any] = found["Ports"]
+    return ports
+
+
+def published_by(engine: Engine, pair: Pair) -> set[str]:
+    """Return the ports of the host, as ``8080/tcp``, that lead to a container."""
+    return {
+        f"{place['HostPort']}/{port.partition('/')[2]}"
+        for port, places in ports_of(engine, pair).items()
+        for place in places or ()
+    }
 
 
 def networks_of(engine: Engine, pair: Pair) -> set[str]:
@@ -301,6 +316,22 @@ def check_ps_options(options: tuple[str, ...]) -> None:
                 raise MinidockerError(f'specifying "{name}={head}" is not allowed')
 
 
+def said_by_ps(options: Sequence[str], pids: Iterable[int]) -> str:
+    """Return what `ps` prints of some processes, or where it knows no ``-q`` of all.
+
+    Without ``-q``, and without ``-e``, it shows those of its own terminal only.
+    """
+    chosen = ("-q", ",".join(map(str, pids)))
+    for words in (("ps", *chosen, *options), ("ps", *options)):
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+        except FileNotFoundError as why:
+            raise MinidockerError("no program `ps` on this machine") from why
+        if not done.returncode:
+            return done.stdout
+    raise MinidockerError(f"error running ps: {' '.join(done.stderr.split())}")
+
+
 def top(given: Given) -> int:
     """``top CONTAINER [ps OPTIONS]``"""
     engine, options = open_engine(given), given.args[1:] or ("-ef",)
@@ -311,16 +342,8 @@ def top(given: Given) -> int:
         raise ConflictError(f"container {container.name} is not running")
     if state.restarting:
         raise ConflictError(f"container {container.name} is restarting")
-    try:
-        done = subprocess.run(
-            ["ps", *options], capture_output=True, text=True, check=True
-        )
-    except FileNotFoundError as why:
-        raise MinidockerError("no program `ps` on this machine") from why
-    except subprocess.CalledProcessError as why:
-        said = " ".join(why.stderr.split())
-        raise MinidockerError(f"error running ps: {said}") from why
-    heads, rows = process_table(done.stdout, members_of(container.id, state.pid))
+    pids = members_of(container.id, state.pid)
+    heads, rows = process_table(said_by_ps(options, pids), pids)
     tell(engine.containers, container, "top")
     print_lines(columns([heads, *rows]))
     return 0

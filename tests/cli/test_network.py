@@ -255,6 +255,17 @@ def test_ranges_addresses_and_any_port(shop: Store) -> None:
     assert "port is already allocated" in done.stderr
 
 
+def test_ps_finds_a_published_port_by_its_number_on_the_host(shop: Store) -> None:
+    ports = ("-p", "8300-8301:80-81", "-p", "8302:53/udp")
+    shop.says("run", "-d", "--name", "web", *ports, *SLEEP)
+    for asked, found in (
+        ("8300", True), ("8290-8310/tcp", True), ("8302/udp", True),
+        ("80", False), ("8302", False), ("53/udp", False),
+    ):  # fmt: skip
+        words = ("ps", "--filter", f"publish={asked}", "--format", "{{.Names}}")
+        assert shop.says(*words).split() == ["web"] * found, asked
+
+
 def test_a_port_in_use_is_refused_before_anything_is_made(shop: Store) -> None:
     with socket.create_server(("127.0.0.1", 8080)):
         for flag in ("8080:80", "127.0.0.1:8080:80"):

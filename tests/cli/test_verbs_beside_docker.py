@@ -22,6 +22,7 @@ LOOP = "trap 'exit 7' TERM; while true; do sleep 0.1; done"
 RUN, MAKE = ("run", "--network", "none"), ("create", "--network", "none")
 SMALL = "small:v1"
 BOXES = "{{.Names}} {{.Status}} {{.State}}"
+TOLD = "{{.Status}} {{.From}} {{.Scope}} {{.Type}} {{.Action}} {{.Actor.Attributes.exitCode}} {{.Actor.Attributes.none}}"
 COMMITTED = "{{.Author}} {{.Comment}} {{json .Config.Cmd}} {{.Config.User}} {{.Config.Env}}"  # fmt: skip
 
 DIALOGUE = [
@@ -74,6 +75,13 @@ DIALOGUE = [
     (*RUN, "--rm", "--cpu-quota", "5", SMALL, "true"), (*RUN, "--cpus", "1", "--cpu-quota", "9000", SMALL, "true"),
     (*RUN, "--isolation", "x", SMALL, "true"), (*RUN, "--gpus", "all", SMALL, "true"), (*RUN, "-l", "=x", SMALL, "true"),
     (*RUN, "--log-opt", "compress=true", SMALL, "true"), (*RUN, "--log-opt", "mode=x", SMALL, "true"), ("rm", "e1"),
+    (*RUN, "-dit", "--name", "t1", "-l", "a.my-key=v", "-v", "named:/n", "--log-opt", "max-size=1m", SMALL, "sh"), ("top", "t1", "-o", "args"),
+    ("ps", "--format", '{{.Names}} {{.Label "a.my-key"}} {{.Label "b"}}'), ("ps", "--format", 'table {{.Names}}\t{{.Label "a.my-key"}}'),
+    ("volume", "ls", "--format", '{{.Name}} {{.Label "b"}}', "-f", "name=named"), ("network", "ls", "-f", "name=none", "--format", '{{.Label "b"}}x'),
+    ("inspect", "-f", "{{.HostConfig.LogConfig}} {{.HostConfig.Mounts}} {{.HostConfig.Sysctls}} {{.HostConfig.Init}}", "t1"),
+    ("inspect", "-f", "{{range .Mounts}}{{.Name}} {{.Driver}} {{.Propagation}} {{.RW}};{{end}}", "t1"),
+    ("kill", "-s", "RTMIN+3", "t1"), ("wait", "t1"), ("start", "t1"), ("kill", "-s", "sigrtmax-2", "t1"), ("wait", "t1"), ("kill", "-s", "RTMAX-40", "t1"),
+    ("events", "--since", "1h", "--until", "0s", "-f", "container=t1", "-f", "event=die", "--format", TOLD), ("rm", "t1"),
 ]  # fmt: skip
 
 # Each difference in status or output, and why there is one.
@@ -95,6 +103,7 @@ create --network none --pull never nothing true
 exec --detach-keys zz e1 true
 exec -d e1 nope
 exec -e =x e1 env
+kill -s RTMAX-40 t1
 logs --since x c1
 ps -a -f health=nope
 ps -f noeq
