@@ -272,7 +272,7 @@ def process_spec(store: ContainerStore, container: Container) -> ProcessSpec:
         security=host.security,
         shares=shares_of(store, host),
         sysctls=sysctls_of(config, host),
-        shm_size=host.shm_size,
+        shm_size=0 if host.ipc_mode == "none" else host.shm_size,
         ulimits=ulimits_of(host.ulimits),
         oom_score_adj=host.oom_score_adj,
         groups=host.group_add,

@@ -375,24 +375,36 @@ def is_dangling(entry: Entry) -> bool:
 def moment_of(text: str, now: int) -> int:
     """Return the nanoseconds of ``24h``, ``1h30m``, a date, a time or Unix seconds.
 
-    A duration counts back from ``now`` (nanoseconds). Raises WordFault.
+    A duration counts back from ``now`` (nanoseconds), one with a minus on from it.
+    A time without a zone is local. Raises WordFault.
 
-    >>> moment_of("1h30m", 7200 * 10**9) // 10**9, moment_of("1970-01-02", 0) // 10**9
-    (1800, 86400)
+    >>> moment_of("1h30m", 7200 * 10**9) // 10**9, moment_of("-5s", 0) // 10**9
+    (1800, 5)
     """
     import re
 
     units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|ms|us|ns|m|s)", text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        return now - int(sum(float(n) * units[unit] for n, unit in parts) * 1e9)
+    if parts and "".join(number + unit for number, unit in parts) == text.lstrip("-+"):
+        span = int(sum(float(n) * units[unit] for n, unit in parts) * 1e9)
+        return now + span if text.startswith("-") else now - span
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return int(float(text) * 1e9)
-    whole = f"{text}T00:00:00Z" if re.fullmatch(r"\d+-\d+-\d+", text) else text
-    if (found := nanoseconds_of(whole)) or whole.startswith("1970-01-01T00:00:00"):
-        return found
+    whole = re.sub(r"^(\d+-\d+-\d+)$", r"\1T00:00", text)
+    whole = re.sub(r"T(\d\d:\d\d)(?!:)", r"T\1:00", whole)
+    zoned = re.search(r"(Z|[+-]\d\d:\d\d)$", whole)
+    found = nanoseconds_of(whole if zoned else f"{whole}Z")
+    if found or whole.startswith("1970-01-01T00:00:00"):
+        return found if zoned else found - zone_at(found)
     hint = "24h, 2018-02-05, 2018-02-05T08:00:00Z, or seconds since 1970"
     raise WordFault(f'cannot read the time "{text}"', hint=hint)
+
+
+def zone_at(clock: int) -> int:
+    """Return how far (nanoseconds) our zone is ahead when its clock shows a time."""
+    seconds = clock // 10**9
+    seconds -= time.localtime(seconds).tm_gmtoff  # about
+    return time.localtime(seconds).tm_gmtoff * 10**9
 
 
 def moment_said(text: str, flag: str) -> int | None:

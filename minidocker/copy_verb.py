@@ -68,17 +68,17 @@ class Found(Record):
         return stat.S_ISDIR(self.mode)
 
 
-def find(root: int, path: str, *, follow: bool = False) -> Found:
-    """Look at ``path`` below ``root``; ``follow``: also a link at its end.
+def find(root: int, path: str, *, follow: bool = False, hops: int = 40) -> Found:
+    """Look at ``path`` below ``root``; ``follow``: also ``hops`` links at its end.
 
     Raises OSError where a directory on the way is missing or is none.
     """
     contents = path.endswith("/.") or path == "."
     slash = path.endswith("/") or contents
-    parent, base = os.path.split(os.path.normpath("/" + path))
+    parent, base = os.path.split(os.path.normpath("/" + path.lstrip("/")))
     if not base:
         return Found("/", "", stat.S_IFDIR | 0o755, slash, contents)
-    above = open_in_root(root, parent, PLACE | os.O_DIRECTORY)
+    above = directory_in(root, parent)
     try:
         mode = os.stat(base, dir_fd=above, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -86,23 +86,34 @@ def find(root: int, path: str, *, follow: bool = False) -> Found:
     finally:
         os.close(above)
     if stat.S_ISLNK(mode) and (follow or slash):
-        return followed(root, Found(parent, base, mode, slash, contents))
+        return followed(root, Found(parent, base, mode, slash, contents), hops)
     if slash and not stat.S_ISDIR(mode):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", path)
     return Found(parent, base, mode, slash, contents)
 
 
-def followed(root: int, link: Found, hops: int = 40) -> Found:
+def directory_in(root: int, path: str) -> int:
+    """Open a directory below the root. Raises OSError, which names it."""
+    try:
+        return open_in_root(root, path, PLACE | os.O_DIRECTORY)
+    except OSError as why:
+        code = why.errno or 0
+        raise OSError(code, os.strerror(code), path) from why
+
+
+def followed(root: int, link: Found, hops: int) -> Found:
     """Return what a link leads to, within the root."""
     if not hops:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), link.base)
-    above = open_in_root(root, link.parent, PLACE | os.O_DIRECTORY)
+        path = os.path.join(link.parent, link.base)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    above = directory_in(root, link.parent)
     try:
         target = os.readlink(link.base, dir_fd=above)
     finally:
         os.close(above)
     end = "/." if link.contents else "/" if link.must_be_directory else ""
-    return find(root, os.path.join(link.parent, target) + end, follow=True)
+    path = os.path.join(link.parent, target) + end
+    return find(root, path, follow=True, hops=hops - 1)
 
 
 # %% What it is called there
@@ -266,15 +277,27 @@ def copy_out(given: Given, source: Place, target: str) -> None:
         transfer(root, found, lands.name, "/", lands.at, own=True)
 
 
+def check_writable(container: Container, path: str) -> None:
+    """Refuse a place on a root, or in a volume, that the container may only read."""
+    below = [
+        point
+        for point in points_of(container)
+        if point.kind != "tmpfs" and f"{path}/".startswith(f"{point.target}/")
+    ]
+    if below and not max(below, key=lambda point: len(point.target)).writable:
+        raise MinidockerError("mounted volume is marked read-only")
+    if container.host.readonly and not below:
+        raise MinidockerError("container rootfs is marked read-only")
+
+
 def copy_in(given: Given, source: str, target: Place) -> None:
     """Copy from the host, or from our input, to a container."""
     engine, container = engine_for(given, target.container)
-    if container.host.readonly:
-        raise MinidockerError("container rootfs is marked read-only")
     rootless = engine.layers.driver.rootless
     with root_of(engine, container) as tree:
         root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         there = looked_for(root, target, follow=True, may_be_missing=True)
+        check_writable(container, os.path.join(there.parent, there.base))
         if source == "-":
             if not there.is_directory:
                 where = f"{target.container}:{target.path}"
@@ -349,9 +372,9 @@ def cp(given: Given) -> int:
         what = f"error processing tar file: {why.what}"
         raise MinidockerError(what, where=why.where) from why
     except OSError as why:
-        raise MinidockerError(
-            (why.strerror or str(why)).lower(), where=why.filename
-        ) from why
+        where = None if why.filename is None else os.fsdecode(why.filename)
+        what = (why.strerror or str(why)).lower()
+        raise MinidockerError(what, where=where) from why
     return 0
 
 

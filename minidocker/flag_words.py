@@ -92,7 +92,8 @@ def security_text(text: str) -> str:
         with open(path, encoding="utf-8") as file:
             profile = file.read()
     except (OSError, UnicodeDecodeError) as why:
-        what = f"opening seccomp profile ({path}) failed: {why}"
+        said = getattr(why, "strerror", None) or "it is no text"
+        what = f"opening seccomp profile ({path}) failed: {said}"
         raise UsageError(what) from why
     read_profile(profile, 0, this_machine())
     machines_of(profile, this_machine())

@@ -226,7 +226,7 @@ def env_lines(given: Given) -> tuple[str, ...]:
     found = lines_of(given, "env-file")
     found += given.list("env")
     for line in found:
-        if line.startswith("="):
+        if line.startswith("=") or not line:
             raise UsageError(f'invalid environment variable: "{line}"')
     own = ((e, os.environ.get(e)) for e in found if "=" not in e)
     extra = {name: f"{name}={value}" for name, value in own if value is not None}
@@ -243,7 +243,12 @@ def lines_of(given: Given, flag: str) -> list[str]:
         except (OSError, UnicodeDecodeError) as why:
             what = getattr(why, "strerror", None) or "contains invalid utf8 bytes"
             raise UsageError(f"cannot be read: {what}", where=path) from why
-    return [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    for line in lines:
+        name = line.partition("=")[0]
+        if name.split() != [name]:
+            raise UsageError(f"variable '{name}' contains whitespaces or is empty")
+    return lines
 
 
 # %% Parsing

@@ -181,15 +181,15 @@ class Monitor:
         """Take what the probe says; keep the beginning."""
         data = read_some(self.pipe)
         if data:
-            self.output = (self.output + data)[:MOST_OUTPUT]
+            self.output = (self.output + data)[: MOST_OUTPUT + 1]
         elif data is not None:
             self.pump.drop(self.pipe)
 
     def end(self) -> None:
         """The probe has ended: that is an answer."""
         while self.pipe in self.pump.handlers and (data := read_some(self.pipe)):
-            self.output = (self.output + data)[:MOST_OUTPUT]
-        self.answer(self.leave(), self.output.decode(errors="replace"))
+            self.output = (self.output + data)[: MOST_OUTPUT + 1]
+        self.answer(self.leave(), kept_of(self.output))
 
     def give_up(self) -> None:
         """The probe takes too long: that is an answer, too."""
@@ -219,6 +219,12 @@ class Monitor:
         self.health = self.health.after(answer, self.check, now - self.born)
         self.due = now + self.check.interval
         self.note(self.health)
+
+
+def kept_of(output: bytes) -> str:
+    """Return what is kept of an answer: three dots stand for the rest."""
+    text = output[:MOST_OUTPUT].decode(errors="replace")
+    return text + "..." if len(output) > MOST_OUTPUT else text
 
 
 def write_health(path: str, health: Health) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from minidocker.container_verbs import notice
 from minidocker.containers import Container
@@ -14,7 +14,7 @@ from minidocker.errors import NotFoundError, UsageError
 from minidocker.flags import Given, check_host, is_address, wrong
 from minidocker.networks import DEFAULT, Wish, check_wish
 from minidocker.oci import ContainerConfig
-from minidocker.program import HostConfig, Network, PortBinding
+from minidocker.program import HostConfig, Network, PortBinding, network_mode
 from minidocker.publishing import close_openings, numbers_in, open_ports
 from minidocker.sandbox import UNSAID, network_store, write_wishes
 
@@ -176,21 +176,96 @@ def check_conflicts(given: Given, host: HostConfig, opened: Iterable[str]) -> No
 
 
 # %% Two halves again
-def wish_of(given: Given) -> Wish:
-    """Return what a container wants of its network. Raises UsageError."""
-    return Wish(
+KEYS = ("name", "alias", "ip", "ip6", "mac-address")
+
+
+def attachment_of(text: str) -> tuple[str, Wish]:
+    """Return the network that one ``--network`` names, and what is wanted of it.
+
+    >>> attachment_of("name=web,alias=a,alias=b")
+    ('web', Wish(ip='', ip6='', mac='', aliases=('a', 'b'), links=()))
+    """
+    if "=" not in text:
+        return text, Wish()
+    found: dict[str, list[str]] = {key: [] for key in KEYS}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key not in KEYS:
+            what = f"invalid field {'key ' * bool(equals)}{key}"
+            raise wrong("--network", text, what, hint=", ".join(KEYS))
+        found[key].append(value)
+    name, ip, ip6, mac = ([*found[key], ""][0] for key in KEYS if key != "alias")
+    if not name:
+        raise wrong("--network", text, "network name/id is not specified")
+    own = (check_address(ip, 4), check_address(ip6, 6), check_mac(mac))
+    return name, Wish(*own, tuple(found["alias"]))
+
+
+def wish_of(given: Given, own: Wish) -> Wish:
+    """Return what a container wants of its first network. Raises UsageError."""
+    found = Wish(
         check_address(given.text("ip"), 4),
         check_address(given.text("ip6"), 6),
         check_mac(given.text("mac-address")),
         given.list("network-alias"),
     )
+    for one, other, flag, what in (
+        (found.aliases, own.aliases, "--network-alias", "alias"),
+        (found.ip, own.ip, "--ip", "IPv4 address"),
+        (found.ip6, own.ip6, "--ip6", "IPv6 address"),
+        (found.mac, own.mac, "--mac-address", "MAC address"),
+    ):
+        if one and other:
+            both = f"cannot specify both {flag} and per-network {what}"
+            raise UsageError(f"conflicting options: {both}")
+    return found if own == Wish() else merged(found, own)
 
 
-def check_network(engine: Engine, host: HostConfig, wish: Wish) -> None:
-    """Refuse a network that is not there, what it cannot give, and ports in use.
+def merged(one: Wish, other: Wish) -> Wish:
+    """Return two wishes in one; no field is in both."""
+    return Wish(
+        one.ip or other.ip,
+        one.ip6 or other.ip6,
+        one.mac or other.mac,
+        one.aliases or other.aliases,
+    )
+
+
+# %% Two halves again
+def wishes_given(given: Given) -> dict[str, Wish]:
+    """Return the networks of a command line by name, and what is wanted of each."""
+    found: dict[str, Wish] = {}
+    for text in given.list("network") or (UNSAID,):
+        name, wish = attachment_of(text)
+        if name in found:
+            raise UsageError(f'network "{name}" is specified multiple times')
+        found[name] = wish if found else wish_of(given, wish)
+    if len(found) > 1 and not all(map(is_named, found)):
+        what = "cannot attach both user-defined and non-user-defined network-modes"
+        raise UsageError(f"conflicting options: {what}")
+    return found
+
+
+def is_named(text: str) -> bool:
+    """Whether a network is one that somebody made."""
+    return text not in (DEFAULT, UNSAID) and network_mode(text)[0] is Network.BRIDGE
+
+
+def check_networks(
+    engine: Engine, host: HostConfig, wishes: Mapping[str, Wish]
+) -> None:
+    """Refuse networks that are not there, what they cannot give, and ports in use.
 
     Raises NotFoundError, UsageError, ConflictError.
     """
+    first, *others = wishes.items()
+    check_first(engine, host, first[1])
+    for name, wish in others:
+        check_wish(network_store(engine.containers).resolve(name), wish)
+
+
+def check_first(engine: Engine, host: HostConfig, wish: Wish) -> None:
+    """Refuse what the first network of a container cannot give."""
     name = DEFAULT if host.network_of == UNSAID else host.network_of
     if host.network is not Network.BRIDGE or name == DEFAULT:
         if wish.ip or wish.ip6:
@@ -213,9 +288,13 @@ def check_network(engine: Engine, host: HostConfig, wish: Wish) -> None:
 
 
 # %% Two halves again
-def write_wish(engine: Engine, container: Container, wish: Wish) -> None:
-    """Write down what a container wants of its network, where that is anything."""
-    if container.host.network is Network.BRIDGE and wish != Wish():
-        name = container.host.network_of
-        wishes = {DEFAULT if name == UNSAID else name: wish}
-        write_wishes(engine.containers, container, wishes)
+def keep_wishes(
+    engine: Engine, container: Container, wishes: Mapping[str, Wish]
+) -> None:
+    """Write down what a container wants of its networks, where that is anything."""
+    plain = len(wishes) == 1 and Wish() in wishes.values()
+    if container.host.network is Network.BRIDGE and not plain:
+        known = {
+            DEFAULT if name == UNSAID else name: one for name, one in wishes.items()
+        }
+        write_wishes(engine.containers, container, known)

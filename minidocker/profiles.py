@@ -98,6 +98,8 @@ def rules_of(found: dict[str, Any]) -> Iterable[Rule]:
     That is runc's reading of the format, and profiles count on it.
     """
     names = found.get("names") or [found.get("name")]
+    if found.get("names") and found.get("name"):
+        raise wrong("'name' and 'names' were specified, use either")
     if not all(isinstance(name, str) for name in names):
         raise wrong(f"a rule without names: {found}")
     action = action_of(found.get("action"), found.get("errnoRet"))

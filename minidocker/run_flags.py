@@ -34,7 +34,7 @@ SECURITY_FLAGS = (
     Flag("cap-drop", "Drop Linux capabilities", takes=LIST),
     Flag("cgroupns", "Cgroup namespace to use (host|private)", takes=TEXT),
     Flag("device", "Add a host device to the container", takes=LIST),
-    Flag("ipc", "IPC mode to use: host or container:NAME", takes=TEXT),
+    Flag("ipc", "IPC mode to use: private, none, host, container:NAME", takes=TEXT),
     Flag("oom-score-adj", "Tune host's OOM preferences (-1000 to 1000)", takes=NUMBER),
     Flag("pid", "PID namespace to use: host or container:NAME", takes=TEXT),
     Flag("privileged", "Give extended privileges to this container"),
@@ -103,7 +103,7 @@ CREATE_FLAGS = (
     Flag("name", "Assign a name to the container", takes=TEXT),
     Flag(
         "network",
-        "Connect to a network: none, host, container:NAME or its name",
+        "Connect to a network: none, host, container:NAME, its name, name=N,alias=A",
         takes=LIST,
         other="net",
     ),

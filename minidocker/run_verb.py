@@ -19,7 +19,6 @@ from minidocker.errors import (
     MinidockerError,
     RuntimeFault,
     UsageError,
-    WordFault,
     did_you_mean,
     recast,
 )
@@ -91,10 +90,13 @@ JOINABLE = ("pid", "ipc")
 
 
 def namespace_mode(engine: Engine, kind: str, text: str) -> str:
-    """Return a mode: "", ``host`` or ``container:ID``; UsageError for others."""
+    """Return a mode: "", ``host``, ``container:ID``, of IPC also ``none``.
+
+    Raises UsageError for others.
+    """
     if text in ("", *MODES[kind]):
         return ""
-    if text == "host":
+    if text == "host" or (kind, text) == ("ipc", "none"):
         return text
     if kind in JOINABLE and text.startswith("container:"):
         other = text.partition(":")[2]
@@ -235,13 +237,13 @@ def oom_score(given: Given) -> int:
 
 
 def network_word(given: Given) -> tuple[Network, str]:
-    """Return the one network of ``--network``, and whose it is."""
-    networks = given.list("network")
-    if len(networks) > 1:
-        what = "a container is made on one network; these are more"
-        hint = "give it another with `network connect`"
-        raise WordFault(f"{what}: {', '.join(networks)}", hint=hint)
-    return network_mode(networks[0] if networks else "default")
+    """Return the first network of ``--network``, and whose it is."""
+    text = (*given.list("network"), "default")[0]
+    if "=" in text:
+        from minidocker.network_flags import attachment_of
+
+        text = attachment_of(text)[0]
+    return network_mode(text)
 
 
 def with_seldom_words(given: Given, host: HostConfig) -> HostConfig:
@@ -302,6 +304,9 @@ def pull_policy(text: str) -> Pull:
 
 def about_network(given: Given, words: HostConfig) -> bool:
     """Say whether a command line asks more of the network than the default."""
+    asked = given.list("network")
+    if len(asked) > 1 or any("=" in text for text in asked):
+        return True
     named = words.network is Network.BRIDGE and words.network_of != "default"
     return named or any(given.flags.get(flag.name) for flag in NETWORK_FLAGS)
 
@@ -324,14 +329,14 @@ def made(given: Given) -> tuple[Engine, Container]:
     host = host_of(given, words, engine)
     when = pull_policy(given.text("pull"))
     if networked:
-        wish = network_flags.wish_of(given)
-        network_flags.check_network(engine, host, wish)
+        wishes = network_flags.wishes_given(given)
+        network_flags.check_networks(engine, host, wishes)
     name = given.text("name")
     container = engine.create(
         given.args[0], config, host, name, when, platform=platform
     )
     if networked:
-        network_flags.write_wish(engine, container, wish)
+        network_flags.keep_wishes(engine, container, wishes)
     if path := given.text("cidfile"):
         with open(path, "x", encoding="ascii") as file:
             file.write(container.id)
@@ -383,11 +388,16 @@ def run(given: Given) -> int:
 
         key_bytes(given.text("detach-keys"))
     try:
-        engine, container = made(given)
+        return made_and_run(given)
     except MinidockerError as why:
         if why.status != 1:
             raise
         raise recast(why, RuntimeFault) from why
+
+
+def made_and_run(given: Given) -> int:
+    """Make a container and run it; return its status."""
+    engine, container = made(given)
     if given.on("dry-run") or given.on("explain") or given.text("bundle"):
         from minidocker.rehearsal import rehearse
 

@@ -312,10 +312,12 @@ def docker_mounts(
 
 
 def ipc_mounts(shared: bool, shm_size: int) -> tuple[MountStep, ...]:
-    """Return the mounts of the IPC namespace: queues and shared memory."""
+    """Return the mounts of the IPC namespace: queues and shared memory, or 0 of it."""
     queues = Filesystem("/dev/mqueue", "mqueue", QUIET)
     if shared:
         return queues, Bind("/dev/shm", "/dev/shm")  # noqa: S108
+    if not shm_size:
+        return (queues,)
     size = f"mode=1777,size={shm_size >> 10}k"
     return queues, Filesystem("/dev/shm", "tmpfs", QUIET, size)  # noqa: S108
 

@@ -94,7 +94,8 @@ def find_user(root: int, text: str) -> User:
     A number need not be in the files; it then gets group 0 and home ``/``, as in
     Docker. With a group given there are no supplementary groups.
     """
-    who, colon, group = (text or "0").partition(":")
+    who, colon, group = text.partition(":")
+    who = who or "0"
     number = identifier(who)
     wanted = who if number is None else str(number)
     column = 0 if number is None else 2

@@ -257,7 +257,7 @@ def ps(given: Given) -> int:
 def log_moment(text: str, flag: str) -> str:
     """Return the moment of ``--since`` or ``--until`` as log times are compared."""
     moment = moment_said(text, flag)
-    return "" if moment is None else fixed_time(timestamp(moment))
+    return fixed_time(timestamp(moment)) if moment else ""
 
 
 def logs(given: Given) -> int:

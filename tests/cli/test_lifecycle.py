@@ -314,7 +314,7 @@ def test_a_container_that_is_stopped_stays_so(store: Store) -> None:
         ("--log-driver", "smoke"), ("--log-opt", "max-size=x"), ("--log-opt", "max-file=0"),
         ("--log-opt", "colour=red"), ("--log-driver", "none", "--log-opt", "max-size=1k"),
         ("--cidfile", "/no/such/place"), ("--cidfile", "/etc/passwd"),
-        ("--label-file", "/no/such"), ("--env-file", "/no/such"), ("-l", "=x"),
+        ("--label-file", "/no/such"), ("--env-file", "/no/such"), ("-l", "=x"), ("--env-file", "/etc/services"),
         ("--stop-timeout", "x"),
     ],
 )  # fmt: skip

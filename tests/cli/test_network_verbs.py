@@ -51,6 +51,33 @@ def test_names_and_aliases_are_found_on_a_network_of_one_s_own(shop: Store) -> N
     assert lookup(shop, "web", "db") == []
 
 
+def test_a_container_is_made_on_several_networks(shop: Store) -> None:
+    for name, subnet in (("front", "10.9.0.0/24"), ("back", "10.9.1.0/24")):
+        shop.says("network", "create", "--subnet", subnet, name)
+    flags = ("--network", "name=front,alias=web,alias=www,ip=10.9.0.9")
+    flags += ("--network", "name=back,alias=db")
+    shop.says("run", "-d", "--name", "one", *flags, *SLEEP)
+    shop.says("run", "-d", "--name", "two", "--network", "back", *SLEEP)
+    assert lookup(shop, "two", "db") == ["10.9.1.2"]
+    assert lookup(shop, "one", "www") == ["10.9.0.9"]
+    shop.says("restart", "-t", "0", "one")
+    text = shop.says("exec", "one", "busybox", "ip", "-4", "-o", "addr")
+    assert re.findall(r"eth\d +inet (\S+)", text) == ["10.9.0.9/24", "10.9.1.2/24"]
+    for words, said in (
+        (("front", "none"), "both user-defined and non-user-defined"),
+        (("front", "bridge"), "both user-defined and non-user-defined"),
+        (("front", "front"), '"front" is specified multiple times'),
+        (("front", "nosuch"), "network nosuch not found"),
+        (("name=front,ip=10.9.1.7",), "does not belong to any of"),
+        (("name=front,ip=10.9.0.7,ip6=1",), "invalid IPv6 address: 1"),
+        (("name=front,alias",), "invalid field alias"),
+    ):
+        networks = [word for name in words for word in ("--network", name)]
+        done = shop("run", "--name", "never", *networks, *SLEEP)
+        assert (done.returncode, said in done.stderr) == (125, True), done.stderr
+    assert shop("inspect", "never").returncode == 1
+
+
 NAMESERVER = """
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(("", 53)); print("ready", flush=True)

@@ -22,6 +22,7 @@ LOOP = "trap 'exit 7' TERM; while true; do sleep 0.1; done"
 RUN, MAKE = ("run", "--network", "none"), ("create", "--network", "none")
 SMALL = "small:v1"
 BOXES = "{{.Names}} {{.Status}} {{.State}}"
+LATE = "trap 'exit 9' 37; trap 'exit 8' 62; while true; do sleep 0.1; done"
 TOLD = "{{.Status}} {{.From}} {{.Scope}} {{.Type}} {{.Action}} {{.Actor.Attributes.exitCode}} {{.Actor.Attributes.none}}"
 COMMITTED = "{{.Author}} {{.Comment}} {{json .Config.Cmd}} {{.Config.User}} {{.Config.Env}}"  # fmt: skip
 
@@ -75,13 +76,24 @@ DIALOGUE = [
     (*RUN, "--rm", "--cpu-quota", "5", SMALL, "true"), (*RUN, "--cpus", "1", "--cpu-quota", "9000", SMALL, "true"),
     (*RUN, "--isolation", "x", SMALL, "true"), (*RUN, "--gpus", "all", SMALL, "true"), (*RUN, "-l", "=x", SMALL, "true"),
     (*RUN, "--log-opt", "compress=true", SMALL, "true"), (*RUN, "--log-opt", "mode=x", SMALL, "true"), ("rm", "e1"),
-    (*RUN, "-dit", "--name", "t1", "-l", "a.my-key=v", "-v", "named:/n", "--log-opt", "max-size=1m", SMALL, "sh"), ("top", "t1", "-o", "args"),
+    (*RUN, "-dit", "--name", "t1", "-l", "a.my-key=v", "-v", "named:/n", "--log-opt", "max-size=1m", SMALL, "sh", "-c", LATE), ("top", "t1", "-o", "args"),
     ("ps", "--format", '{{.Names}} {{.Label "a.my-key"}} {{.Label "b"}}'), ("ps", "--format", 'table {{.Names}}\t{{.Label "a.my-key"}}'),
     ("volume", "ls", "--format", '{{.Name}} {{.Label "b"}}', "-f", "name=named"), ("network", "ls", "-f", "name=none", "--format", '{{.Label "b"}}x'),
     ("inspect", "-f", "{{.HostConfig.LogConfig}} {{.HostConfig.Mounts}} {{.HostConfig.Sysctls}} {{.HostConfig.Init}}", "t1"),
     ("inspect", "-f", "{{range .Mounts}}{{.Name}} {{.Driver}} {{.Propagation}} {{.RW}};{{end}}", "t1"),
     ("kill", "-s", "RTMIN+3", "t1"), ("wait", "t1"), ("start", "t1"), ("kill", "-s", "sigrtmax-2", "t1"), ("wait", "t1"), ("kill", "-s", "RTMAX-40", "t1"),
-    ("events", "--since", "1h", "--until", "0s", "-f", "container=t1", "-f", "event=die", "--format", TOLD), ("rm", "t1"),
+    ("events", "--since", "1h", "--until", "-1s", "-f", "container=t1", "-f", "event=die", "--format", TOLD), ("rm", "t1"),
+    (*RUN, "--rm", "-u", ":5", SMALL, "id"), (*RUN, "--rm", "-e", "", SMALL, "true"),
+    (*RUN, "--rm", "--ipc", "none", SMALL, "sh", "-c", "ls -d /dev/shm /dev/mqueue"),
+    (*RUN, "--name", "i1", "--ipc", "none", SMALL, "true"), ("inspect", "-f", "{{.HostConfig.IpcMode}}", "i1"), ("start", "-a", "i1"),
+    ("run", "--rm", "--network", "container:i1", SMALL, "true"), (*RUN, "--rm", "--ipc", "container:i1", SMALL, "true"),
+    (*RUN, "--rm", "--pid", "container:i1", SMALL, "true"), ("rm", "i1"),
+    ("run", "--rm", "--network", "name=none", SMALL, "ls", "/sys/class/net"), ("run", "--network", "name=none,x=y", SMALL, "true"),
+    ("run", "--network", "alias=x", SMALL, "true"), ("run", "--network", "name=none,alias=x", "--network-alias", "y", SMALL, "true"),
+    (*RUN, "-d", "--name", "f1", "--read-only", "-v", "/vol", "-v", "/etc:/ro:ro", "--tmpfs", "/t", SMALL, "sh", "-c", LOOP),
+    ("cp", "/etc/hostname", "f1:/vol/h"), ("cp", "/etc/hostname", "f1:/ro/h"), ("cp", "/etc/hostname", "f1:/t/h"), ("cp", "/etc/hostname", "f1:/h"),
+    ("exec", "f1", "ls", "/vol"), ("stop", "-t", "0", "f1"), ("cp", "/etc/hostname", "f1:/vol/i"), ("cp", "/etc/hostname", "f1:/ro/h"),
+    ("cp", "/etc/hostname", "f1:/nowhere/"), ("cp", "/etc/hostname", "f1:/nowhere/x"), ("cp", "f1:/vol/h", "/nowhere/x"), ("rm", "-v", "f1"),
 ]  # fmt: skip
 
 # Each difference in status or output, and why there is one.
@@ -103,7 +115,6 @@ create --network none --pull never nothing true
 exec --detach-keys zz e1 true
 exec -d e1 nope
 exec -e =x e1 env
-kill -s RTMAX-40 t1
 logs --since x c1
 ps -a -f health=nope
 ps -f noeq

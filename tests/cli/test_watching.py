@@ -53,6 +53,15 @@ def test_a_container_is_asked_how_it_is(store: Store) -> None:
     assert state(store, "box", "{{.State.Health.Status}}") == "unhealthy"
 
 
+def test_of_a_long_answer_the_beginning_is_kept(store: Store) -> None:
+    talk = "busybox head -c 9999 /dev/zero | busybox tr '\\0' x"
+    flags = ("--health-cmd", talk, "--health-interval", "300ms")
+    run(store, "box", *flags, "small:v1", "sleep", "600")
+    form = "{{range .State.Health.Log}}{{.Output}} {{end}}"
+    assert eventually(lambda: state(store, "box", form))
+    assert state(store, "box", form).split()[0] == "x" * 4096 + "..."
+
+
 def test_a_probe_that_takes_too_long_is_killed(store: Store) -> None:
     flags = ("--health-cmd", "sleep 77", "--health-interval", "200ms")
     more = (
@@ -174,6 +183,24 @@ def test_files_go_in_and_out_as_with_docker(
         assert copy(*words) == 1, words
     store.says("rm", "-f", "box")
     store.says("volume", "rm", "kept")
+
+
+def test_links_without_end_and_places_that_are_not_there_are_named(
+    store: Store,
+) -> None:
+    store.says("create", "--name", "box", "small:v1", "true")
+    script = "ln -s round /round; ln -s /nowhere/x /hanging; exec sleep 600"
+    run(store, "links", "small:v1", "sh", "-c", script)
+    assert eventually(lambda: store("exec", "links", "ls", "-d", "/hanging/").stderr)
+    for words, said in (
+        (("/etc/hostname", "links:/round"), "/round: too many levels of symbolic links"),
+        (("-L", "links:/round", "/tmp"), "/round: too many levels of symbolic links"),
+        (("/etc/hostname", "box:/no/x"), "no such container:path: box:/no/x"),
+        (("box:/etc/passwd", "/no/such/x"), "/no/such: no such file or directory"),
+        (("/etc/hostname", "links:/proc/x"), "x: no such file or directory"),
+    ):  # fmt: skip
+        done = store("cp", *words)
+        assert (done.returncode, done.stderr) == (1, f"minidocker: {said}\n"), words
 
 
 def test_a_tar_goes_in_and_out(store: Store, tmp_path: Path) -> None:

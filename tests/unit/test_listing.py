@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -237,6 +238,7 @@ def test_moments() -> None:
     now = 10**18
     assert moment_of("10m", now) == now - 600 * 10**9
     assert moment_of("1h0.5s", now) == now - 3600_500_000_000
+    assert moment_of("-1m", now) == now + 60 * 10**9
     assert moment_of("1517818401", now) == 1517818401 * 10**9
     assert moment_of("2018-02-05T08:13:21Z", now) == 1517818401 * 10**9
     for text in ("soon", "10x", "", "h"):
@@ -267,3 +269,24 @@ def test_an_image_whose_parent_is_unknown_stands_on_what_it_begins_with(
     shown = [entry for entry in listed(bench) if entry.names]
     (base,) = forest(bench.images, shown)
     assert [branch.entry.names for branch in base.above] == [("web:v1",)]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+def test_a_time_without_a_zone_is_local(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for text, words in (
+            ("2018-02-05", "2018-02-05 00:00"), ("2018-07-05T08:30", "2018-07-05 08:30"),
+            ("2018-07-05T08:30:01", "2018-07-05 08:30:01"), ("2018-03-25T03:30", "2018-03-25 03:30"),
+            ("2018-07-05T08:30+02:00", "2018-07-05 06:30 UTC"),
+        ):  # fmt: skip
+            said = subprocess.run(
+                ["date", "-d", words, "+%s"], capture_output=True, text=True, check=True
+            )
+            assert moment_of(text, 0) == int(said.stdout) * 10**9, text
+    finally:
+        monkeypatch.undo()
+        time.tzset()
