@@ -62,7 +62,7 @@ DIALOGUE = [
     ("inspect", "-f", COMMITTED, "cm:3"), ("attach", "nobody"), ("attach",), ("attach", "e1", "x"),
     ("update",), ("update", "nobody"), ("update", "-m", "10m", "nobody"),
     ("update", "--restart", "sometimes", "e1"), ("update", "--restart", "on-failure:3", "e1"),
-    ("inspect", "-f", "{{.HostConfig.RestartPolicy}}", "e1"), ("stop", "-t", "0", "e1"), ("attach", "e1"),
+    ("inspect", "-f", "{{.HostConfig.RestartPolicy}}", "e1"), ("stop", "-t", "5", "e1"), ("attach", "e1"),
     ("top", "e1"), ("exec", "e1", "true"), ("stats", "--no-stream", "nobody"),
     ("inspect", "--type", "image", "e1"), ("inspect", "--type", "volume", "zz"), ("inspect", "--type", "nope", "zz"),
     ("inspect", "zz"), ("inspect", "-f", "{{.SizeRw}}", "e1"), ("inspect", "-s", "-f", "{{.SizeRw}}", "e1"),
@@ -129,6 +129,13 @@ run --network none -l =x small:v1 true
 run --network none -v /tmp:/ small:v1 true
 stop -t x c1
 top e1 -o foo
+cp /etc/hostname f1:/nowhere/
+cp /etc/hostname f1:/nowhere/x
+cp f1:/vol/h /nowhere/x
+run --network none --rm --ipc container:i1 small:v1 true
+run --network none --rm --pid container:i1 small:v1 true
+run --network none --rm -e  small:v1 true
+run --rm --network container:i1 small:v1 true
 volume create --opt device=/x vq
 volume create --opt nope=x vo
 volume create --opt type=none vq
