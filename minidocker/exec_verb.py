@@ -31,7 +31,7 @@ def records_of(given: Given) -> ContainerRecords:
     root = os.path.abspath(given.text("root") or default_root())
     asked = given.text("storage-driver") or given.list("driver-opt")
     if asked or is_marked(root) or not os.path.exists(f"{root}/driver"):
-        from minidocker.container_verbs import open_engine
+        from minidocker.container_verbs import open_engine  # seldom, and 2 ms
 
         return open_engine(given).containers
     return ContainerRecords(root)
@@ -40,7 +40,7 @@ def records_of(given: Given) -> ContainerRecords:
 # %% The two keys
 def detach_keys(given: Given, *, tty: bool) -> bytes:
     """Return the keys that say goodbye; none without a terminal."""
-    from minidocker.attach import DETACH_KEYS, key_bytes
+    from minidocker.attach import DETACH_KEYS, key_bytes  # few have a terminal
 
     keys = key_bytes(given.text("detach-keys") or DETACH_KEYS)
     return keys if tty else b""
@@ -89,7 +89,7 @@ def exec_as_guest(
     store: ContainerRecords, container: Container, spec: ProcessSpec, given: Given
 ) -> int:
     """Run one more process in the background, and be its guest."""
-    from minidocker.attach import new_seats, stay
+    from minidocker.attach import new_seats, stay  # few have a terminal
     from minidocker.pump import Client
 
     client, keys = Client(), detach_keys(given, tty=True)
