@@ -31,35 +31,34 @@ from minidocker.oci_mounts import (
 )
 from minidocker.program import ULIMITS, ProcessSpec
 from minidocker.records import Record, json_text, parse_json
-from minidocker.security import UNCONFINED, Security, mask_of
+from minidocker.runtime import PRIVATE, Plan
+from minidocker.security import LINKS, UNCONFINED, Security, mask_of
 
 
 # %% The nouns
 class Bundle(Record):
-    """A container as its config.json says.
+    """A container as its config.json says: a ``plan`` for its first process, and more.
 
-    ``spec`` has the process and every mount. ``kinds`` are the namespaces to make,
-    ``paths`` those to enter, ``maps`` the ids of a new user namespace: uids, gids.
-    ``config`` is the document itself.
+    ``maps`` are the ids of a new user namespace: uids, gids. ``config`` is the document
+    itself.
     """
 
     path: str
-    spec: ProcessSpec
-    identity: Identity
+    plan: Plan
     config: Part
-    kinds: tuple[str, ...] = ()
-    paths: tuple[tuple[str, str], ...] = ()
     maps: tuple[tuple[IdRange, ...], tuple[IdRange, ...]] = ((), ())
     offsets: tuple[tuple[str, int, int], ...] = ()
-    propagation: MountFlags = MountFlags.SLAVE | MountFlags.REC
-    domainname: str = ""
     cgroups_path: str = ""
-    personality: int = -1
 
     @property
-    def rootfs(self) -> str:
-        """The directory of the root file system, absolute."""
-        return self.spec.rootfs
+    def spec(self) -> ProcessSpec:
+        """The process, and where its root is."""
+        return self.plan.spec
+
+    @property
+    def identity(self) -> Identity:
+        """Who the process is to be."""
+        return self.plan.identity or Identity()
 
     @property
     def resources(self) -> Part:
@@ -113,12 +112,10 @@ def word_number(found: Part, prefix: str, known: tuple[str, ...]) -> int:
 def identity_of(process: Part) -> Identity:
     """Return what a process is to be beyond its ProcessSpec."""
     user, scheduler, io = (process.get(n) for n in ("user", "scheduler", "ioPriority"))
-    size = process.get("consoleSize")
     return Identity(
         groups=tuple(one.number() for one in user.get("additionalGids").each()),
         rights=rights_of(process.get("capabilities")),
-        umask=user.get("umask").number(-1),
-        profile=process.get("apparmorProfile").text(),
+        umask=user.get("umask").number(0o022),
         label=process.get("selinuxLabel").text(),
         io=(
             word_number(io.get("class"), "IOPRIO_CLASS_", IO_CLASSES),
@@ -133,9 +130,7 @@ def identity_of(process: Part) -> Identity:
         )
         if scheduler.value
         else (),
-        console=(size.get("height").number(), size.get("width").number())
-        if size.value
-        else (),
+        exact=True,
     )
 
 
@@ -156,7 +151,9 @@ def process_of(process: Part, seccomp: Part) -> ProcessSpec:
         rights.bounding,
         seccomp=UNCONFINED if seccomp.value is None else seccomp_text(seccomp),
         no_new_privileges=process.get("noNewPrivileges").on(),
+        profile=process.get("apparmorProfile").text(),
     )
+    size = process.get("consoleSize")
     return ProcessSpec(
         argv,
         env=process.get("env").texts(),
@@ -166,6 +163,9 @@ def process_of(process: Part, seccomp: Part) -> ProcessSpec:
         security=security,
         ulimits=limits_of(process.get("rlimits")),
         oom_score_adj=process.get("oomScoreAdj").number(),
+        console=(size.get("height").number(), size.get("width").number())
+        if size.value
+        else (),
     )
 
 
@@ -218,7 +218,6 @@ def mount_of(found: Part, bundle: str, group: Group, own_group: bool) -> MountSt
 
 
 # %% The root and what is mounted
-PRIVATE = MountFlags.PRIVATE | MountFlags.REC
 COPY = Words(MountFlags.BIND | MountFlags.REC, propagation=(PRIVATE,))
 NODE = Words(MountFlags.BIND, propagation=(PRIVATE,))
 
@@ -253,11 +252,6 @@ USUAL_NODES = (
     Node("/dev/full", "c", 1, 7), Node("/dev/random", "c", 1, 8),
     Node("/dev/urandom", "c", 1, 9), Node("/dev/tty", "c", 5, 0),
 )  # fmt: skip
-USUAL_LINKS = (
-    DevLink("fd", "/proc/self/fd"), DevLink("stdin", "/proc/self/fd/0"),
-    DevLink("stdout", "/proc/self/fd/1"), DevLink("stderr", "/proc/self/fd/2"),
-    DevLink("ptmx", "pts/ptmx", replace_it=True),
-)  # fmt: skip
 
 
 def node_of(found: Part) -> Node:
@@ -282,8 +276,12 @@ def device_steps(linux: Part, mounts: Iterable[MountStep]) -> tuple[MountStep, .
         return ()
     nodes = {one.target: one for one in USUAL_NODES if one.target not in kinds}
     nodes |= {one.target: one for one in map(node_of, linux.get("devices").each())}
-    core = [DevLink("core", "/proc/kcore")] if os.path.exists("/proc/kcore") else []
-    return (*nodes.values(), *USUAL_LINKS, *core)
+    links = (
+        DevLink(one.name, one.target, replace_it=one.name == "ptmx")
+        for one in LINKS
+        if one.name != "core" or os.path.exists(one.target)
+    )
+    return (*nodes.values(), *links)
 
 
 def mount_steps(
@@ -392,24 +390,27 @@ def bundle_of(config: Part, path: str, id: str, group: Group) -> Bundle:
         rootfs=root,
         hostname=config.get("hostname").text(),
         readonly=config.get("root").get("readonly").on(),
-        mounts=mount_steps(config, path, group, "cgroup" in kinds),
     )
     person = linux.get("personality").get("domain").text()
     if person and person not in PERSONALITIES:
         raise RuntimeFault(f'linux.personality is not known: "{person}"')
-    bundle = Bundle(
-        path,
+    plan = Plan(
         spec,
-        identity_of(process),
-        config,
+        mount_steps(config, path, group, "cgroup" in kinds),
         kinds,
         paths,
+        propagation_of(linux.get("rootfsPropagation").text()),
+        identity=identity_of(process),
+        domainname=config.get("domainname").text(),
+        personality=PERSONALITIES.get(person, -1),
+    )
+    bundle = Bundle(
+        path,
+        plan,
+        config,
         (id_ranges(linux.get("uidMappings")), id_ranges(linux.get("gidMappings"))),
         offsets_of(linux),
-        propagation_of(linux.get("rootfsPropagation").text()),
-        config.get("domainname").text(),
         clean_path(linux.get("cgroupsPath").text(), id),
-        PERSONALITIES.get(person, -1),
     )
     annotations_of(config)
     for moment in HOOKS:

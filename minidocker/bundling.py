@@ -11,15 +11,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.blueprint import process_spec
-from minidocker.cgroups import Limits, swap_of
+from minidocker.cgroups import Limits, is_version_2, swap_of
 from minidocker.drivers import Directory, RootView
 from minidocker.durable import write_whole
 from minidocker.errors import ConflictError, RuntimeFault, UsageError
+from minidocker.identity import Rights, User, docker_identity
 from minidocker.linux import Capability
 from minidocker.mounts import MOUNT_WORDS, MountFlags
 from minidocker.namespaces import (
     NAMESPACES,
     PLACE,
+    QUIET,
     Bind,
     Device,
     Filesystem,
@@ -28,19 +30,17 @@ from minidocker.namespaces import (
     MountStep,
     ReadOnly,
     Sysctl,
-    container_flags,
 )
 from minidocker.overlayfs import Overlay
-from minidocker.program import ULIMITS, ProcessSpec, program_env
+from minidocker.program import ULIMITS, ProcessSpec, variables
 from minidocker.records import json_text
-from minidocker.runtime import default_mounts, labelled, whole_user
+from minidocker.runtime import Plan, plan_for, whole_user
 from minidocker.seccomp import ACTIONS, ERRNO, Machine, Profile, this_machine
 from minidocker.security import (
     UNCONFINED,
     Security,
     docker_profile,
 )
-from minidocker.users import User
 
 
 TYPE_CHECKING = False
@@ -133,7 +133,7 @@ def parts_of(steps: Iterable[MountStep]) -> tuple[list[Any], dict[str, Any]]:
             linux["readonlyPaths"].append(step.path)
         elif isinstance(step, Sysctl):
             linux["sysctl"][step.name] = step.value
-        elif not isinstance(step, Link):
+        elif not isinstance(step, Link) and step.describe()[1] != "shared":
             raise UsageError(f"a bundle cannot say: {step.describe()}")
     return mounts, {key: value for key, value in linux.items() if value}
 
@@ -148,28 +148,28 @@ def names_of(mask: int) -> list[str]:
     return [f"CAP_{one.name}" for one in Capability if mask >> one & 1]
 
 
-def capability_sets(mask: int, uid: int) -> dict[str, list[str]]:
-    """Return the five sets as Docker has them: who is not root may only be given."""
-    own = names_of(mask) if uid == 0 else []
-    return {"bounding": names_of(mask), "effective": own, "permitted": own}
+def capability_sets(rights: Rights) -> dict[str, list[str]]:
+    """Return the sets that Docker fills, of which two are the same."""
+    own = names_of(rights.permitted)
+    return {"bounding": names_of(rights.bounding), "effective": own, "permitted": own}
 
 
 # %% The process
 def process_part(spec: ProcessSpec, user: User) -> dict[str, Any]:
-    """Return a spec as ``process``; ``user`` is who was found in the image."""
-    names = ULIMITS.split()
+    """Return a plan's spec as ``process``; ``user`` is who was found in the image."""
+    names, identity = ULIMITS.split(), docker_identity(user, spec.security)
     found: dict[str, Any] = {
         "terminal": spec.tty,
-        "user": {"uid": user.uid, "gid": user.gid, "umask": 0o022},
+        "user": {"uid": user.uid, "gid": user.gid, "umask": identity.umask},
         "args": list(spec.argv),
-        "env": [f"{k}={v}" for k, v in program_env(spec, user.home).items()],
+        "env": [f"{k}={v}" for k, v in variables(spec.env, user.home).items()],
         "cwd": spec.cwd,
-        "capabilities": capability_sets(spec.security.capabilities, user.uid),
+        "capabilities": capability_sets(identity.rights),
         "noNewPrivileges": spec.security.no_new_privileges,
     }
-    if profile := labelled(spec).security.profile:
+    if profile := spec.security.profile:
         found["apparmorProfile"] = profile
-    found["user"]["additionalGids"] = [user.gid, *user.groups]
+    found["user"]["additionalGids"] = list(identity.groups)
     if spec.oom_score_adj:
         found["oomScoreAdj"] = spec.oom_score_adj
     if spec.ulimits:
@@ -292,50 +292,64 @@ def device_rules(
 TYPES = {"net": "network", "mnt": "mount"}
 
 
-def namespaces_part(spec: ProcessSpec) -> list[dict[str, str]]:
-    """Return the namespaces: new ones, and those of others by their path."""
-    new = container_flags(shared=spec.shared)
-    found = [{"type": TYPES.get(n.name, n.name)} for n in NAMESPACES if n.flag & new]
-    for kind, pid in spec.shares:
-        if pid:
-            path = f"/proc/{pid}/ns/{kind}"
-            found.append({"type": TYPES.get(kind, kind), "path": path})
-    return found
+def namespaces_part(plan: Plan) -> list[dict[str, str]]:
+    """Return the namespaces: new ones, and those of others by their path.
+
+    One that was made for the container and is held by a descriptor is a new one, too.
+    """
+    held = {kind for kind, path in plan.paths if path.startswith("/proc/self/")}
+    new = (one.name for one in NAMESPACES if one.name in {*plan.kinds, *held})
+    others = ((kind, path) for kind, path in plan.paths if kind not in held)
+    return [{"type": TYPES.get(kind, kind)} for kind in new] + [
+        {"type": TYPES.get(kind, kind), "path": path} for kind, path in others
+    ]
+
+
+# %% Limits and namespaces
+GROUPS = "/sys/fs/cgroup"
+
+
+def shows_groups(step: MountStep) -> bool:
+    """Say whether a step is one of those that show the container its groups."""
+    if isinstance(step, Filesystem):
+        return step.target.startswith(GROUPS)
+    return isinstance(step, ReadOnly) and step.path == GROUPS
 
 
 # %% The whole
 def config_json(
-    spec: ProcessSpec,
+    plan: Plan,
     user: User,
     limits: Limits,
     group: str,
-    domainname: str = "",
-    *,
     modes: tuple[tuple[str, str], ...] = (),
+    *,
+    grouped: bool = True,
 ) -> dict[str, Any]:
-    """Return the plan of a container as a config.json; its root is ``rootfs``.
+    """Return the plan of a container of ours as a config.json; its root is ``rootfs``.
 
-    ``group`` is the path of its control groups, ``modes`` the rights to devices. Raises
-    UsageError for a step that cannot be said in a bundle.
+    ``group`` is the path of its control groups, which it is shown if it is ``grouped``,
+    ``modes`` the rights to devices. Raises UsageError for a step that cannot be said in
+    a bundle.
     """
-    mounts, linux = parts_of((*default_mounts(spec), *spec.mounts))
-    resources = resources_part(limits)
-    if resources:
-        words = ["ro", "nosuid", "nodev", "noexec"]
-        top = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
-        mounts.append({**top, "options": words})
-    linux["resources"] = {**resources, "devices": device_rules(spec, modes)}
+    spec = plan.spec
+    mounts, linux = parts_of(step for step in plan.steps if not shows_groups(step))
+    if grouped:
+        readonly = MountFlags(0) if spec.security.privileged else MountFlags.RDONLY
+        top = {"destination": GROUPS, "type": "cgroup", "source": "cgroup"}
+        mounts.append({**top, "options": options_of(QUIET | readonly)})
+    rules = device_rules(spec, modes)
+    linux["resources"] = {**resources_part(limits), "devices": rules}
     if seccomp := seccomp_part(spec.security):
         linux["seccomp"] = seccomp
     found = {
         "ociVersion": "1.0.2",
         "process": process_part(spec, user),
         "root": {"path": "rootfs", "readonly": spec.readonly},
-        "hostname": spec.hostname if "uts" not in spec.shared else "",
-        "domainname": domainname,
+        "hostname": spec.hostname,
         "mounts": mounts,
         "linux": {
-            "namespaces": namespaces_part(spec),
+            "namespaces": namespaces_part(plan),
             "cgroupsPath": group,
             "rootfsPropagation": "private",
             **linux,
@@ -358,20 +372,20 @@ def root_notes(view: RootView | None) -> dict[str, str]:
 
 
 def container_config(
-    container: Container, place: str, spec: ProcessSpec, user: User
+    container: Container, place: str, plan: Plan, user: User
 ) -> dict[str, Any]:
     """Return the config.json of a container of ours, whose directory is ``place``.
 
-    ``spec`` is how it is started, ``user`` who was found in its tree.
+    ``plan`` is how it is started, ``user`` who was found in its tree.
     """
     host, group = container.host, f"/minidocker/{container.id}"
     devices = (text.split(":") for text in host.devices)
     modes = tuple((inside, access) for _, inside, access in devices)
-    domain = container.config.domainname
-    found = config_json(spec, user, host.limits, group, domain, modes=modes)
+    grouped = host.limited or is_version_2()
+    found = config_json(plan, user, host.limits, group, modes, grouped=grouped)
     for entry in found["mounts"]:
         entry["source"] = entry["source"].removeprefix(f"{place}/")
-    notes = root_notes(spec.view)
+    notes = root_notes(plan.spec.view)
     if host.init:
         notes["minidocker.init"] = "true"
     return {**found, "annotations": notes} if notes else found
@@ -403,17 +417,17 @@ def config_text(value: Any, depth: int = 2, indent: str = "") -> str:
     return "\n".join([first, ",\n".join(lines), f"{indent}{last}"])
 
 
-def config_file(container: Container, place: str, spec: ProcessSpec, user: User) -> str:
+def config_file(container: Container, place: str, plan: Plan, user: User) -> str:
     """Return the content of the config.json of a container of ours."""
-    return f"{config_text(container_config(container, place, spec, user))}\n"
+    return f"{config_text(container_config(container, place, plan, user))}\n"
 
 
 def write_config(
-    store: ContainerStore, container: Container, spec: ProcessSpec, user: User
+    store: ContainerStore, container: Container, plan: Plan, user: User
 ) -> None:
     """Write the config.json of a container that is about to start."""
     place = store.path(container.id)
-    write_whole(f"{place}/config.json", config_file(container, place, spec, user))
+    write_whole(f"{place}/config.json", config_file(container, place, plan, user))
 
 
 # %% Beside the container
@@ -434,4 +448,4 @@ def write_down(store: ContainerStore, container: Container) -> None:
         spec = process_spec(store, container)
         with tree_of(store, container) as root:
             user = whole_user(root, spec)
-        write_config(store, container, spec, user)
+        write_config(store, container, plan_for(spec), user)

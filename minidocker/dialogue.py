@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -16,9 +18,10 @@ from minidocker.errors import (
     NotExecutableError,
     RuntimeFault,
 )
+from minidocker.identity import User
+from minidocker.linux import close_range
 from minidocker.namespaces import open_in_root
 from minidocker.program import ProcessSpec
-from minidocker.users import User
 
 
 TYPE_CHECKING = False
@@ -180,6 +183,13 @@ def make_terminal(root: int) -> tuple[int, int]:
     return master, fcntl.ioctl(master, TIOCGPTPEER, both)
 
 
+def set_window_size(terminal: int, rows: int, columns: int) -> None:
+    """Give a terminal its size."""
+    words = (rows, columns, 0, 0)
+    size = b"".join(word.to_bytes(2, sys.byteorder) for word in words)
+    fcntl.ioctl(terminal, TIOCSWINSZ, size)
+
+
 def copy_window_size(source: int, target: int) -> None:
     """Give the pty ``target`` the size of the terminal ``source``, if it is one."""
     with suppress(OSError, ValueError):  # not a terminal, or -1
@@ -195,9 +205,41 @@ def send_terminal(channel: socket, master: int) -> None:
 def new_terminal(root: int, spec: ProcessSpec, channel: socket) -> int:
     """Make the pty, send its master to the parent, return its slave.
 
-    It has the size of the terminal ``spec.stdout`` before the program can ask.
+    It has the size that is asked for, or that of the terminal ``spec.stdout``, before
+    the program can ask.
     """
     master, slave = make_terminal(root)
-    copy_window_size(spec.stdout, master)
+    if spec.console:
+        set_window_size(master, *spec.console)
+    else:
+        copy_window_size(spec.stdout, master)
     send_terminal(channel, master)
     return slave
+
+
+# %% A terminal from inside
+def take_stdio(spec: ProcessSpec, slave: int) -> None:
+    """Put the three descriptors in place; all others close at the execve.
+
+    A terminal is that of this session, which is new.
+    """
+    given = (spec.stdin, spec.stdout, spec.stderr) if slave < 0 else (slave,) * 3
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]
+    for number, copy in enumerate(copies):
+        os.dup2(copy, number)
+    close_range(3, 0xFFFFFFFF, 4)  # CLOSE_RANGE_CLOEXEC
+    if slave >= 0:
+        fcntl.ioctl(0, TIOCSCTTY, 0)
+
+
+def give_stdio(user: User) -> None:
+    """Let the user own its pipes or terminal, or it could not open /dev/stderr.
+
+    Files and /dev/null are not ours to give. Source: runc, fixStdioPermissions.
+    """
+    for number in range(3):
+        status = os.fstat(number)
+        own = stat.S_ISFIFO(status.st_mode) or os.isatty(number)
+        if own and status.st_uid != user.uid:
+            with suppress(OSError):  # an id that is not mapped: become() will say so
+                os.fchown(number, user.uid, -1)

@@ -16,7 +16,8 @@ from minidocker.linux import Capability, CloneFlags, capget, unshare
 from minidocker.namespaces import (
     QUIET,
     Filesystem,
-    container_flags,
+    container_kinds,
+    flags_of,
     keep_mounts_private,
 )
 from minidocker.netfilter import make_table, network_chains
@@ -67,7 +68,7 @@ def new_namespaces() -> None:
     """Enter the namespaces of a container, and mount what shows its processes."""
     if os.geteuid() != 0:
         enter_user_namespace()
-    unshare(container_flags())
+    unshare(flags_of(container_kinds()))
     keep_mounts_private()
     top = os.open("/", os.O_PATH | os.O_DIRECTORY)
     proc = Filesystem("/proc", "proc", QUIET)

@@ -11,11 +11,14 @@ import os
 
 from minidocker.dialogue import in_child, new_channel, new_terminal
 from minidocker.errors import ConflictError, RuntimeFault
+from minidocker.identity import die_with_parent
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
 from minidocker.mounts import is_first_user_namespace
-from minidocker.namespaces import NAMESPACES, PLACE, open_in_root, put
-from minidocker.program import ProcessSpec, die_with_parent
+from minidocker.namespaces import NAMESPACES, PLACE, open_in_root
+from minidocker.program import ProcessSpec, default_env
 from minidocker.runtime import (
+    Moments,
+    Plan,
     Process,
     clone_into,
     labelled,
@@ -86,8 +89,6 @@ def join_container(
     """Enter the namespaces, and run the program; in a child where NEWPID is one."""
     die_with_parent(channel)
     take_place(spec)
-    if spec.oom_score_adj:
-        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
     prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
     if flags & CloneFlags.NEWUSER:
         setns(owner, CloneFlags.NEWUSER)
@@ -98,7 +99,7 @@ def join_container(
     if spec.tty:
         slave = new_terminal(os.open("/", PLACE), spec, channel)
     need_directory(spec.cwd)
-    run_program(spec, channel, slave)
+    run_program(Plan(spec), Moments(channel), slave)
 
 
 def need_directory(path: str) -> None:
@@ -142,12 +143,12 @@ def clone_there(
     The child is born hidden: processes inside may not look into it.
     """
     if needs_middle(flags, spec) or not flags & CloneFlags.NEWPID:
-        return *clone_into(spec, CloneFlags(0), {}), flags
+        return *clone_into(spec, CloneFlags(0)), flags
     seen = prctl(Prctl.GET_DUMPABLE) == 1
     prctl(Prctl.SET_DUMPABLE, 0)
     child = -1
     try:
-        child, pidfd = clone_into(spec, CloneFlags(0), {"pid": target})
+        child, pidfd = clone_into(spec, CloneFlags(0), target)
     except OSError as why:
         raise_if_ended(why)
         raise
@@ -163,7 +164,8 @@ def exec_in(pid: int, spec: ProcessSpec) -> Process:
     The returned Process may be one in the middle; its end is the program's. Works
     from outside the container's user namespace, for its owner. Raises as ``start``.
     """
-    spec = labelled(spec.replace(security=prepared(spec.security)))
+    security, env = prepared(spec.security), default_env(spec)
+    spec = labelled(spec.replace(security=security, env=env))
     target, owner = target_of(pid)
     try:
         flags = namespaces_to_join(pid)

@@ -65,14 +65,14 @@ def flags_of(names: Iterable[str]) -> CloneFlags:
     return flags
 
 
-def container_flags(*, shared: Iterable[str] = ()) -> CloneFlags:
-    """Return the flags of a container: all kinds but user, time, and ``shared``.
+def container_kinds(shared: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the kinds that a container has of its own: all but user, time, ``shared``.
 
     The user namespace is not made here: a process that is not root entered its own
     before it touched the store, and Docker gives root's containers none.
     """
     left_out = {"user", "time", *shared}
-    return flags_of(k.name for k in NAMESPACES if k.name not in left_out)
+    return tuple(kind.name for kind in NAMESPACES if kind.name not in left_out)
 
 
 # %% A word in /proc
@@ -476,24 +476,35 @@ def keep_mounts_private() -> None:
 
 
 def apply_mounts(plan: tuple[MountStep, ...], root: int) -> None:
-    """Apply the steps in order below the directory ``root``."""
+    """Apply the steps in order below the directory ``root``.
+
+    Raises RuntimeFault with the kernel's answer, and at which step.
+    """
     before = os.umask(0)
     try:
         for step in plan:
             step.apply(root)
+    except OSError as why:
+        raise RuntimeFault(str(why), where=step.describe()[0]) from why
     finally:
         os.umask(before)
 
 
-def pivot(root: int) -> None:
+def pivot(root: int, *, travels: bool = False) -> None:
     """Make the mount that ``root`` is the top of the root; drop the old one.
 
-    ``root`` is a descriptor. The caller is in its own mount namespace, with private
-    propagation. Raises SysError: EINVAL when ``root`` is no mount point, or when the
-    old root is the initramfs. Source: pivot_root(2), "pivot_root(".", ".")".
+    ``root`` is a descriptor. The caller is in its own mount namespace. Where the host's
+    mounts travel in (``travels``), the old root is made a slave before it goes, or its
+    going would travel out. Raises SysError: EINVAL when ``root`` is no mount point, or
+    when the old root is the initramfs. Source: pivot_root(2), "pivot_root(".", ".")".
     """
+    old = os.open("/", PLACE | os.O_DIRECTORY) if travels else -1
     os.fchdir(root)
     pivot_root(".", ".")
+    if travels:
+        os.fchdir(old)
+        os.close(old)
+        mount(None, ".", None, MountFlags.SLAVE | MountFlags.REC)
     umount2(".", UmountFlags.DETACH)
     os.chdir("/")
 

@@ -22,15 +22,9 @@ from minidocker.dialogue import (
 )
 from minidocker.documents import Part
 from minidocker.errors import ConflictError
-from minidocker.first_process import (
-    be_root_here,
-    check_program,
-    keep_open,
-    variables,
-)
-from minidocker.identity import Identity, set_labels, size_console, take_identity
+from minidocker.first_process import be_root_here, check_program, keep_open
+from minidocker.identity import set_labels
 from minidocker.joining import namespaces_to_join, owner_namespace
-from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
     Prctl,
@@ -44,9 +38,8 @@ from minidocker.linux import (
 from minidocker.namespaces import PLACE
 from minidocker.oci_runtime import Launch, taken, write_pid
 from minidocker.oci_state import OciContainer, Phase, phase_of
-from minidocker.program import DEFAULT_PATH, ProcessSpec
-from minidocker.records import Record
-from minidocker.runtime import Process, settle
+from minidocker.program import DEFAULT_PATH
+from minidocker.runtime import Moments, Plan, Process, run_program
 from minidocker.security import prepared
 
 
@@ -57,46 +50,49 @@ if TYPE_CHECKING:
 
 
 # %% No process in the middle
-class Entry(Record):
-    """One more process: what it is, beside the container's own ``config``."""
+def plan_within(container: OciContainer, process: Part, preserve: int = 0) -> Plan:
+    """Return a process document as a plan in which nothing is left to be built.
 
-    spec: ProcessSpec
-    identity: Identity
+    ``preserve`` descriptors after the first three stay open for it.
+    """
+    spec = process_of(process, container.document.get("linux").get("seccomp"))
+    identity = identity_of(process).replace(preserve=preserve)
+    return Plan(spec.replace(security=prepared(spec.security)), identity=identity)
 
 
-def entry_of(container: OciContainer, process: Part) -> Entry:
-    """Return a process document as an entry into a container."""
-    seccomp = container.document.get("linux").get("seccomp")
-    spec = process_of(process, seccomp)
-    return Entry(spec.replace(security=prepared(spec.security)), identity_of(process))
+class Checked(Moments):
+    """The moments of one more process: its program is looked for first."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def ready(self, root: int, env: dict[str, str]) -> None:
+        """Raise where there is no such program; let descriptors outlive the execve."""
+        program, identity = self.plan.spec.argv[0], self.plan.identity
+        check_program(root, program, env.get("PATH", DEFAULT_PATH))
+        keep_open(identity.preserve if identity else 0)
 
 
 def be_entry(
-    entry: Entry, target: int, owner: int, flags: CloneFlags, channel: socket
+    plan: Plan, target: int, owner: int, flags: CloneFlags, channel: socket
 ) -> NoReturn:
     """Go into a container's namespaces, and become the program."""
+    spec, label = plan.spec, plan.identity.label if plan.identity else ""
     wait_for_go(channel)
-    set_labels(entry.identity)
+    set_labels(spec.security.profile, label)
     prctl(Prctl.SET_DUMPABLE, 0)  # processes inside may not look into us
     if flags & CloneFlags.NEWUSER:
         setns(owner, CloneFlags.NEWUSER)
         be_root_here()
         prctl(Prctl.SET_DUMPABLE, 0)
     setns(target, flags & ~(CloneFlags.NEWUSER | CloneFlags.NEWPID))
-    slave = -1
-    if entry.spec.tty:
-        slave = new_terminal(os.open("/", PLACE), entry.spec, channel)
-        size_console(slave, entry.identity.console)
-    root, user = settle(entry.spec, slave)
-    env = variables(entry.spec.env, user.home)
-    check_program(root, entry.spec.argv[0], env.get("PATH", DEFAULT_PATH))
-    keep_open(entry.identity.preserve)
-    take_identity(user, entry.identity, entry.spec.security)
-    execute(root, entry.spec.argv, env, alone=False)
+    slave = new_terminal(os.open("/", PLACE), spec, channel) if spec.tty else -1
+    run_program(plan, Checked(plan), slave)
 
 
 # %% No process in the middle
-def execute_in(container: OciContainer, entry: Entry, launch: Launch) -> Process:
+def execute_in(container: OciContainer, plan: Plan, launch: Launch) -> Process:
     """Run one more process in a container; return when its program runs.
 
     Its terminal goes to the console socket where there is one, otherwise it is in the
@@ -114,7 +110,7 @@ def execute_in(container: OciContainer, entry: Entry, launch: Launch) -> Process
     setns(target, CloneFlags.NEWPID)
     pid, pidfd = clone3(CloneFlags(0))
     if pid == 0:
-        in_child(theirs, lambda: be_entry(entry, target, owner, flags, theirs))
+        in_child(theirs, lambda: be_entry(plan, target, owner, flags, theirs))
     setns(home, CloneFlags.NEWPID)
     theirs.close()
     for fd in (target, owner, home):

@@ -18,7 +18,7 @@ from minidocker.dialogue import heard, in_child, new_channel, say, send_rights
 from minidocker.documents import Part
 from minidocker.durable import write_whole
 from minidocker.errors import RuntimeFault, UsageError
-from minidocker.first_process import be_first, enter_paths
+from minidocker.first_process import be_first
 from minidocker.hooks import annotations_of, hook_state, run_hooks
 from minidocker.idmaps import write_map
 from minidocker.linux import (
@@ -39,8 +39,8 @@ from minidocker.oci_state import (
     remove_home,
     save,
 )
-from minidocker.program import ProcessSpec
 from minidocker.records import Record, json_text
+from minidocker.runtime import Plan, enter_paths, opened
 from minidocker.security import prepared
 
 
@@ -98,12 +98,11 @@ def going_to(bundle: Bundle) -> Iterator[None]:
     """
     homes = []
     try:
-        if path := dict(bundle.paths).get("pid"):
+        if path := dict(bundle.plan.paths).get("pid"):
             homes.append(("pid", os.open("/proc/self/ns/pid", os.O_RDONLY)))
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            setns(handle, CloneFlags.NEWPID)
-            os.close(handle)
-        if "time" in bundle.kinds:
+            with opened(path) as handle:
+                setns(handle, CloneFlags.NEWPID)
+        if "time" in bundle.plan.kinds:
             homes.append(("time", os.open("/proc/self/ns/time", os.O_RDONLY)))
             unshare(CloneFlags.NEWTIME)
             for clock, seconds, rest in bundle.offsets:
@@ -119,13 +118,13 @@ def going_to(bundle: Bundle) -> Iterator[None]:
 def clone_first(bundle: Bundle, container: OciContainer, theirs: socket) -> int:
     """Clone the first process, which goes on in ``be_first``; return its number."""
     fifo = os.open(container.fifo, os.O_RDWR | os.O_CLOEXEC)
-    flags = flags_of(k for k in bundle.kinds if k not in ("cgroup", "time"))
+    flags = flags_of(k for k in bundle.plan.kinds if k not in ("cgroup", "time"))
 
     def body() -> None:
         be_first(bundle, container.id, theirs, fifo)
 
     try:
-        if "user" in dict(bundle.paths):
+        if "user" in dict(bundle.plan.paths):
             return clone_through(bundle, flags, theirs, body)
         return clone_born(bundle, flags, theirs, body)
     finally:
@@ -156,7 +155,7 @@ def clone_through(
     reading, writing = os.pipe()
 
     def go() -> None:
-        enter_paths(bundle)
+        enter_paths(bundle.plan.paths)
         pid = clone_born(bundle, flags | CloneFlags.PARENT, theirs, body)
         os.write(writing, b"%d" % pid)
         os._exit(0)
@@ -175,7 +174,7 @@ def clone_through(
 def give_place(container: OciContainer, bundle: Bundle, pid: int) -> None:
     """Do for the first process what only we may: its ids, groups, score."""
     for kind, ranges in zip(("uid", "gid"), bundle.maps, strict=True):
-        if ranges and "user" in bundle.kinds:
+        if ranges and "user" in bundle.plan.kinds:
             write_map(pid, kind, ranges)
     score = bundle.config.get("process").get("oomScoreAdj")
     file = f"/proc/{pid}/oom_score_adj"
@@ -244,11 +243,9 @@ def create(root: str, id: str, path: str, launch: Launch) -> tuple[OciContainer,
     group = group_at(clean_path(config.get("linux").get("cgroupsPath").text(), id))
     bundle = bundle_of(config, path, id, group)
     check_launch(bundle, launch)
-    identity = bundle.identity.replace(preserve=launch.preserve)
-    bundle = bundle.replace(identity=identity)
     home = new_home(root, id)
-    text = json_text(config.value)
-    container = OciContainer(id, home, path, bundle.rootfs, time.time_ns(), group, text)
+    text, rootfs = json_text(config.value), bundle.spec.rootfs
+    container = OciContainer(id, home, path, rootfs, time.time_ns(), group, text)
     try:
         return create_in(container, bundle, launch)
     except BaseException:
@@ -267,7 +264,7 @@ def create_in(
     if launch.new_keyring:
         with suppress(SysError):  # no keys in this kernel, or too many
             new_session_keyring(f"_ses.{container.id}")
-    bundle = bundle.replace(spec=ready_spec(bundle, container.group))
+    bundle = bundle.replace(plan=ready_plan(bundle, container.group, launch))
     ours, theirs = new_channel()
     try:
         pid = clone_first(bundle, container, theirs)
@@ -289,8 +286,8 @@ def write_pid(launch: Launch, pid: int) -> None:
         write_whole(launch.pid_file, str(pid))
 
 
-def ready_spec(bundle: Bundle, group: Group) -> ProcessSpec:
-    """Return a bundle's spec with its filter compiled, and all that only we can give.
+def ready_plan(bundle: Bundle, group: Group, launch: Launch) -> Plan:
+    """Return a bundle's plan with its filter compiled, and all that only we can give.
 
     That is also the init of chapter ``elf``, for a container of ours that asks for it.
     """
@@ -299,8 +296,11 @@ def ready_spec(bundle: Bundle, group: Group) -> ProcessSpec:
         from minidocker.elf import init_file
 
         init = init_file()
-    steps = tuple(ready(step, group) for step in spec.mounts)
-    return spec.replace(security=prepared(spec.security), mounts=steps, init=init)
+    return bundle.plan.replace(
+        spec=spec.replace(security=prepared(spec.security), init=init),
+        steps=tuple(ready(step, group) for step in bundle.plan.steps),
+        identity=bundle.identity.replace(preserve=launch.preserve),
+    )
 
 
 def ready(step: MountStep, group: Group) -> MountStep:

@@ -1,7 +1,7 @@
 # From book/416-program.md. Edit there and tangle, or here and tangle --back.
 
-# %% Program: with what rights, which words, and where
-"""Become the program of a container: its user, rights, variables and directory.
+# %% Program: what to run, with which words, and where
+"""What a container runs: the program, its variables, limits and directory.
 
 Everything here happens inside: in a process whose root is the container's.
 """
@@ -10,43 +10,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 
 from minidocker.calls import SysError, signal
 from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.errors import RuntimeFault
-from minidocker.linux import (
-    Capability,
-    CloneFlags,
-    Prctl,
-    capget,
-    capset,
-    prctl,
-    setrlimit,
-    unshare,
-)
-from minidocker.namespaces import (
-    MountStep,
-    Sysctl,
-    directory_in_root,
-    first_line,
-    put,
-)
+from minidocker.linux import setrlimit
+from minidocker.namespaces import MountStep, Sysctl, directory_in_root
 from minidocker.records import Enum, Record
 from minidocker.security import (
     DOCKER_SECURITY,
     SHM_SIZE,
     Security,
-    confine,
-    drop_capabilities,
     make_security,
 )
-from minidocker.users import User
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _socket import socket
     from typing import Any
 
     from minidocker.drivers import RootView
@@ -75,6 +55,7 @@ class ProcessSpec(Record):
     ``init`` is the descriptor of a program that becomes the first process, or -1;
     ``netns`` that of a network namespace that is ready to be used, or -1. The
     descriptors stay the caller's. ``groups`` are further groups of the user.
+    ``console`` is the size of a terminal, rows and columns, or empty.
     """
 
     argv: tuple[str, ...]
@@ -98,6 +79,7 @@ class ProcessSpec(Record):
     init: int = -1
     netns: int = -1
     groups: tuple[str, ...] = ()
+    console: tuple[int, ...] = ()
     stdin: int = 0
     stdout: int = 1
     stderr: int = 2
@@ -346,95 +328,29 @@ def host_config(found: dict[str, Any]) -> HostConfig:
 PLAIN_HOST = HostConfig()
 
 
-# %% With which rights: capabilities
-def is_mapped(kind: str, number: int) -> bool:
-    """Whether an id (``kind`` is uid or gid) exists in our user namespace."""
-    with open(f"/proc/self/{kind}_map", "rb") as file:  # no codec can be loaded here
-        ranges = [line.split() for line in file]
-    return any(int(a) <= number < int(a) + int(count) for a, _, count in ranges)
-
-
-def rename_our_id(user: User, rights: int) -> None:
-    """Enter a user namespace where our one id has the numbers of ``user``.
-
-    The bounding set is full in a new namespace, and is lowered to ``rights`` again.
-
-    /proc/self belongs to nobody while we are not dumpable, so for the two writes we
-    are. Source: user_namespaces(7), "Defining user and group ID mappings".
-    """
-    unshare(CloneFlags.NEWUSER)
-    prctl(Prctl.SET_DUMPABLE, 1)
-    put("/proc/self/uid_map", f"{user.uid} 0 1")
-    put("/proc/self/gid_map", f"{user.gid} 0 1")
-    prctl(Prctl.SET_DUMPABLE, 0)
-    drop_capabilities(rights)
-
-
-# %% With which rights: capabilities
-def die_with_parent(channel: socket) -> None:
-    """Ask to be killed when the parent ends; end now if it has done so already."""
-    from _socket import MSG_DONTWAIT
-
-    prctl(Prctl.SET_PDEATHSIG, signal.SIGKILL)
-    with suppress(BlockingIOError):  # nothing was said: it is there
-        if not channel.recv(1, MSG_DONTWAIT):
-            os._exit(125)
-
-
-def change_ids(user: User) -> None:
-    """Take the ids of ``user``; who is not root keeps the right to load a filter."""
-    if first_line("/proc/self/setgroups") != "deny":
-        os.setgroups((user.gid, *user.groups))
-    os.setresgid(user.gid, user.gid, user.gid)
-    if user.uid:
-        prctl(Prctl.SET_KEEPCAPS, 1)
-    os.setresuid(user.uid, user.uid, user.uid)
-    if user.uid:
-        mask = capget()[1] & 1 << Capability.SYS_ADMIN
-        capset(mask, mask, 0)
-
-
-# %% With which rights: capabilities
-def become(user: User, security: Security, channel: socket) -> None:
-    """Become ``user`` for good; only root has what ``security`` gives.
-
-    ``channel`` leads to the parent. Raises RuntimeFault for ids that have no map here.
-    """
-    rights = security.capabilities & capget()[1]
-    drop_capabilities(rights)
-    try:
-        if is_mapped("uid", user.uid) and is_mapped("gid", user.gid):
-            change_ids(user)
-        else:
-            rename_our_id(user, rights)
-    except OSError as why:
-        what = f"cannot become user {user.uid}:{user.gid}: {why}"
-        raise RuntimeFault(what) from why
-    die_with_parent(channel)
-    confine(security)
-    mask = rights if user.uid == 0 else 0
-    capset(mask, mask, 0)
-
-
 # %% With which words: the environment
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def program_env(spec: ProcessSpec, home: str) -> dict[str, str]:
-    """Return the program's variables: Docker's defaults, then the spec's own.
-
-    >>> program_env(ProcessSpec(("sh",), env=("A=1", "PATH=/bin")), "/root")
-    {'PATH': '/bin', 'A': '1', 'HOME': '/root'}
-    """
-    found = {"PATH": DEFAULT_PATH}
+def default_env(spec: ProcessSpec) -> tuple[str, ...]:
+    """Return the variables that Docker gives to a process, then the spec's own."""
+    found = [f"PATH={DEFAULT_PATH}"]
     if spec.hostname:
-        found["HOSTNAME"] = spec.hostname
+        found.append(f"HOSTNAME={spec.hostname}")
     if spec.tty:
-        found["TERM"] = "xterm"
-    for line in spec.env:
-        name, _, value = line.partition("=")
-        found[name] = value
-    found.setdefault("HOME", home)
+        found.append("TERM=xterm")
+    return (*found, *spec.env)
+
+
+def variables(env: Iterable[str], home: str) -> dict[str, str]:
+    """Return variables by name; HOME is the user's where it is not given.
+
+    >>> variables(("A=1", "A=2"), "/root")
+    {'A': '2', 'HOME': '/root'}
+    """
+    found = dict(line.partition("=")[::2] for line in env)
+    if not found.get("HOME"):
+        found["HOME"] = home
     return found
 
 

@@ -23,7 +23,7 @@ from minidocker.mounts import is_first_user_namespace
 from minidocker.namespaces import Filesystem, MountStep
 from minidocker.networks import DEFAULT
 from minidocker.program import Network
-from minidocker.runtime import labelled, whole_user
+from minidocker.runtime import labelled, plan_for, whole_user
 from minidocker.sandbox import UNSAID, bindings_of
 from minidocker.security import prepared
 from minidocker.supervisor import container_group, leave_group, whole_spec
@@ -37,7 +37,7 @@ def dry_run(store: ContainerStore, container: Container, *, whole: bool = False)
     spec = process_spec(store, container)
     with tree_of(store, container) as root:
         user = whole_user(root, spec)
-    plan = spec.replace(view=None) if whole else spec
+    plan = plan_for(spec.replace(view=None) if whole else spec)
     return config_file(container, store.path(container.id), plan, user)
 
 
@@ -62,8 +62,8 @@ def explained(store: ContainerStore, container: Container) -> str:
     """Return every system call of a container's start, as text."""
     group, bridged = container_group(container), is_bridged(container)
     try:
-        plan = process_spec(store, container)
-        spec = whole_spec(plan, container, group).replace(netns=0 if bridged else -1)
+        spec = whole_spec(process_spec(store, container), container, group)
+        spec = spec.replace(netns=0 if bridged else -1)
         spec = labelled(spec.replace(security=prepared(spec.security)))
         with tree_of(store, container) as root:
             user = whole_user(root, spec)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from minidocker.calls import SysError
 from minidocker.durable import turn
 from minidocker.errors import UnsupportedError
 from minidocker.idmaps import (
@@ -222,3 +223,13 @@ def why_no_user_namespace(number: int = errno.EPERM) -> str:
         how = "`--security-opt seccomp=unconfined`, or run as root"
         return f"a seccomp filter forbids it; where a container is around us: {how}"
     return "no setting or filter that we know forbids it; a chroot may: run as root"
+
+
+# %% Who forbids it
+def no_namespaces(why: SysError) -> UnsupportedError:
+    """Phrase that this kernel or this user has no namespaces."""
+    if os.geteuid():
+        hint = why_no_user_namespace(why.errno or 0)
+    else:  # Ubuntu gives the namespace, and no right in it
+        hint = forbidding_setting() or "is this root in a container?"
+    return UnsupportedError(f"no new namespaces: {why}", hint=hint)

@@ -1,37 +1,46 @@
 # From book/424-runtime.md. Edit there and tangle, or here and tangle --back.
 
 # %% Runtime: from a root file system to a process
-"""Start a process in a new container; say why it failed."""
+"""Build a container around a process that becomes its program; say why it failed."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from minidocker.calls import SysError
 from minidocker.cgroups import join
 from minidocker.dialogue import (
-    TIOCSCTTY,
     ask_to_go,
+    give_stdio,
     in_child,
     introduce,
     listen,
     new_channel,
     new_terminal,
+    take_stdio,
 )
-from minidocker.errors import RuntimeFault, UnsupportedError
+from minidocker.errors import RuntimeFault
+from minidocker.identity import (
+    Identity,
+    User,
+    become,
+    die_with_parent,
+    docker_identity,
+    find_user,
+    set_labels,
+    with_groups,
+)
 from minidocker.last_call import execute
 from minidocker.linux import (
     CloneFlags,
     Prctl,
     clone3,
-    close_range,
-    pidfd_open,
+    personality,
     prctl,
+    setdomainname,
     sethostname,
     setns,
     start_time,
@@ -39,23 +48,21 @@ from minidocker.linux import (
 )
 from minidocker.mounts import (
     AT_EMPTY_PATH,
-    AT_FDCWD,
     MountAttr,
+    MountFlags,
     is_first_user_namespace,
+    mount,
     mount_setattr,
-    open_tree,
+    mountinfo,
 )
 from minidocker.namespaces import (
-    CLONE_TREE,
     PLACE,
     Bind,
     MountStep,
     apply_mounts,
-    attach_copy,
-    container_flags,
+    container_kinds,
     directory_in_root,
     flags_of,
-    keep_mounts_private,
     magic,
     pivot,
     put,
@@ -63,16 +70,14 @@ from minidocker.namespaces import (
 )
 from minidocker.program import (
     ProcessSpec,
-    become,
-    die_with_parent,
+    default_env,
     go_to,
-    program_env,
     reset_signals,
     set_ulimits,
+    variables,
 )
 from minidocker.records import Record
 from minidocker.security import APPARMOR, docker_mounts, prepared
-from minidocker.users import User, find_user, with_groups
 
 
 TYPE_CHECKING = False
@@ -101,27 +106,49 @@ class Process(Record):
         return code if code >= 0 else 128 - code
 
 
-# %% Becoming the program
-def take_stdio(spec: ProcessSpec, slave: int) -> None:
-    """Put the three descriptors in place; all others close at the execve."""
-    given = (spec.stdin, spec.stdout, spec.stderr) if slave < 0 else (slave,) * 3
-    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]
-    for number, copy in enumerate(copies):
-        os.dup2(copy, number)
-    close_range(3, 0xFFFFFFFF, 4)  # CLOSE_RANGE_CLOEXEC
+# %% The noun: what it is to become
+PRIVATE = MountFlags.PRIVATE | MountFlags.REC
 
 
-def give_stdio(user: User) -> None:
-    """Let the user own its pipes or terminal, or it could not open /dev/stderr.
+class Plan(Record):
+    """A container as its first process builds it from inside, and what it becomes.
 
-    Files and /dev/null are not ours to give. Source: runc, fixStdioPermissions.
+    ``steps`` are all its mounts, in order. Of the namespaces, ``kinds`` are made for
+    it, and (kind, path) of ``paths`` entered; the others are the caller's. What of the
+    host's mounts travels in says ``propagation``. Device nodes of the root itself can
+    be opened only with ``devices``. Without ``identity`` it is Docker's, for the user
+    who is looked up. ``personality`` is -1 for the usual one.
     """
-    for number in range(3):
-        status = os.fstat(number)
-        own = stat.S_ISFIFO(status.st_mode) or os.isatty(number)
-        if own and status.st_uid != user.uid:
-            with suppress(OSError):  # an id that is not mapped: become() will say so
-                os.fchown(number, user.uid, -1)
+
+    spec: ProcessSpec
+    steps: tuple[MountStep, ...] = ()
+    kinds: tuple[str, ...] = ()
+    paths: tuple[tuple[str, str], ...] = ()
+    propagation: MountFlags = PRIVATE
+    devices: bool = True
+    identity: Identity | None = None
+    domainname: str = ""
+    personality: int = -1
+
+
+# %% The noun: what it is to become
+class Moments:
+    """What others do at three moments while a container is built: here, nothing.
+
+    ``parent`` is the channel to one that stays, and with which the process dies.
+    """
+
+    def __init__(self, parent: socket | None = None) -> None:
+        self.parent = parent
+
+    def rooted(self, root: int) -> User | None:
+        """Nothing is mounted in the root yet. Return who it is to be, if it matters."""
+
+    def mounted(self) -> None:
+        """All is mounted, and the host is still in sight."""
+
+    def ready(self, root: int, env: dict[str, str]) -> bytes | None:
+        """Only the rights are to be given up. Return the filter if it comes late."""
 
 
 # %% Becoming the program
@@ -144,8 +171,6 @@ def settle(
     set_ulimits(spec.ulimits)
     os.setsid()
     take_stdio(spec, slave)
-    if slave >= 0:
-        fcntl.ioctl(0, TIOCSCTTY, 0)
     give_stdio(user)
     reset_signals()
     os.umask(0o022)
@@ -153,84 +178,66 @@ def settle(
 
 
 def run_program(
-    spec: ProcessSpec, channel: socket, slave: int = -1, user: User | None = None
+    plan: Plan, moments: Moments, slave: int = -1, user: User | None = None
 ) -> NoReturn:
     """Turn this process, which is inside the container, into the program.
 
-    With a ``user`` it is the first one, which has told its parent, and waits for it.
+    What can look on must not be able to change it: ``execute`` takes care of that where
+    this process is not alone.
     """
+    spec = plan.spec
     root, found = settle(spec, slave, user)
-    security = spec.security
-    if user:
-        security = security.replace(program=ask_to_go(channel))
-    become(found, security, channel)
-    env = program_env(spec, found.home)
-    alone = bool(user) and "pid" not in spec.shared
+    security, env = spec.security, variables(spec.env, found.home)
+    program = moments.ready(root, env)
+    if program is not None:
+        security = security.replace(program=program)
+    identity = plan.identity or docker_identity(found, security)
+    become(found, identity, security, moments.parent)
+    alone = moments.parent is not None and "pid" in plan.kinds
     execute(root, spec.argv, env, spec.init, alone=alone)
 
 
 # %% What is shared
 @contextmanager
-def joined_processes(spec: ProcessSpec) -> Iterator[dict[str, int]]:
-    """Yield pidfds by kind, of the processes whose namespaces are shared."""
-    found: dict[str, int] = {}
+def opened(path: str) -> Iterator[int]:
+    """Yield a descriptor of the namespace at a path for a block, or -1 for none."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else -1
     try:
-        for kind, pid in spec.shares:
-            if pid:
-                found[kind] = pidfd_open(pid)
-        yield found
+        yield handle
     finally:
-        for pidfd in found.values():
-            os.close(pidfd)
+        if handle >= 0:
+            os.close(handle)
 
 
-# %% What is shared
-def clone_by_another(target: int, flags: CloneFlags, group: int) -> tuple[int, int]:
-    """Clone in another's pid namespace by a child that enters it, without root.
-
-    Who is there cannot come back to a namespace that the host's root owns. What it
-    clones is our child, not its own. ``group`` is closed.
-    """
-    heard, told = os.pipe()
-    middle = os.fork()
-    if middle == 0:
-        try:
-            setns(target, CloneFlags.NEWPID)
-            pid, _ = clone3(flags | CloneFlags.PARENT, cgroup=group)
-        except OSError as why:
-            pid = -(why.errno or errno.EPERM)
-        if pid:
-            os.write(told, b"%d" % pid)
-            os._exit(0)
-        for fd in (heard, told):
-            os.close(fd)
-        return 0, -1
-    os.close(told)
-    os.waitpid(middle, 0)
-    with open(heard, encoding="ascii") as file:
-        number = int(file.read() or 0)
-    if group >= 0:
-        os.close(group)
-    if number <= 0:
-        raise SysError(-number, "clone3", flags)
-    return number, pidfd_open(number)
+def enter_paths(paths: Iterable[tuple[str, str]]) -> None:
+    """Enter the namespaces at some paths but the pid's, the user's first."""
+    for kind, path in sorted(paths, key=lambda pair: pair[0] != "user"):
+        if kind != "pid":
+            try:
+                with opened(path) as handle:
+                    setns(handle, flags_of([kind]))
+            except OSError as why:
+                what = f"cannot enter the {kind} namespace: {why}"
+                raise RuntimeFault(what, where=path) from why
 
 
 # %% What is shared
 def clone_into(
-    spec: ProcessSpec, flags: CloneFlags, joined: dict[str, int]
+    spec: ProcessSpec, flags: CloneFlags, target: int = -1
 ) -> tuple[int, int]:
-    """Clone, in another's pid namespace and in a group of version 2 if so said."""
+    """Clone, in the pid namespace ``target`` and in a group of version 2 if so said."""
     unified = spec.group.unified if spec.group else ""
     group = os.open(unified, os.O_RDONLY | os.O_DIRECTORY) if unified else -1
-    elsewhere = "pid" in joined
+    elsewhere = target >= 0
     if elsewhere and not is_first_user_namespace():
-        return clone_by_another(joined["pid"], flags, group)
+        from minidocker.sharing import clone_by_another
+
+        return clone_by_another(target, flags, group)
     home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if elsewhere else -1
     pid = -1
     try:
         if elsewhere:
-            setns(joined["pid"], CloneFlags.NEWPID)
+            setns(target, CloneFlags.NEWPID)
         pid, pidfd = clone3(flags, cgroup=group)
         return pid, pidfd
     finally:
@@ -238,36 +245,6 @@ def clone_into(
             setns(home, CloneFlags.NEWPID)
         for fd in {home, group} - {-1}:
             os.close(fd)
-
-
-# %% What is shared
-def join_namespaces(spec: ProcessSpec, joined: dict[str, int]) -> int:
-    """Enter others' namespaces; return a copy of their /dev/shm with ``ipc``, or -1.
-
-    The network may be one that was made ready for us.
-    """
-    if spec.netns >= 0:
-        setns(spec.netns, CloneFlags.NEWNET)
-    for kind, pidfd in joined.items():
-        if kind != "pid":
-            setns(pidfd, flags_of([kind]))
-    return borrowed_shm(joined["ipc"]) if "ipc" in joined else -1
-
-
-def borrowed_shm(pidfd: int) -> int:
-    """Return a detached copy of the mount at another container's /dev/shm.
-
-    It must be copied from inside its mount namespace, and may then be carried out.
-    """
-    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        setns(pidfd, CloneFlags.NEWNS)
-        try:
-            return open_tree(AT_FDCWD, "/dev/shm", CLONE_TREE)  # noqa: S108
-        finally:
-            setns(home, CloneFlags.NEWNS)
-    finally:
-        os.close(home)
 
 
 # %% A new container
@@ -279,6 +256,19 @@ def mount_view(spec: ProcessSpec) -> int:
     return os.open(spec.rootfs, PLACE | os.O_DIRECTORY)
 
 
+def cut_off(rootfs: str, propagation: MountFlags) -> None:
+    """Choose what of the host's mounts travels in; the root's parent keeps apart."""
+    mount(None, "/", None, propagation)
+    if propagation & MountFlags.SHARED:
+        above = [m.target for m in mountinfo() if is_above(m.target, rootfs)]
+        mount(None, max(above, key=len), None, MountFlags.PRIVATE)
+
+
+def is_above(mounted: str, path: str) -> bool:
+    """Say whether ``path`` is at or below where something is mounted."""
+    return path == mounted or path.startswith(mounted.rstrip("/") + "/")
+
+
 def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
     """Make the terminal, show it as /dev/console, return its slave."""
     slave = new_terminal(root, spec, channel)
@@ -286,6 +276,7 @@ def new_console(root: int, spec: ProcessSpec, channel: socket) -> int:
     return slave
 
 
+# %% A new container
 def guard_root(spec: ProcessSpec, root: int, *, devices: bool) -> None:
     """Say what may not be done in the root itself, which is the mount ``root``.
 
@@ -299,39 +290,48 @@ def guard_root(spec: ProcessSpec, root: int, *, devices: bool) -> None:
         mount_setattr(root, "", attributes, flags=AT_EMPTY_PATH)
 
 
-def enter_container(
-    spec: ProcessSpec, plan: tuple[MountStep, ...], channel: socket, shm: int = -1
-) -> tuple[int, User]:
-    """Build the container around this process; return its terminal's slave, or -1.
-
-    With it comes who the process is to be. It was cloned into new namespaces, and what
-    it mounts goes with it. ``plan`` has Docker's mounts. ``shm`` is a copy of another
-    container's /dev/shm, or -1; it is closed.
-    """
-    die_with_parent(channel)
-    shared = spec.shared
-    mounts = tuple(step.ahead() for step in spec.mounts)
-    keep_mounts_private()
-    root = mount_view(spec)
-    user = whole_user(root, spec)
-    introduce(channel, user)
-    apply_mounts(plan, root)
-    if shm >= 0:
-        attach_copy(shm, directory_in_root(root, "/dev/shm"), MountAttr.NODEV)  # noqa: S108
-    apply_mounts(mounts, root)
-    if spec.oom_score_adj:
-        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
-    slave = new_console(root, spec, channel) if spec.tty else -1
-    guard_root(spec, root, devices=spec.security.privileged)
-    pivot(root)
-    if spec.hostname and "uts" not in shared:
-        sethostname(spec.hostname)
-    if "net" not in shared:
+def name_container(plan: Plan) -> None:
+    """Give the container its names, and its loopback where the network is its own."""
+    if plan.spec.hostname:
+        sethostname(plan.spec.hostname)
+    if plan.domainname:
+        setdomainname(plan.domainname)
+    if "net" in plan.kinds:
         raise_loopback()
-    return slave, user
+    if plan.personality >= 0:
+        personality(plan.personality)
 
 
 # %% A new container
+def build_container(
+    plan: Plan, channel: socket, moments: Moments
+) -> tuple[int, User | None]:
+    """Build the container around this process; return its terminal's slave, or -1.
+
+    With it comes who the process is to be, if ``moments`` know. It is in new namespaces
+    already, and what it mounts goes with it.
+    """
+    spec = plan.spec
+    steps = tuple(step.ahead() for step in plan.steps)
+    cut_off(spec.rootfs, plan.propagation)
+    root = mount_view(spec)
+    user = moments.rooted(root)
+    apply_mounts(steps, root)
+    slave = new_console(root, spec, channel) if spec.tty else -1
+    moments.mounted()
+    guard_root(spec, root, devices=plan.devices)
+    pivot(root, travels=not plan.propagation & MountFlags.PRIVATE)
+    name_container(plan)
+    return slave, user
+
+
+def be_container(plan: Plan, channel: socket, moments: Moments) -> NoReturn:
+    """Build the container around this process, and become its program."""
+    slave, user = build_container(plan, channel, moments)
+    run_program(plan, moments, slave, user)
+
+
+# %% Our own plan
 def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
     """Return Docker's mounts as this container has them."""
     security = spec.security
@@ -348,7 +348,6 @@ def default_mounts(spec: ProcessSpec) -> tuple[MountStep, ...]:
     )
 
 
-# %% A new container
 def labelled(spec: ProcessSpec) -> ProcessSpec:
     """Return ``spec`` with the profile of AppArmor that it gets, or none.
 
@@ -362,75 +361,116 @@ def labelled(spec: ProcessSpec) -> ProcessSpec:
     return spec.replace(security=security.replace(profile=chosen_profile(security)))
 
 
-def start(spec: ProcessSpec, told: Callable[[User], None] = lambda _: None) -> Process:
-    """Start a container's first process; return when its program runs.
+def others_memory(pid: int) -> tuple[MountStep, ...]:
+    """Return the step that shows the shared memory of a process's container."""
+    from minidocker.sharing import SharedMemory
 
-    ``told`` is called with who that will be, before it runs. The process dies with the
-    thread that started it. Whoever calls must reap it, with ``Process.wait``. Raises
-    CommandNotFoundError, NotExecutableError, RuntimeFault, what ``told`` raises, and
-    UnsupportedError where namespaces are forbidden; then nothing is left.
+    return (SharedMemory(f"/proc/{pid}/ns/mnt"),)
+
+
+def plan_for(spec: ProcessSpec) -> Plan:
+    """Return how a container of ours is built: Docker's mounts, then its own.
+
+    Raises as ``labelled``.
     """
     spec = labelled(spec)
-    ours, theirs = new_channel()
+    shared, others = spec.shared, {kind: pid for kind, pid in spec.shares if pid}
+    paths = [("net", magic(spec.netns))] if spec.netns >= 0 else []
+    paths += [(kind, f"/proc/{pid}/ns/{kind}") for kind, pid in others.items()]
+    memory = others_memory(others["ipc"]) if "ipc" in others else ()
+    name = "" if "uts" in shared else spec.hostname
+    return Plan(
+        spec.replace(env=default_env(spec), hostname=name),
+        (*default_mounts(spec), *memory, *spec.mounts),
+        container_kinds(shared),
+        tuple(paths),
+        devices=spec.security.privileged,
+    )
+
+
+# %% Its parent
+def start(
+    spec: ProcessSpec, told: Callable[[Plan, User], None] = lambda *_: None
+) -> Process:
+    """Start a container's first process; return when its program runs.
+
+    ``told`` is called with how and as whom it will run, before it does. The process
+    dies with the thread that started it. Whoever calls must reap it, with
+    ``Process.wait``. Raises CommandNotFoundError, NotExecutableError, RuntimeFault,
+    what ``told`` raises, and UnsupportedError where namespaces are forbidden; then
+    nothing is left.
+    """
+    plan = plan_for(spec)
     late = CloneFlags.NEWCGROUP if spec.group and spec.group.places else CloneFlags(0)
-    flags, plan = container_flags(shared=spec.shared), default_mounts(spec)
-    with joined_processes(spec) as joined:
+    flags = flags_of(plan.kinds)
+    with opened(dict(plan.paths).get("pid", "")) as target:
+        ours, theirs = new_channel()
         try:
-            pid, pidfd = clone_into(spec, flags & ~late, joined)
+            pid, pidfd = clone_into(spec, flags & ~late, target)
         except SysError as why:
+            from minidocker.rootless import no_namespaces
+
             ours.close()
             theirs.close()
             raise no_namespaces(why) from why
         if pid == 0:
             ours.close()
-            in_child(theirs, lambda: live(spec, plan, theirs, joined, flags & late))
+            in_child(theirs, lambda: live(plan, theirs, flags & late))
     theirs.close()
-    return watch_start(pid, pidfd, ours, told, lambda: prepared(spec.security).program)
+    security, tell = spec.security, partial(told, plan)
+    return watch_start(pid, pidfd, ours, tell, lambda: prepared(security).program)
 
 
-# %% A new container
-def no_namespaces(why: SysError) -> UnsupportedError:
-    """Phrase that this kernel or this user has no namespaces."""
-    from minidocker.rootless import forbidding_setting, why_no_user_namespace
+# %% Its parent
+class Attended(Moments):
+    """The moments of a container whose parent stays, and has something to do meanwhile.
 
-    if os.geteuid():
-        hint = why_no_user_namespace(why.errno or 0)
-    else:  # Ubuntu gives the namespace, and no right in it
-        hint = forbidding_setting() or "is this root in a container?"
-    return UnsupportedError(f"no new namespaces: {why}", hint=hint)
+    It writes down who the process is to be, and compiles the filter.
+    """
+
+    def __init__(self, spec: ProcessSpec, channel: socket) -> None:
+        super().__init__(channel)
+        self.spec, self.channel = spec, channel
+
+    def rooted(self, root: int) -> User:
+        """Look up who it is to be, before anything covers the image's files."""
+        user = whole_user(root, self.spec)
+        introduce(self.channel, user)
+        return user
+
+    def ready(self, root: int, env: dict[str, str]) -> bytes:
+        """Wait for the parent, and get the filter."""
+        return ask_to_go(self.channel)
 
 
+# %% Its parent
 def take_place(spec: ProcessSpec) -> None:
-    """Choose the label of the next execve, and join the groups, which are the host's.
+    """Choose the label of the next execve, join the groups, be a victim when due.
 
-    To be called while /proc and /sys are the host's, too.
+    To be called while /proc and /sys are the host's, and /proc/self is ours.
     """
     if spec.security.profile:
-        from minidocker.labels import label_next_execve
-
-        label_next_execve(spec.security.profile)
+        set_labels(spec.security.profile)
     if spec.group:
         join(spec.group.joined)
+    if spec.oom_score_adj:
+        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
 
 
-def live(
-    spec: ProcessSpec,
-    plan: tuple[MountStep, ...],
-    channel: socket,
-    joined: dict[str, int],
-    late: CloneFlags,
-) -> NoReturn:
-    """Be the container's first process: take its groups, build it, run the program."""
+def live(plan: Plan, channel: socket, late: CloneFlags) -> NoReturn:
+    """Be the first process of a container whose parent stays: take its place, be it."""
+    spec = plan.spec
     take_place(spec)
     if late:
         unshare(late)
-    if "pid" in spec.shared:  # those who are there may not look into us
+    if "pid" not in plan.kinds:  # those who are there may not look into us
         prctl(Prctl.SET_DUMPABLE, 0)
-    shm = join_namespaces(spec, joined)
-    slave, user = enter_container(spec, plan, channel, shm)
-    run_program(spec, channel, slave, user)
+    enter_paths(plan.paths)
+    die_with_parent(channel)
+    be_container(plan, channel, Attended(spec, channel))
 
 
+# %% Its parent
 def watch_start(
     pid: int,
     pidfd: int,

@@ -168,19 +168,17 @@ def user_given(given: Given) -> dict[str, Any]:
 # %% exec
 def exec_verb(given: Given) -> int:
     """``exec [OPTIONS] ID [COMMAND [ARG...]]``"""
-    from minidocker.oci_exec import entry_of, execute_in
+    from minidocker.oci_exec import execute_in, plan_within
 
     container = container_given(given)
     if phase_of(container) is Phase.STOPPED:
         raise ConflictError("cannot exec in a stopped container")
-    entry = entry_of(container, process_given(given, container))
-    launch = launch_given(given)
-    identity = entry.identity.replace(preserve=launch.preserve)
-    entry = entry.replace(identity=identity)
-    if entry.spec.tty and given.on("detach") and not launch.console_socket:
+    process, launch = process_given(given, container), launch_given(given)
+    plan = plan_within(container, process, launch.preserve)
+    if plan.spec.tty and given.on("detach") and not launch.console_socket:
         raise UsageError("cannot allocate tty without a console socket")
-    process = execute_in(container, entry, launch)
-    return 0 if given.on("detach") else attend_to_end(process)
+    started = execute_in(container, plan, launch)
+    return 0 if given.on("detach") else attend_to_end(started)
 
 
 # %% kill, delete, pause, resume, update

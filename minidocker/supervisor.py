@@ -34,6 +34,7 @@ from minidocker.containers import (
 from minidocker.door import CHANGED, KEPT, STOPPED, open_door, take_mark
 from minidocker.durable import happened
 from minidocker.errors import NotFoundError, RuntimeFault
+from minidocker.identity import User
 from minidocker.program import Network, ProcessSpec
 from minidocker.pump import (
     Client,
@@ -41,8 +42,7 @@ from minidocker.pump import (
     Pump,
     attend,
 )
-from minidocker.runtime import Process, start
-from minidocker.users import User
+from minidocker.runtime import Plan, Process, start
 
 
 TYPE_CHECKING = False
@@ -118,18 +118,18 @@ class Supervisor:
             group = container_group(container)
             with network_for(store, container) as netns:
                 self.look_around(netns)
-                plan = plan_of(store, container)
-                spec = whole_spec(plan, container, group).replace(netns=netns)
+                spec = whole_spec(spec_of(store, container), container, group)
+                spec = spec.replace(netns=netns)
                 if self.guests:
                     spec = spec.replace(stdout=self.guests[0].seat.screen)
-                launch = partial(start, told=partial(self.write_down, plan))
+                launch = partial(start, told=self.write_down)
                 stdin = container.config.open_stdin
                 return attend(spec, launch, self.client, log, self.welcome, stdin=stdin)
         finally:
             killed = leave_group(store, container, group)
             self.state = self.state.replace(oom_killed=killed)
 
-    def write_down(self, plan: ProcessSpec, user: User) -> None:
+    def write_down(self, plan: Plan, user: User) -> None:
         """Write the bundle of a container that is about to run as ``user``."""
         from minidocker.bundling import write_config
 
@@ -301,10 +301,10 @@ def log_of(store: ContainerStore, container: Container) -> JsonLog | None:
 
 
 def whole_spec(
-    plan: ProcessSpec, container: Container, group: Group | None
+    spec: ProcessSpec, container: Container, group: Group | None
 ) -> ProcessSpec:
-    """Return a plan with what no bundle can say: its groups, and its init."""
-    spec = plan.replace(group=group)
+    """Return a spec with what is made for one start: its groups, and its init."""
+    spec = spec.replace(group=group)
     if not container.host.init:
         return spec
     from minidocker.elf import init_file
@@ -312,16 +312,16 @@ def whole_spec(
     return spec.replace(init=init_file())
 
 
-def plan_of(store: ContainerStore, container: Container) -> ProcessSpec:
+def spec_of(store: ContainerStore, container: Container) -> ProcessSpec:
     """Return how a container is started, with the variables of its links."""
-    plan = process_spec(store, container)
+    spec = process_spec(store, container)
     if not container.host.links:
-        return plan
+        return spec
     from minidocker.neighbours import link_environment
     from minidocker.sandbox import network_store
 
     told = link_environment(store, network_store(store), container)
-    return plan.replace(env=(*told, *plan.env))
+    return spec.replace(env=(*told, *spec.env))
 
 
 def container_group(container: Container) -> Group:

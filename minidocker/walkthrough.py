@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from minidocker.drivers import Directory, RootView
+from minidocker.identity import User, has_ids
 from minidocker.linux import Capability, CloneFlags
 from minidocker.mounts import MountAttr
 from minidocker.namespaces import (
@@ -20,15 +21,15 @@ from minidocker.namespaces import (
     MountStep,
     ReadOnly,
     Sysctl,
-    container_flags,
+    container_kinds,
     first_line,
     flags_of,
 )
 from minidocker.overlayfs import Overlay, has_appending
-from minidocker.program import ULIMITS, ProcessSpec, is_mapped
+from minidocker.program import ULIMITS, ProcessSpec
 from minidocker.records import Record
-from minidocker.runtime import default_mounts
-from minidocker.users import User
+from minidocker.runtime import plan_for
+from minidocker.sharing import SharedMemory
 
 
 # %% The noun
@@ -211,10 +212,18 @@ def sysctl_calls(step: MountStep) -> Calls:
         yield Call("write", f'FD, "{step.value}"', f"{step.name} was asked for", shell)
 
 
+def memory_calls(_: MountStep) -> Calls:
+    """Yield how another container's shared memory is shown."""
+    flags = "AT_EMPTY_PATH|AT_RECURSIVE"
+    how = f'FD, "", {flags}, {{attr_set=MOUNT_ATTR_NODEV}}'
+    yield Call("mount_setattr", how, "no devices in there", "", "namespaces")
+    yield placed("the other container's shared memory")
+
+
 STEPS: dict[type[MountStep], Callable[[MountStep], Calls]] = {
     Filesystem: filesystem_calls, Bind: bind_calls, Device: device_calls,
     Link: link_calls, ReadOnly: readonly_calls, Mask: mask_calls,
-    Sysctl: sysctl_calls,
+    Sysctl: sysctl_calls, SharedMemory: memory_calls,
 }  # fmt: skip
 
 
@@ -263,7 +272,8 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     """Yield how the process comes into its namespaces and groups."""
     own = bool(spec.group and spec.group.places)
     late = CloneFlags.NEWCGROUP if own else CloneFlags(0)
-    flags = container_flags(shared=spec.shared) & ~late
+    own_kinds = flags_of(container_kinds(spec.shared))
+    flags = own_kinds & ~late
     joins = bool(dict(spec.shares).get("pid"))
     if joins:
         why = "children are born in another container's pid namespace now"
@@ -279,7 +289,10 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     for place in spec.group.joined if spec.group else ():
         shell = f"echo $$ > {place}/cgroup.procs"
         yield Call("write", 'FD, "0"', "from here on its limits hold", shell, "cgroups")
-    if late & container_flags(shared=spec.shared):
+    if spec.oom_score_adj:
+        shell = f"echo {spec.oom_score_adj} > /proc/self/oom_score_adj"
+        yield Call("write", f'FD, "{spec.oom_score_adj}"', "--oom-score-adj", shell)
+    if late & own_kinds:
         why = "what it sees of the groups begins at its own"
         yield Call("unshare", late.strace(), why, "unshare --cgroup", "cgroups")
     if "pid" in spec.shared:
@@ -288,6 +301,7 @@ def birth_calls(spec: ProcessSpec) -> Calls:
     yield from shared_calls(spec)
     why = "it dies with whoever looks after it"
     yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "setpriv --pdeathsig KILL")
+    yield from borrowing_calls(spec)
     args = 'NULL, "/", NULL, MS_REC|MS_PRIVATE, NULL'
     why = "no mount travels out of here, and none in"
     yield Call("mount", args, why, "mount --make-rprivate /", "namespaces")
@@ -301,20 +315,15 @@ def shared_calls(spec: ProcessSpec) -> Calls:
         if pid and kind != "pid":
             flag, shell = flags_of([kind]).strace(), f"nsenter --{kind} --target {pid}"
             yield Call("setns", f"FD, {flag}", "shared with another container", shell)
+
+
+def borrowing_calls(spec: ProcessSpec) -> Calls:
+    """Yield how another container's shared memory is taken along."""
     if dict(spec.shares).get("ipc"):
         yield Call("setns", "FD, CLONE_NEWNS", "to the other's mounts")
         args = 'AT_FDCWD, "/dev/shm", OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE'
         yield Call("open_tree", args, "its shared memory, to be taken along")
         yield Call("setns", "FD, CLONE_NEWNS", "and back")
-
-
-def memory_calls(spec: ProcessSpec) -> Calls:
-    """Yield how another container's shared memory is shown."""
-    if dict(spec.shares).get("ipc"):
-        flags = "AT_EMPTY_PATH|AT_RECURSIVE"
-        how = f'FD, "", {flags}, {{attr_set=MOUNT_ATTR_NODEV}}'
-        yield Call("mount_setattr", how, "no devices in there", "", "namespaces")
-        yield placed("the other container's shared memory")
 
 
 # %% From the first call to the last
@@ -380,21 +389,29 @@ def rights_calls(spec: ProcessSpec, user: User, held: int) -> Calls:
     """Yield how rights are given up; ``held`` is the mask of those that we have."""
     rights = spec.security.capabilities & held
     yield from bounding_calls(rights)
-    if is_mapped("uid", user.uid) and is_mapped("gid", user.gid):
+    if has_ids(user):
         yield from id_calls(user, held)
     else:
         yield from renaming_calls(user, rights)
     why = "said again: a change of user clears it"
-    yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "", "program")
-    if spec.security.no_new_privileges:
+    yield Call("prctl", "PR_SET_PDEATHSIG, SIGKILL", why, "", "identity")
+    promise = spec.security.no_new_privileges
+    if not promise:
+        yield from filter_calls(spec)
+    mask = rights if user.uid == 0 else 0
+    why = "what is left, and it is all that it has"
+    yield Call("capset", f"{mask:#x}", why, "setpriv --inh-caps", "identity")
+    if promise:
         shell, why = "setpriv --no-new-privs", "no set-user-id program adds rights"
         yield Call("prctl", "PR_SET_NO_NEW_PRIVS, 1", why, shell, "security")
+        yield from filter_calls(spec)
+
+
+def filter_calls(spec: ProcessSpec) -> Calls:
+    """Yield how the filter of system calls is loaded, if there is one."""
     if spec.security.program != b"":
         args, why = "PR_SET_SECCOMP, FILTER", "some calls are refused from here on"
         yield Call("prctl", args, why, "", "seccomp")
-    mask = rights if user.uid == 0 else 0
-    why = "what is left, and it is all that it has"
-    yield Call("capset", f"{mask:#x}", why, "setpriv --inh-caps", "security")
 
 
 def bounding_calls(rights: int) -> Calls:
@@ -409,14 +426,14 @@ def bounding_calls(rights: int) -> Calls:
 def renaming_calls(user: User, rights: int) -> Calls:
     """Yield how our one id, without root, gets the number of another user."""
     why, shell = "our only id is to have another number", "unshare --user"
-    yield Call("unshare", "CLONE_NEWUSER", why, shell, "program")
+    yield Call("unshare", "CLONE_NEWUSER", why, shell, "identity")
     args, why = "PR_SET_DUMPABLE, 1", "so that /proc/self is ours to write to"
-    yield Call("prctl", args, why, "", "program")
+    yield Call("prctl", args, why, "", "identity")
     for kind, number in (("uid", user.uid), ("gid", user.gid)):
         shell = f"echo {number} 0 1 > /proc/self/{kind}_map"
         args = f'FD, "{number} 0 1"'
-        yield Call("write", args, f"here our {kind} is {number}", shell, "program")
-    yield Call("prctl", "PR_SET_DUMPABLE, 0", "and nobody else's", "", "program")
+        yield Call("write", args, f"here our {kind} is {number}", shell, "identity")
+    yield Call("prctl", "PR_SET_DUMPABLE, 0", "and nobody else's", "", "identity")
     yield from bounding_calls(rights)  # a new namespace has all of them again
 
 
@@ -425,17 +442,17 @@ def id_calls(user: User, held: int) -> Calls:
     groups = ", ".join(map(str, (user.gid, *user.groups)))
     if first_line("/proc/self/setgroups") != "deny":
         why = "its groups, none of ours"
-        yield Call("setgroups", f"[{groups}]", why, "", "program")
+        yield Call("setgroups", f"[{groups}]", why, "", "identity")
     args = f"{user.gid}, {user.gid}, {user.gid}"
-    yield Call("setresgid", args, "for good", "setpriv --regid", "program")
+    yield Call("setresgid", args, "for good", "setpriv --regid", "identity")
     if user.uid:
         why = "the right to load a filter is needed a moment longer"
-        yield Call("prctl", "PR_SET_KEEPCAPS, 1", why, "", "program")
+        yield Call("prctl", "PR_SET_KEEPCAPS, 1", why, "", "identity")
     args = f"{user.uid}, {user.uid}, {user.uid}"
-    yield Call("setresuid", args, "for good", "setpriv --reuid", "program")
+    yield Call("setresuid", args, "for good", "setpriv --reuid", "identity")
     if user.uid:
         mask = held & 1 << Capability.SYS_ADMIN
-        yield Call("capset", f"{mask:#x}", "that one, and no other", "", "program")
+        yield Call("capset", f"{mask:#x}", "that one, and no other", "", "identity")
 
 
 # %% From the first call to the last
@@ -468,12 +485,7 @@ def calls_of(spec: ProcessSpec, user: User, held: int) -> Calls:
     """
     yield from birth_calls(spec)
     yield from root_calls(spec.view, spec.rootfs)
-    yield from step_calls(default_mounts(spec))
-    yield from memory_calls(spec)
-    yield from step_calls(spec.mounts)
-    if spec.oom_score_adj:
-        shell = f"echo {spec.oom_score_adj} > /proc/self/oom_score_adj"
-        yield Call("write", f'FD, "{spec.oom_score_adj}"', "--oom-score-adj", shell)
+    yield from step_calls(plan_for(spec).steps)
     yield from terminal_calls(spec)
     yield from leave_calls(spec)
     yield from settle_calls(spec)

@@ -11,15 +11,15 @@ from cli.store import Store
 OURS = {
     "blueprint", "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "dialogue", "door", "drivers", "durable", "engine", "errors",
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
-    "flags", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci", "opened_store",
+    "flags", "identity", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci", "opened_store",
     "overlayfs", "program", "pump", "records", "run_flags", "run_verb", "runtime", "seccomp", "security", "springboard",
-    "supervisor", "trees", "users",
+    "supervisor", "trees",
 }  # fmt: skip
 EXEC = {
     "calls", "cgroups", "cli", "containers", "dialogue", "durable", "errors",
-    "exec_verb", "executing", "flags", "joining", "last_call", "linux", "mounts",
+    "exec_verb", "executing", "flags", "identity", "joining", "last_call", "linux", "mounts",
     "namespaces", "oci", "program", "pump", "records", "runtime", "seccomp", "security",
-    "springboard", "trees", "users",
+    "springboard", "trees",
 }  # fmt: skip
 STANDARD = {
     "__future__", "_ctypes", "_json", "_sha2", "_sha256", "_socket", "_struct", "abc",

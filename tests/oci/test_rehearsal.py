@@ -13,15 +13,21 @@ from jsonschema import Draft4Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT4
 
-from minidocker.blueprint import process_spec
+from minidocker import runtime
 from minidocker.bundle import bundle_of, read_config
+from minidocker.bundling import tree_of
 from minidocker.cgroups import Group
 from minidocker.engine import Engine
-from minidocker.namespaces import Filesystem, Link, MountStep, container_flags, flags_of
+from minidocker.hooks import annotations_of
+from minidocker.identity import User, docker_identity
+from minidocker.mounts import MountFlags
+from minidocker.namespaces import Bind, Device, Filesystem, Link, MountStep
 from minidocker.oci_mounts import DevLink, GroupView
-from minidocker.program import program_env
-from minidocker.runtime import default_mounts
-from minidocker.security import prepared
+from minidocker.program import Network, ProcessSpec, variables
+from minidocker.runtime import Plan, plan_for, whole_user
+from minidocker.security import Security, prepared
+from minidocker.sharing import SharedMemory
+from minidocker.supervisor import Supervisor
 from oci.conftest import Runtime
 from oci.test_beside_runc import LOOK
 
@@ -154,35 +160,111 @@ def test_a_created_container_is_a_bundle(
     assert again == found
 
 
-def bare_steps(steps: tuple[MountStep, ...]) -> list[MountStep]:
-    """Steps without what depends on the runtime: links, groups, who may be a link."""
-    kept = [s for s in steps if not isinstance(s, Link | DevLink | GroupView)]
-    plain = [s.replace(links=False) if isinstance(s, Filesystem) else s for s in kept]
-    return sorted(plain, key=repr)
+MORE_FLAGS = {
+    "volumes": "-v /usr:/data:ro -v named:/more --tmpfs /run:mode=700 --init",
+    "groups": "-u 33:7 --group-add 9 --cap-add ALL --security-opt no-new-privileges",
+    "a terminal": "-t -e HOME=/home -e A=1 -e A=2",
+    "privileged": "--privileged -m 64m --domainname example.org -h box",
+    "another's": "--network container:other --pid container:other --ipc container:other",
+    "a bridge": "--network bridge -p 127.0.0.1::80",
+}
 
 
-@pytest.mark.parametrize("name", [*FLAGS, "volumes"])
-def test_what_is_read_back_is_the_plan(
-    store: Store, name: str, request: pytest.FixtureRequest
+def bare_steps(steps: tuple[MountStep, ...]) -> tuple[MountStep, ...]:
+    """Steps as a bundle can say them: mounts in their order, then all others.
+
+    Every runtime makes the links and shows the groups; who of the mounts may follow a
+    link, and another's shared memory, is nowhere written.
+    """
+    unsaid = (Link, DevLink, SharedMemory)
+    kept = [
+        s.replace(links=False) if isinstance(s, Filesystem) else s
+        for s in steps
+        if not (isinstance(s, unsaid) or s.describe()[0].startswith("/sys/fs/cgroup"))
+    ]
+    mounts = [s for s in kept if isinstance(s, Filesystem | Bind | Device)]
+    return (*mounts, *sorted((s for s in kept if s not in mounts), key=repr))
+
+
+def how_groups_are_shown(plan: Plan) -> MountFlags | None:
+    """The flags with which a container is shown its control groups, if it is."""
+    for step in reversed(plan.steps):
+        if isinstance(step, GroupView):
+            return step.words.flags
+        if isinstance(step, Filesystem) and step.fstype.startswith("cgroup"):
+            return step.flags
+    return None
+
+
+def as_a_bundle_says_it(plan: Plan, user: User) -> Plan:
+    """A plan without what no bundle can say; all other fields are as they are.
+
+    What of the spec is in the plan's other fields, too, is left out. ``user`` is who it
+    runs as.
+    """
+    security = plan.spec.security
+    network = {p for p in plan.paths if p[1].startswith("/proc/self/fd/")}  # ready-made
+    identity = plan.identity or docker_identity(user, security)
+    kinds = (*plan.kinds, *(kind for kind, _ in network))
+    env = variables(plan.spec.env, user.home)
+    program = prepared(security).program
+    return plan.replace(
+        spec=plan.spec.replace(
+            view=None, mounts=(), sysctls=(), shares=(), shm_size=0,
+            network=Network.NONE, netns=-1, group=None, init=-1,
+            user=f"{user.uid}:{user.gid}", groups=(), stdin=0, stdout=1, stderr=2,
+            env=tuple(f"{name}={value}" for name, value in env.items()),
+            security=Security(
+                security.capabilities, "", security.no_new_privileges,
+                profile=security.profile, program=program,
+            ),
+        ),
+        steps=bare_steps(plan.steps),
+        kinds=tuple(sorted(kinds)),
+        paths=tuple(p for p in plan.paths if p not in network),
+        devices=True,
+        identity=identity.replace(exact=True),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def other(store: Store) -> Iterator[None]:
+    """Another container, whose namespaces can be shared."""
+    store.says("run", "-d", "--name", "other", "small", "sleep", "600")
+    yield
+    store.says("rm", "-f", "other")
+
+
+@pytest.mark.parametrize("name", [*FLAGS, *MORE_FLAGS])
+def test_what_is_written_is_what_is_run(
+    store: Store,
+    name: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    volumes = "-v /usr:/data:ro -v named:/more --tmpfs /run:mode=700 --init"
-    words = ["create", *alone(FLAGS.get(name, volumes)).split()]
-    id = store.says(*words, "small", "sh", "-c", "true").strip()
+    if name == "another's":
+        request.getfixturevalue("other")
+    words = ["create", *alone((FLAGS | MORE_FLAGS)[name]).split()]
+    id = store.says(*words, "small", "sh", "-c", "exit 7").strip()
     request.addfinalizer(lambda: store.says("rm", "-v", id))
     containers = Engine(str(store.root), store.driver).containers
-    plan, place = process_spec(containers, containers.get(id)), containers.path(id)
-    read = bundle_of(read_config(place), place, id, Group(f"/minidocker/{id}", 0))
-    steps = (*default_mounts(plan), *plan.mounts)
-    assert bare_steps(read.spec.mounts) == bare_steps(steps)
-    assert prepared(read.spec.security).program == prepared(plan.security).program
-    assert flags_of(read.kinds) == container_flags(shared=plan.shared)
-    env = dict(line.split("=", 1) for line in read.spec.env)
-    assert env == program_env(plan, env["HOME"])
-    for field in ("argv", "cwd", "tty", "readonly", "ulimits", "oom_score_adj"):
-        assert getattr(read.spec, field) == getattr(plan, field)
-    rights = ("capabilities", "no_new_privileges")
-    for field in rights:
-        assert getattr(read.spec.security, field) == getattr(plan.security, field)
+    seen: list[Plan] = []
+
+    def watched(spec: ProcessSpec) -> Plan:
+        seen.append(plan_for(spec))
+        return seen[-1]
+
+    monkeypatch.setattr(runtime, "plan_for", watched)
+    container, place = containers.get(id), containers.path(id)
+    assert Supervisor(containers, container).run() == 7
+    [ran] = seen
+    with tree_of(containers, container) as root:
+        user = whole_user(root, ran.spec)
+    bundle = bundle_of(read_config(place), place, id, Group(f"/minidocker/{id}", 0))
+    assert as_a_bundle_says_it(bundle.plan, user) == as_a_bundle_says_it(ran, user)
+    assert how_groups_are_shown(bundle.plan) == how_groups_are_shown(ran)
+    wants_init = annotations_of(bundle.config).get("minidocker.init") == "true"
+    assert wants_init == (ran.spec.init >= 0)
 
 
 def test_the_init_of_a_bundle_of_ours(

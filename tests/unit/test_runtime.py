@@ -10,19 +10,15 @@ import pytest
 from minidocker import dialogue, runtime
 from minidocker.dialogue import ask_to_go, introduce, listen, new_channel, send_error
 from minidocker.errors import CommandNotFoundError, RuntimeFault
-from minidocker.program import ProcessSpec, die_with_parent, program_env
-from minidocker.users import User, find_user
+from minidocker.identity import User, die_with_parent, find_user
+from minidocker.program import ProcessSpec, default_env, variables
 
 
 def test_doctests_hold():
-    from minidocker import program
+    from minidocker import identity, program
 
-    assert (
-        doctest.testmod(dialogue).failed
-        == doctest.testmod(runtime).failed
-        == doctest.testmod(program).failed
-        == 0
-    )
+    for module in (dialogue, identity, program, runtime):
+        assert not doctest.testmod(module).failed
 
 
 def test_an_error_keeps_its_type_and_its_parts_on_its_way_to_the_parent():
@@ -84,8 +80,12 @@ def test_a_child_ends_whose_parent_ended_before_it_asked(*, gone: bool):
 
 def test_the_spec_s_variables_win_over_the_defaults():
     spec = ProcessSpec(("sh",), env=("HOME=/x", "TERM=dumb"), tty=True, hostname="h")
-    found = program_env(spec, "/root")
+    found = variables(default_env(spec), "/root")
     assert (found["HOME"], found["TERM"], found["HOSTNAME"]) == ("/x", "dumb", "h")
+
+
+def test_an_empty_home_is_the_user_s_as_in_docker():
+    assert variables(("HOME=",), "/root") == {"HOME": "/root"}
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "outside"])
