@@ -182,8 +182,7 @@ def run_program(
 ) -> NoReturn:
     """Turn this process, which is inside the container, into the program.
 
-    What can look on must not be able to change it: ``execute`` takes care of that where
-    this process is not alone.
+    It is ``alone`` there if nobody can have come in since it began.
     """
     spec = plan.spec
     root, found = settle(spec, slave, user)
