@@ -18,7 +18,6 @@ from minidocker.idmaps import IdRange
 from minidocker.linux import Capability
 from minidocker.mounts import MountAttr, MountFlags, mount
 from minidocker.namespaces import Bind, Device, Mask, MountStep, ReadOnly, Sysctl
-from minidocker.oci_groups import clean_path
 from minidocker.oci_mounts import (
     PROPAGATION,
     Attach,
@@ -48,7 +47,6 @@ class Bundle(Record):
     config: Part
     maps: tuple[tuple[IdRange, ...], tuple[IdRange, ...]] = ((), ())
     offsets: tuple[tuple[str, int, int], ...] = ()
-    cgroups_path: str = ""
 
     @property
     def spec(self) -> ProcessSpec:
@@ -376,7 +374,7 @@ def root_of(config: Part, path: str) -> str:
 
 
 # %% The whole
-def bundle_of(config: Part, path: str, id: str, group: Group) -> Bundle:
+def bundle_of(config: Part, path: str, group: Group) -> Bundle:
     """Return a document as a bundle; ``group`` is where its groups will be.
 
     Raises RuntimeFault for whatever cannot be, before anything is made.
@@ -410,7 +408,6 @@ def bundle_of(config: Part, path: str, id: str, group: Group) -> Bundle:
         config,
         (id_ranges(linux.get("uidMappings")), id_ranges(linux.get("gidMappings"))),
         offsets_of(linux),
-        clean_path(linux.get("cgroupsPath").text(), id),
     )
     annotations_of(config)
     for moment in HOOKS:

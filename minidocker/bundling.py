@@ -385,6 +385,10 @@ def container_config(
     found = config_json(plan, user, host.limits, group, modes, grouped=grouped)
     for entry in found["mounts"]:
         entry["source"] = entry["source"].removeprefix(f"{place}/")
+    if host.further:
+        from minidocker.finer_limits import add_finer
+
+        add_finer(found["linux"]["resources"], dict(host.further))
     notes = root_notes(plan.spec.view)
     if host.init:
         notes["minidocker.init"] = "true"

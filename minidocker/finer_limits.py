@@ -125,3 +125,41 @@ def limit_finely(group: Group, plan: tuple[Setting, ...]) -> None:
     """Write settings into a group that is there, with their controllers."""
     for one in plan:
         write_setting(group.place(one.controller), one)
+
+
+# %% For a bundle
+BUNDLE_NAMES = {
+    "CpuPeriod": ("cpu", "period"), "CpuQuota": ("cpu", "quota"),
+    "CpuRealtimePeriod": ("cpu", "realtimePeriod"),
+    "CpuRealtimeRuntime": ("cpu", "realtimeRuntime"),
+    "MemorySwappiness": ("memory", "swappiness"),
+    "OomKillDisable": ("memory", "disableOOMKiller"),
+}  # fmt: skip
+BUNDLE_RATES = {
+    "BlkioDeviceReadBps": "throttleReadBpsDevice",
+    "BlkioDeviceWriteBps": "throttleWriteBpsDevice",
+    "BlkioDeviceReadIOps": "throttleReadIOPSDevice",
+    "BlkioDeviceWriteIOps": "throttleWriteIOPSDevice",
+    "BlkioWeightDevice": "weightDevice",
+}
+
+
+def add_finer(resources: dict[str, Any], asked: Finer) -> None:
+    """Add finer limits to ``linux.resources`` of a bundle.
+
+    Raises RuntimeFault where a device is not there.
+    """
+    for name, (part, key) in BUNDLE_NAMES.items():
+        value = asked.get(name, 0)
+        wanted = value >= 0 if name == "MemorySwappiness" else value
+        if name in asked and wanted:
+            resources.setdefault(part, {})[key] = value
+    for name, key in BUNDLE_RATES.items():
+        rows = []
+        for one in asked.get(name) or ():
+            major, _, minor = numbers_of(one["Path"]).partition(":")
+            word = "weight" if name == "BlkioWeightDevice" else "rate"
+            rate = {word: one[word.title()]}
+            rows.append({"major": int(major), "minor": int(minor), **rate})
+        if rows:
+            resources.setdefault("blockIO", {})[key] = rows

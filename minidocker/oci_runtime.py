@@ -241,7 +241,7 @@ def create(root: str, id: str, path: str, launch: Launch) -> tuple[OciContainer,
     path = os.path.abspath(path)
     config = read_config(path)
     group = group_at(clean_path(config.get("linux").get("cgroupsPath").text(), id))
-    bundle = bundle_of(config, path, id, group)
+    bundle = bundle_of(config, path, group)
     check_launch(bundle, launch)
     home = new_home(root, id)
     text, rootfs = json_text(config.value), bundle.spec.rootfs

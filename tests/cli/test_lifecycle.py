@@ -24,7 +24,7 @@ def store(request: pytest.FixtureRequest, imported) -> Store:  # type: ignore[no
     if ids := found.says("ps", "-aq").split():
         found.says("rm", "-f", *ids)
     for name in ("containers", "names"):
-        assert os.listdir(found.root / name) == []
+        assert list((found.root / name).glob("*")) == []
 
 
 class Screen:

@@ -277,7 +277,7 @@ def test_no_document_brings_a_traceback(bundle: Bundle) -> None:
                 place = place[step]
             place[way[-1]] = wrong
             with suppress(MinidockerError):
-                bundle_of(Part(document), str(bundle.path), "box", Group("/box", 0))
+                bundle_of(Part(document), str(bundle.path), Group("/box", 0))
                 continue
             refused += 1
     assert refused > 300

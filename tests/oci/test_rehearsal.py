@@ -15,13 +15,16 @@ from referencing.jsonschema import DRAFT4
 
 from minidocker import runtime
 from minidocker.bundle import bundle_of, read_config
-from minidocker.bundling import tree_of
-from minidocker.cgroups import Group
+from minidocker.bundling import resources_part, tree_of
+from minidocker.cgroups import Group, Limits, settings_v1, settings_v2
+from minidocker.documents import Part
 from minidocker.engine import Engine
+from minidocker.finer_limits import add_finer, finer_settings
 from minidocker.hooks import annotations_of
 from minidocker.identity import User, docker_identity
 from minidocker.mounts import MountFlags
 from minidocker.namespaces import Bind, Device, Filesystem, Link, MountStep
+from minidocker.oci_groups import plan_v1, plan_v2
 from minidocker.oci_mounts import DevLink, GroupView
 from minidocker.program import Network, ProcessSpec, variables
 from minidocker.runtime import Plan, plan_for, whole_user
@@ -260,11 +263,37 @@ def test_what_is_written_is_what_is_run(
     [ran] = seen
     with tree_of(containers, container) as root:
         user = whole_user(root, ran.spec)
-    bundle = bundle_of(read_config(place), place, id, Group(f"/minidocker/{id}", 0))
+    bundle = bundle_of(read_config(place), place, Group(f"/minidocker/{id}", 0))
     assert as_a_bundle_says_it(bundle.plan, user) == as_a_bundle_says_it(ran, user)
     assert how_groups_are_shown(bundle.plan) == how_groups_are_shown(ran)
     wants_init = annotations_of(bundle.config).get("minidocker.init") == "true"
     assert wants_init == (ran.spec.init >= 0)
+
+
+LIMITS = Limits(
+    memory=64 << 20,
+    memory_swap=96 << 20,
+    memory_reservation=32 << 20,
+    cpu_shares=512,
+    cpuset_cpus="0",
+    pids=50,
+)
+RATE = [{"Path": "/dev/zero", "Rate": 1000}]
+FINER = {"CpuPeriod": 50_000, "CpuQuota": 20_000, "BlkioDeviceWriteIOps": RATE}
+FINER_1 = {"MemorySwappiness": 0, "OomKillDisable": True, "BlkioDeviceReadBps": RATE}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_are_written_as_they_are_set(version: int) -> None:
+    asked = FINER if version == 2 else FINER | FINER_1
+    resources = resources_part(LIMITS)
+    add_finer(resources, asked)
+    schema("config-linux.json").validate({"linux": {"resources": resources}})
+    wanted = settings_v2(LIMITS) if version == 2 else settings_v1(LIMITS)
+    read = plan_v2 if version == 2 else plan_v1
+    found = {(one.files, one.text) for one in read(Part(resources))}
+    both = (*wanted, *finer_settings(asked, version))
+    assert found == {(one.files, one.text) for one in both}
 
 
 def test_the_init_of_a_bundle_of_ours(
