@@ -316,6 +316,15 @@ def shows_groups(step: MountStep) -> bool:
     return isinstance(step, ReadOnly) and step.path == GROUPS
 
 
+# %% Limits and namespaces
+def propagation_word(steps: Iterable[MountStep]) -> str:
+    """Return ``rootfsPropagation``, by how far the binds among some steps travel."""
+    words = {step.propagation for step in steps if isinstance(step, Bind)}
+    return next(
+        (f"r{word}" for word in ("shared", "slave") if word in words), "private"
+    )
+
+
 # %% The whole
 def config_json(
     plan: Plan,
@@ -351,7 +360,7 @@ def config_json(
         "linux": {
             "namespaces": namespaces_part(plan),
             "cgroupsPath": group,
-            "rootfsPropagation": "private",
+            "rootfsPropagation": propagation_word(plan.steps),
             **linux,
         },
     }

@@ -296,6 +296,33 @@ def test_limits_are_written_as_they_are_set(version: int) -> None:
     assert found == {(one.files, one.text) for one in both}
 
 
+@pytest.mark.parametrize(
+    ("word", "arrives"), [("rshared", True), ("rslave", True), ("rprivate", False)]
+)
+def test_a_bind_of_a_bundle_travels_as_it_does_for_run(
+    store: Store, tmp_path: Path, ours: Runtime, runc: Runtime, word: str, arrives: bool
+) -> None:
+    there, bundle, box = tmp_path / "there", tmp_path / "bundle", tmp_path.name
+    there.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "x", there], check=True)
+    subprocess.run(["mount", "--make-shared", there], check=True)
+    (there / "late").mkdir()
+    shown = ["--network", "none", "-v", f"{there}:/x:{word}"]
+    store.says("run", *shown, "--bundle", str(bundle), "small", "sleep", "60")
+    store.says("run", "-d", *shown, "--name", box, "small", "sleep", "60")
+    for one in (ours, runc):
+        one.says("create", "--bundle", str(bundle), box)
+        one.says("start", box)
+    subprocess.run(["mount", "-t", "tmpfs", "x", there / "late"], check=True)
+    look = ["cat", "/proc/self/mountinfo"]
+    seen = [one.says("exec", box, *look) for one in (store, ours, runc)]
+    for one in (ours, runc):
+        one.says("delete", "--force", box)
+    store.says("rm", "-f", box)
+    subprocess.run(["umount", "-R", there], check=True)
+    assert [" /x/late " in text for text in seen] == [arrives] * 3
+
+
 def test_the_init_of_a_bundle_of_ours(
     store: Store, tmp_path: Path, ours: Runtime
 ) -> None:
