@@ -320,9 +320,7 @@ def shows_groups(step: MountStep) -> bool:
 def propagation_word(steps: Iterable[MountStep]) -> str:
     """Return ``rootfsPropagation``, by how far the binds among some steps travel."""
     words = {step.propagation for step in steps if isinstance(step, Bind)}
-    return next(
-        (f"r{word}" for word in ("shared", "slave") if word in words), "private"
-    )
+    return next((word for word in ("shared", "slave") if word in words), "private")
 
 
 # %% The whole

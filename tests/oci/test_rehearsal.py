@@ -309,6 +309,8 @@ def test_a_bind_of_a_bundle_travels_as_it_does_for_run(
     (there / "late").mkdir()
     shown = ["--network", "none", "-v", f"{there}:/x:{word}"]
     store.says("run", *shown, "--bundle", str(bundle), "small", "sleep", "60")
+    config = json.loads((bundle / "config.json").read_text())
+    schema("config-schema.json").validate(config)
     store.says("run", "-d", *shown, "--name", box, "small", "sleep", "60")
     for one in (ours, runc):
         one.says("create", "--bundle", str(bundle), box)
