@@ -16,6 +16,7 @@ from minidocker.errors import (
     ConflictError,
     MinidockerError,
     NotFoundError,
+    RuntimeFault,
     UsageError,
 )
 from minidocker.flags import NUMBER, TEXT, Command, Flag, Given, default_root
@@ -132,7 +133,8 @@ def each_named(given: Given, action: Callable[[str], object]) -> int:
         except MinidockerError as why:
             notice(f"minidocker: {why}")
             gone = isinstance(why, NotFoundError) and given.on("force")
-            status = status if gone else why.status
+            ours = 1 if isinstance(why, RuntimeFault) else why.status  # 125 is run's
+            status = status if gone else ours
     return status
 
 

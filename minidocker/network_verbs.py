@@ -82,18 +82,18 @@ if TYPE_CHECKING:
 def belonging(
     subnets: Iterable[str], given: Iterable[str], what: str
 ) -> dict[str, str]:
-    """Return which of ``given`` belongs to which subnet. Raises UsageError."""
+    """Return which of ``given`` belongs to which subnet. Raises WordFault."""
     wanted, found = list(subnets), {}
     for text in given:
         address = text.partition("/")[0]
         if not is_address(address):
-            raise UsageError(f"invalid {what}: {text}")
+            raise WordFault(f"invalid {what}: {text}")
         homes = [s for s in wanted if is_in(address, *read_cidr(s))]
         if not wanted or (homes and homes[0] in found):
             what = "every ip-range or gateway must have a corresponding subnet"
-            raise UsageError(what)
+            raise WordFault(what)
         if not homes:
-            raise UsageError(f"no matching subnet for {what} {text}")
+            raise WordFault(f"no matching subnet for {what} {text}")
         found[homes[0]] = text
     return found
 
@@ -109,13 +109,13 @@ def reserved_in(subnets: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
 
 
 def asked_subnets(given: Given) -> list[Subnet]:
-    """Return the subnets that a command line asks for. Raises UsageError."""
+    """Return the subnets that a command line asks for. Raises WordFault."""
     texts = given.list("subnet")
     for text in texts:
         try:
             read_cidr(text)
         except UsageError as why:
-            raise UsageError(f"Invalid subnet {text} : {why.what}") from why
+            raise WordFault(f"Invalid subnet {text} : {why.what}") from why
     gateways = belonging(texts, given.list("gateway"), "gateway")
     ranges = belonging(texts, given.list("ip-range"), "range")
     reserved = reserved_in(texts, given.list("aux-address"))
@@ -136,10 +136,10 @@ MTU = "com.docker.network.driver.mtu"
 
 
 def check_options(options: dict[str, str], store: NetworkStore) -> None:
-    """Refuse options that a bridge cannot have. Raises UsageError, ConflictError."""
+    """Refuse options that a bridge cannot have. Raises WordFault, ConflictError."""
     bridge = options.get(OWN_NAME, "")
     if len(bridge) > 15 or "/" in bridge or bridge in (".", "..") or " " in bridge:
-        raise UsageError(f'invalid bridge name "{bridge}"', hint="at most 15 letters")
+        raise WordFault(f'invalid bridge name "{bridge}"', hint="at most 15 letters")
     if bridge and os.path.exists(f"/sys/class/net/{bridge}"):
         raise ConflictError(f"a link {bridge} is there already")
     for other in store.all():
@@ -148,7 +148,7 @@ def check_options(options: dict[str, str], store: NetworkStore) -> None:
             raise ConflictError(f"{what}: networks have same bridge name")
     mtu = options.get(MTU, "1500")
     if not mtu.isdecimal() or not 68 <= int(mtu) <= 65535:
-        raise UsageError(f"invalid MTU: {mtu}")
+        raise WordFault(f"invalid MTU: {mtu}")
 
 
 def check_driver(driver: str) -> None:
@@ -165,16 +165,16 @@ def whole_subnets(
 ) -> tuple[Subnet, ...]:
     """Return the subnets of a new network, one of them chosen where none was asked.
 
-    Raises ConflictError, UsageError. The caller holds the lock.
+    Raises ConflictError, WordFault. The caller holds the lock.
     """
     four = [one for one in asked if width_of(one.address) == 32]
     six = [one for one in asked if width_of(one.address) == 128]
     if len(four) > 1 or len(six) > 1:
-        raise UsageError("bridge driver doesn't support multiple subnets")
+        raise WordFault("bridge driver doesn't support multiple subnets")
     if ipv6 and not six:
         what = "could not find an available, non-overlapping IPv6 address pool among "
         hint = "give one: --ipv6 --subnet fd00:1::/64"
-        raise UsageError(f"{what}the defaults to assign to the network", hint=hint)
+        raise WordFault(f"{what}the defaults to assign to the network", hint=hint)
     for one in asked:
         if any(overlap((one.address, one.bits), other) for other in store.subnets()):
             raise ConflictError("Pool overlaps with other one on this address space")
@@ -195,7 +195,7 @@ def create(given: Given) -> int:
     if name in PREDEFINED:
         raise ConflictError(f"operation is not permitted on predefined {name} network")
     if not matches(NAME, name):
-        raise UsageError(f'invalid network name "{name}": only {NAME} are allowed')
+        raise WordFault(f'invalid network name "{name}": only {NAME} are allowed')
     store = network_store(open_engine(given).containers)
     options = label_map(given.list("opt"))
     with store_lock(store.root), store.turn():

@@ -19,7 +19,7 @@ from minidocker.durable import (
     turn,
     write_lasting,
 )
-from minidocker.errors import ConflictError, NotFoundError, UsageError
+from minidocker.errors import ConflictError, NotFoundError, UsageError, WordFault
 from minidocker.records import Record, json_text, plain
 from minidocker.rtnetlink import Netlink, address_of, family_of, number_of, routes
 from minidocker.trees import remove_path
@@ -411,19 +411,19 @@ def default_network(store: NetworkStore) -> BridgeNetwork:
 
 # %% Twenty at once
 def check_wish(network: BridgeNetwork, wish: Wish) -> None:
-    """Refuse addresses that a network cannot give. Raises UsageError as Docker says."""
+    """Refuse addresses that a network cannot give. Raises WordFault as Docker says."""
     for address in filter(None, (wish.ip, wish.ip6)):
         if network.name == DEFAULT:
             what = (
                 "user specified IP address is supported on user defined networks only"
             )
-            raise UsageError(what)
+            raise WordFault(what)
         if network.chosen:
             what = "user specified IP address is supported only when connecting to "
-            raise UsageError(f"{what}networks with user configured subnets")
+            raise WordFault(f"{what}networks with user configured subnets")
         if not any(is_in(address, s.address, s.bits) for s in network.used):
             what = "It does not belong to any of this network's subnets"
-            raise UsageError(f"Invalid address {address}: {what}")
+            raise WordFault(f"Invalid address {address}: {what}")
 
 
 def take_place(

@@ -189,7 +189,7 @@ def kill_verb(given: Given) -> int:
 
     word = given.args[1] if len(given.args) > 1 else "TERM"
     try:
-        number = signal_number(word)
+        number = signal_number(word) if word != "0" else 0  # 0: does it run?
     except UsageError as why:
         raise UsageError(f'unknown signal "{word}"', hint=why.hint) from why
     kill_container(container_given(given), number, everyone=given.on("all"))

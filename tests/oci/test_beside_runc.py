@@ -165,8 +165,8 @@ SCRIPT = """
 create --bundle BUNDLE box|state box|create --bundle BUNDLE box|delete nothere
 start box|start box|state box|list -q|delete box|kill box FOO|exec box sh -c 'exit 7'
 exec box nothere|exec box /etc/passwd|exec box /bin|exec --user 7:8 --cwd /tmp box id
-exec -e A=1 box env|pause box|pause box|state box|exec box true|resume box|resume box
-kill box KILL|WAIT|state box|kill box|start box|exec box true|pause box|delete box
+exec -e A=1 box env|kill box 0|pause box|pause box|state box|exec box true|resume box|resume box
+kill box KILL|WAIT|state box|kill box 0|kill box|start box|exec box true|pause box|delete box
 delete box|delete --force box|kill nothere|state nothere|start nothere|create
 create --bundle /nowhere box|create --bundle BUNDLE ../box
 """
