@@ -223,13 +223,18 @@ def entrypoint(it: Instruction, stage: Stage, shop: Workshop) -> None:
 
 def workdir(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """WORKDIR path, relative to the one before"""
+    set_workdir(it, stage, shop)
+    directory_step(shop, stage, stage.config.working_dir)
+
+
+def set_workdir(it: Instruction, stage: Stage, shop: Workshop) -> None:
+    """Set the working directory, and make none."""
     path = shop.expand(stage, it.args[0])
     if not path:
         raise DockerfileError("WORKDIR is empty")
     if not path.startswith("/"):
         path = clean_path(posixpath.join(stage.config.working_dir, path))
     stage.config = stage.config.replace(working_dir=path)
-    directory_step(shop, stage, path)
 
 
 # %% Files

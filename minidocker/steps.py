@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 from minidocker.build_network import NOT_JOINED, BuildNetwork
 from minidocker.context import open_context
-from minidocker.dispatch import DISPATCH
+from minidocker.dispatch import DISPATCH, set_workdir
 from minidocker.dockerfile import Word, parse
 from minidocker.drivers import RootView
-from minidocker.errors import UsageError
+from minidocker.errors import WordFault
 from minidocker.images import BARE as NO_NOTES
 from minidocker.images import ImageStore
 from minidocker.layers import LayerStore
@@ -180,7 +180,7 @@ class Nowhere(ImageStore):
         return ""
 
 
-NEED_MORE = (Word.FROM, Word.RUN, Word.COPY, Word.ADD, Word.WORKDIR, Word.ARG)
+NEED_MORE = (Word.FROM, Word.RUN, Word.COPY, Word.ADD, Word.ARG)
 
 
 def changed_config(
@@ -188,7 +188,8 @@ def changed_config(
 ) -> ContainerConfig:
     """Return a config changed by instructions such as ``CMD ["sh"]``.
 
-    Raises DockerfileError, and UsageError for an instruction that needs more.
+    A WORKDIR makes no directory. Raises DockerfileError, and WordFault for an
+    instruction that needs more.
     """
     found = parse("FROM scratch\n" + "\n".join(lines), "--change")
     stage = Stage("", "", config)
@@ -204,6 +205,10 @@ def changed_config(
         )
         for it in found.instructions[1:]:
             if it.word in NEED_MORE:
-                raise UsageError(f"{it.word.value} is not possible in a --change")
-            DISPATCH[it.word](it, stage, shop)
+                what = f"{it.word.value.lower()} is not a valid change command"
+                raise WordFault(what)
+            dispatcher = DISPATCH[it.word]
+            if it.word is Word.WORKDIR:
+                dispatcher = set_workdir
+            dispatcher(it, stage, shop)
     return stage.config.replace(image=config.image)
