@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from minidocker.calls import signal
 from minidocker.containers import Container, ContainerStore, Status
 from minidocker.errors import (
-    ConflictError,
     RuntimeFault,
     UsageError,
     WordFault,
@@ -202,7 +201,7 @@ def device_step(text: str) -> Bind:
 def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int], ...]:
     """Return the kinds of namespaces that a container shares, and whose they are.
 
-    Raises ConflictError when the other container does not run.
+    Raises RuntimeFault when the other container does not run.
     """
     modes = {
         "pid": host.pid_mode, "ipc": host.ipc_mode, "uts": host.uts_mode,
@@ -218,7 +217,7 @@ def shares_of(store: ContainerStore, host: HostConfig) -> tuple[tuple[str, int],
             state = store.state(other.id)
             if state.status is not Status.RUNNING:
                 what = f"cannot join {kind} of a container that does not run"
-                raise ConflictError(f"{what}: {other.name}")
+                raise RuntimeFault(f"{what}: {other.name}")
             found.append((kind, state.pid))
     return tuple(found)
 

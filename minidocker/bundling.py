@@ -14,7 +14,7 @@ from minidocker.blueprint import process_spec
 from minidocker.cgroups import Limits, is_version_2, swap_of
 from minidocker.drivers import Directory, RootView
 from minidocker.durable import write_whole
-from minidocker.errors import ConflictError, RuntimeFault, UsageError
+from minidocker.errors import RuntimeFault, UsageError
 from minidocker.identity import Rights, User, docker_identity
 from minidocker.linux import Capability
 from minidocker.mounts import MOUNT_WORDS, MountFlags
@@ -455,7 +455,7 @@ def tree_of(store: ContainerStore, container: Container) -> Iterator[int]:
 
 def write_down(store: ContainerStore, container: Container) -> None:
     """Write the config.json of a container that does not start yet, if one can."""
-    with suppress(RuntimeFault, ConflictError):
+    with suppress(RuntimeFault):
         spec = process_spec(store, container)
         with tree_of(store, container) as root:
             user = whole_user(root, spec)

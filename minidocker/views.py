@@ -237,7 +237,11 @@ NEVER = "0001-01-01T00:00:00Z"
 
 
 def state_fields(state: State) -> dict[str, Any]:
-    """Return Docker's fields for a container's state."""
+    """Return Docker's fields for a container's state.
+
+    One that could not be started has times of the attempt, which are not told.
+    """
+    ran = state.status is not Status.CREATED
     return {
         "Status": state_word(state),
         "Running": state.status is Status.RUNNING,
@@ -248,8 +252,8 @@ def state_fields(state: State) -> dict[str, Any]:
         "Pid": state.pid,
         "ExitCode": state.exit_code,
         "Error": state.error,
-        "StartedAt": state.started or NEVER,
-        "FinishedAt": state.finished or NEVER,
+        "StartedAt": (state.started if ran else "") or NEVER,
+        "FinishedAt": (state.finished if ran else "") or NEVER,
     }
 
 

@@ -87,7 +87,8 @@ DIALOGUE = [
     (*RUN, "--rm", "--ipc", "none", SMALL, "sh", "-c", "ls -d /dev/shm /dev/mqueue"),
     (*RUN, "--name", "i1", "--ipc", "none", SMALL, "true"), ("inspect", "-f", "{{.HostConfig.IpcMode}}", "i1"), ("start", "-a", "i1"),
     ("run", "--rm", "--network", "container:i1", SMALL, "true"), (*RUN, "--rm", "--ipc", "container:i1", SMALL, "true"),
-    (*RUN, "--rm", "--pid", "container:i1", SMALL, "true"),
+    (*RUN, "--rm", "--pid", "container:i1", SMALL, "true"), (*RUN, "--name", "i2", "--pid", "container:i1", SMALL, "true"),
+    ("inspect", "-f", "{{.State.Status}} {{.State.Running}} {{.State.StartedAt}} {{.State.FinishedAt}}", "i2"), ("start", "i2"), ("rm", "i2"),
     ("commit", "-c", "WORKDIR /made", "-c", "WORKDIR too", "-c", "VOLUME /v", "-c", "ONBUILD RUN x", "-c", "EXPOSE 90", "i1", "cm:4"),
     ("inspect", "-f", "{{.Config.WorkingDir}} {{.Config.Volumes}} {{.Config.OnBuild}} {{.Config.ExposedPorts}}", "cm:4"),
     (*RUN, "--rm", "cm:4", "pwd"), ("commit", "-c", "RUN x", "i1"), ("commit", "-c", "ARG x", "i1"), ("rm", "i1"),
@@ -135,6 +136,8 @@ top e1 -o foo
 cp /etc/hostname f1:/nowhere/
 cp /etc/hostname f1:/nowhere/x
 cp f1:/vol/h /nowhere/x
+run --network none --name i2 --pid container:i1 small:v1 true
+start i2
 run --network none --rm --ipc container:i1 small:v1 true
 run --network none --rm --pid container:i1 small:v1 true
 run --network none --rm -e  small:v1 true
