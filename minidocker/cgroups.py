@@ -404,7 +404,8 @@ def make_group(id: str, limits: Limits = NO_LIMITS, *also: str) -> Group:
         if nothing:
             return Group(id, found.version)
         if isinstance(why, OSError):
-            raise missing(wanted[0] if wanted else "any", str(why)) from why
+            said = f"{why.filename}: {why.strerror}"
+            raise missing(wanted[0] if wanted else "any", said) from why
         raise
     return group
 

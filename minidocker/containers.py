@@ -32,7 +32,7 @@ from minidocker.errors import (
 )
 from minidocker.linux import open_process, pidfd_send_signal
 from minidocker.oci import ContainerConfig, chain_id, config_from, is_hex, matches
-from minidocker.program import PLAIN_HOST, HostConfig, host_config
+from minidocker.program import PLAIN_HOST, HostConfig, Network, host_config
 from minidocker.records import Enum, Record, json_text
 from minidocker.trees import remove_path
 
@@ -370,6 +370,18 @@ def claim_any_name(names: str, id: str) -> str:
 
 
 # %% The store
+def hostname_for(store: ContainerStore, host: HostConfig, id: str) -> str:
+    """Return the host name of a container that none was given.
+
+    Who shares the network of the host, or of a container, shares its name.
+    """
+    if host.network is Network.HOST:
+        return os.uname().nodename
+    if host.network is Network.CONTAINER:
+        return store.get(host.network_of).config.hostname
+    return id[:12]
+
+
 def new_container(
     store: ContainerStore,
     image: str,
@@ -382,7 +394,7 @@ def new_container(
 ) -> Container:
     """Make the directory, claim the name, make the layer, write the files."""
     id = os.urandom(32).hex()
-    config = config.replace(hostname=config.hostname or id[:12])
+    config = config.replace(hostname=config.hostname or hostname_for(store, host, id))
     name = name and check_name(name)
     with marked(store.layers.root):
         os.makedirs(store.path(id, "rootfs"), 0o700)

@@ -23,6 +23,7 @@ RUN, MAKE = ("run", "--network", "none"), ("create", "--network", "none")
 SMALL = "small:v1"
 BOXES = "{{.Names}} {{.Status}} {{.State}}"
 LATE = "trap 'exit 9' 37; trap 'exit 8' 62; while true; do sleep 0.1; done"
+SELF = "hostname; echo $HOSTNAME; cat /etc/hostname"
 TOLD = "{{.Status}} {{.From}} {{.Scope}} {{.Type}} {{.Action}} {{.Actor.Attributes.exitCode}} {{.Actor.Attributes.none}}"
 COMMITTED = "{{.Author}} {{.Comment}} {{json .Config.Cmd}} {{.Config.User}} {{.Config.Env}}"  # fmt: skip
 
@@ -94,6 +95,9 @@ DIALOGUE = [
     (*RUN, "--rm", "cm:4", "pwd"), ("commit", "-c", "RUN x", "i1"), ("commit", "-c", "ARG x", "i1"), ("rm", "i1"),
     ("run", "--rm", "--network", "name=none", SMALL, "ls", "/sys/class/net"), ("run", "--network", "name=none,x=y", SMALL, "true"),
     ("run", "--network", "alias=x", SMALL, "true"), ("run", "--network", "name=none,alias=x", "--network-alias", "y", SMALL, "true"),
+    ("run", "--rm", "--network", "host", SMALL, "sh", "-c", SELF), ("run", "--rm", "--network", "host", "-h", "me", SMALL, "sh", "-c", SELF),
+    (*RUN, "-d", "--name", "n1", "-h", "boss", SMALL, "sh", "-c", LOOP), ("run", "--rm", "--network", "container:n1", SMALL, "sh", "-c", SELF),
+    ("create", "--name", "n2", "--network", "container:n1", SMALL, "true"), ("rm", "n2"), ("stop", "-t", "5", "n1"), ("rm", "n1"),
     (*RUN, "-d", "--name", "f1", "--read-only", "-v", "/vol", "-v", "/etc:/ro:ro", "--tmpfs", "/t", SMALL, "sh", "-c", LOOP),
     ("cp", "/etc/hostname", "f1:/vol/h"), ("cp", "/etc/hostname", "f1:/ro/h"), ("cp", "/etc/hostname", "f1:/t/h"), ("cp", "/etc/hostname", "f1:/h"),
     ("exec", "f1", "ls", "/vol"), ("stop", "-t", "0", "f1"), ("cp", "/etc/hostname", "f1:/vol/i"), ("cp", "/etc/hostname", "f1:/ro/h"),
