@@ -248,6 +248,8 @@ def parse_filters(given: Iterable[str], known: tuple[str, ...]) -> Filters:
             what = f"invalid filter '{name}'"
             raise MinidockerError(what, hint=f"filters: {', '.join(known)}")
         found.setdefault(name, []).append(value.strip())
+    for text in found.get("until", ()):
+        moment_of(text, 0)  # before anything is removed
     return found
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 from minidocker.cgroups import find_group
 from minidocker.containers import Container, ContainerRecords, Status, tell
-from minidocker.errors import ConflictError, RuntimeFault
+from minidocker.errors import ConflictError, NotFoundError, RuntimeFault
 from minidocker.joining import exec_in
 from minidocker.program import ProcessSpec, ulimits_of
 from minidocker.pump import Client, Pump, attend
@@ -60,7 +60,7 @@ def exec_spec(
     if spec.cwd and not spec.cwd.startswith("/"):
         raise RuntimeFault("cwd must be an absolute path", where=spec.cwd)
     return state.pid, spec.replace(
-        env=(config.env or ()) + spec.env,
+        env=(*neighbours_env(store, container), *(config.env or ()), *spec.env),
         cwd=spec.cwd or config.working_dir or "/",
         user=spec.user or config.user,
         hostname=config.hostname,
@@ -70,6 +70,22 @@ def exec_spec(
         oom_score_adj=container.host.oom_score_adj,
         groups=container.host.group_add,
     )
+
+
+def neighbours_env(store: ContainerRecords, container: Container) -> tuple[str, ...]:
+    """Return the variables of the links of a container, as its own program has them.
+
+    When one that is linked has ended there are none: its address may be another's.
+    """
+    if not container.host.links:
+        return ()
+    from minidocker.neighbours import link_environment
+    from minidocker.sandbox import network_store
+
+    try:
+        return link_environment(store, network_store(store), container)
+    except (NotFoundError, RuntimeFault):
+        return ()
 
 
 # %% The verbs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minidocker.containers import Container, ContainerStore, Status
+from minidocker.containers import Container, ContainerRecords, Status
 from minidocker.errors import NotFoundError, RuntimeFault, UsageError
 from minidocker.networks import DEFAULT, Endpoint, NetworkStore, live_endpoints
 from minidocker.program import HostConfig
@@ -40,7 +40,7 @@ def parse_link(text: str) -> tuple[str, str]:
 
 # %% Look them up
 def neighbours(
-    store: ContainerStore, networks: NetworkStore, container: Container
+    store: ContainerRecords, networks: NetworkStore, container: Container
 ) -> Iterator[Neighbour]:
     """Yield the containers that one is linked to. Raises RuntimeFault.
 
@@ -107,7 +107,7 @@ def number_of(port: str) -> tuple[int, str]:
 
 
 def link_environment(
-    store: ContainerStore, networks: NetworkStore, container: Container
+    store: ContainerRecords, networks: NetworkStore, container: Container
 ) -> tuple[str, ...]:
     """Return the variables of all neighbours of a container on the default network.
 

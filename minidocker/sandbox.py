@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from minidocker.calls import signal
-from minidocker.containers import Container, ContainerStore, timestamp
+from minidocker.containers import Container, ContainerRecords, ContainerStore, timestamp
 from minidocker.durable import event_fields, read_json, write_lasting, write_whole
 from minidocker.errors import (
     IntegrityError,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 UNSAID = "default"
 
 
-def network_store(store: ContainerStore) -> NetworkStore:
+def network_store(store: ContainerRecords) -> NetworkStore:
     """Return the networks that belong to a store of containers."""
     return NetworkStore(os.path.dirname(store.root), timestamp)
 

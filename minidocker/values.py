@@ -253,6 +253,8 @@ def verb_text(verb: str, value: Any, places: str | None) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if verb == "T":
         return kind_of(value)
+    if value is None:
+        return "<nil>" if verb == "v" else f"%!{verb}(<nil>)"
     if verb == "q":
         if isinstance(value, list | tuple):
             return "[" + " ".join(verb_text(verb, one, places) for one in value) + "]"
@@ -431,7 +433,8 @@ class Walker:
     ) -> Any:
         """Return the value of one command; ``last`` is what was piped into it."""
         first, *rest = operands
-        arguments = (*(self.value(one, dot) for one in rest), *last)
+        values = (*(self.value(one, dot) for one in rest), *last)
+        arguments = [None if one is MISSING else one for one in values]
         if first.kind is Sort.FUNCTION:
             called, name = self.functions[first.value], first.value
         else:
@@ -478,7 +481,10 @@ def elements(value: Any) -> list[tuple[Any, Any]]:
 
 
 def field(found: Any, name: str) -> Any:
-    """Return ``.name`` of a value. A struct must have it; a map may."""
+    """Return ``.name`` of a value. A struct must have it; a map may.
+
+    What a map has not has no fields either, and that is no fault.
+    """
     if isinstance(found, Struct):
         if name not in found.fields:
             known = ", ".join(found.fields)
@@ -487,7 +493,7 @@ def field(found: Any, name: str) -> Any:
         return found.fields[name]
     if isinstance(found, Mapping):
         return found.get(name, MISSING)
-    if found is Nil.MAP:
+    if found is Nil.MAP or found is MISSING:
         return MISSING
     raise fault(f"<.{name}>: can't evaluate field {name} in {shown(found)}")
 

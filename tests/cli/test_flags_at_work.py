@@ -175,10 +175,15 @@ def test_a_link_names_another_container(store: Store) -> None:
         "DATA_ENV_PGUSER=kb",
     ):
         assert line in lines
+    sleep = (SMALL, "sleep", "60")
+    store.says("run", "-d", "--name", "guest", "--link", "db:data", *sleep)
+    assert "DATA_ENV_PGUSER=kb" in store.says("exec", "guest", "env").splitlines()
     store.says("create", "--name", "web", "--link", "db:data", SMALL, "true")
     form = "{{json .HostConfig.Links}}"
     assert store.says("inspect", "-f", form, "web") == '["/db:/web/data"]\n'
     store.says("stop", "-t", "0", "db")
+    assert "DATA_" not in store.says("exec", "guest", "env")
+    store.says("rm", "-f", "guest")
     refused = store("start", "web")
     assert "cannot link to a non running container: /db AS /web/data" in refused.stderr
     assert store("rm", "--link", "web/nope").returncode == 1

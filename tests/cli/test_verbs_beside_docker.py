@@ -82,6 +82,7 @@ DIALOGUE = [
     ("volume", "ls", "--format", '{{.Name}} {{.Label "b"}}', "-f", "name=named"), ("network", "ls", "-f", "name=none", "--format", '{{.Label "b"}}x'),
     ("inspect", "-f", "{{.HostConfig.LogConfig}} {{.HostConfig.Mounts}} {{.HostConfig.Sysctls}} {{.HostConfig.Init}}", "t1"),
     ("inspect", "-f", "{{range .Mounts}}{{.Name}} {{.Driver}} {{.Propagation}} {{.RW}};{{end}}", "t1"),
+    ("inspect", "-f", "{{.NetworkSettings.Networks.mm.IPAddress}}|{{json .Config.Labels.a.b}}|{{printf `%s` .Config.Labels.no}}", "t1"),
     ("kill", "-s", "RTMIN+3", "t1"), ("wait", "t1"), ("start", "t1"), ("kill", "-s", "sigrtmax-2", "t1"), ("wait", "t1"), ("kill", "-s", "RTMAX-40", "t1"),
     ("events", "--since", "1h", "--until", "-1s", "-f", "container=t1", "-f", "event=die", "--format", TOLD), ("rm", "t1"),
     (*RUN, "--rm", "-u", ":5", SMALL, "id"), (*RUN, "--rm", "-e", "", SMALL, "true"),

@@ -234,6 +234,11 @@ def test_a_pattern_that_is_none(pattern: str) -> None:
         pattern_of(pattern)
 
 
+def test_a_time_that_is_none_is_refused_before_anything_is_pruned() -> None:
+    with pytest.raises(UsageError, match="cannot read the time"):
+        parse_filters(["until=soon"], ("until",))
+
+
 def test_moments() -> None:
     now = 10**18
     assert moment_of("10m", now) == now - 600 * 10**9

@@ -51,6 +51,8 @@ IMAGE = {
         ("{{range $i, $t := .RepoTags}}{{if not $i}}{{continue}}{{end}}{{$t}}{{end}}", "web:v1"),
         ("{{range .Config.Env}}{{range $.RepoTags}}{{with .}}{{break}}{{end}}x{{end}}{{.}}{{end}}", "A=<1>B=2"),
         ('{{printf "%T %T" .Size .Id}} {{js .Config.Env}} {{urlquery "a b&"}}', r"int string [A\u003D\u003C1\u003E B\u003D2] a+b%26"),
+        ("{{.Config.Labels.none.deeper}} {{json .Config.Labels.none.deeper}}", "<no value> null"),
+        ("{{if .Config.Labels.none.x}}yes{{else}}no{{end}} {{printf `%s %v` .Config.Labels.none.x nil}}", "no %!s(<nil>) <nil>"),
         ("a {{- .Size -}} b", "a8866b"), ("{{/* no */}}x", "x"), ('{{"}}"}}', "}}"), ("{{`a\\n`}}", "a\\n"),
         ('{{print "a" 1 2 "b"}}', "a1 2b"), ("{{html .Config.Env}}", "[A=&lt;1&gt; B=2]"),
         ("{{(index .RepoTags 0) | len}} {{slice .Id 0 6}}", "10 sha256"), ("{{.}}", None), ("{{json .}}", None),
