@@ -186,7 +186,7 @@ def play(text: str, union: Union | None = None) -> Union:
     return union
 
 
-# %% A world
+# %% Your turn
 def converse(union: Union, ask: Callable[[str], str] = input) -> None:
     """Answer lines until an empty one; show the trees after each that changed them."""
     before = trees(union)
