@@ -90,7 +90,8 @@ def overlay_calls(view: Overlay, rootfs: str) -> Calls:
         yield Call("fsconfig", args, OVERLAY_WORDS.get(key, ""), "", "overlayfs")
     done = "FD, FSCONFIG_CMD_CREATE, NULL, NULL, 0"
     yield Call("fsconfig", done, "that is all: make it", "", "overlayfs")
-    yield Call("fsmount", "FD, FSMOUNT_CLOEXEC, 0", "a mount, not yet at any place")
+    why = "a mount, not yet at any place"
+    yield Call("fsmount", "FD, FSMOUNT_CLOEXEC, 0", why, "", "overlayfs")
     args = f'FD, "", AT_FDCWD, {quoted(rootfs)}, MOVE_MOUNT_F_EMPTY_PATH'
     shell = f"mount -t overlay -o lowerdir=...,upperdir=... overlay {rootfs}"
     yield Call("move_mount", args, "there it is", shell, "overlayfs")
