@@ -271,7 +271,8 @@ def test_exec_in_the_background_and_with_keys(store: Store) -> None:
 def test_only_the_streams_of_a_are_attached(store: Store) -> None:
     script = "echo out; echo err >&2"
     for stream, wanted in (("STDOUT", ("out\n", "")), ("stderr", ("", "err\n"))):
-        done = store("run", "--rm", "-a", stream, "small:v1", "sh", "-c", script)
+        words = ("run", "--rm", "--network", "none", "-a", stream, "small:v1")
+        done = store(*words, "sh", "-c", script)
         assert (done.stdout, done.stderr) == wanted
     assert store("run", "-a", "nope", "small:v1", "true").returncode == 125
     assert store("run", "-a", "stdout", "-d", "small:v1", "true").returncode == 125
