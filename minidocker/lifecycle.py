@@ -62,6 +62,9 @@ def kill(store: ContainerStore, container: Container, number: int) -> None:
     if number in (signal.SIGKILL, ending):
         make_mark(store, container, STOPPED)
         thaw(store, container)
+        state = store.state(container.id)  # as it is now that the mark is there
+        if state.restarting:
+            ring(store.path(container.id))
     tell(store, container, "kill", signal=str(int(number)))
     signal_process(state, number)
 

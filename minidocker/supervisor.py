@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from minidocker.blueprint import process_spec
+from minidocker.calls import signal
 from minidocker.cgroups import (
     Group,
     find_group,
@@ -26,6 +27,7 @@ from minidocker.containers import (
     State,
     Status,
     event_of,
+    signal_process,
     tell,
     throw_away,
     timestamp,
@@ -139,6 +141,8 @@ class Supervisor:
         """Write down that the program runs, and let guests sit down with it."""
         self.state = self.state.replace(pid=process.pid, start_time=process.start_time)
         self.write()
+        if os.path.exists(self.store.path(self.container.id, STOPPED)):
+            signal_process(self.state, signal.SIGKILL)
         events = [*self.around("connect", "mount"), event_of(self.container, "start")]
         happened(os.path.dirname(self.store.root), *events)
         self.started(process.terminal)

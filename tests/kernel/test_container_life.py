@@ -18,10 +18,12 @@ import pytest
 from test_namespaces import Failed, apart, forked
 from test_running import busybox  # noqa: F401
 
+from minidocker import restarts
 from minidocker.archive import pack
 from minidocker.background import run_detached
 from minidocker.blueprint import complete_config
 from minidocker.containers import Container, ContainerStore, Status
+from minidocker.door import STOPPED, make_mark
 from minidocker.drivers import DRIVERS
 from minidocker.durable import Batch
 from minidocker.errors import ConflictError, MinidockerError, NotFoundError
@@ -34,7 +36,7 @@ from minidocker.logs import logs
 from minidocker.oci import ContainerConfig, ImageConfig
 from minidocker.program import HostConfig, Network, ProcessSpec
 from minidocker.pump import Client
-from minidocker.supervisor import run_foreground
+from minidocker.supervisor import Supervisor, run_foreground
 
 
 class World:
@@ -483,3 +485,24 @@ def test_the_host_s_network_brings_the_host_s_names(world: World):
         return w.foreground(w.create("cat /etc/hosts", network=Network.HOST))[1]
 
     assert inside(world, body) == Path("/etc/hosts").read_bytes()
+
+
+def test_who_is_stopped_between_two_lives_does_not_live_on(world: World) -> None:
+    """The mark comes when the supervisor has looked for it, and no process is named."""
+
+    def body(w: World) -> object:
+        script = "[ -e /again ] || exec touch /again; exec sleep 50"
+        box = w.create(script, restart="always")
+        looked = restarts.rest
+
+        def rest(keeper: Supervisor, code: int) -> bool:
+            again = looked(keeper, code)
+            make_mark(w.store, box, STOPPED)
+            return again
+
+        restarts.rest = rest
+        run_foreground(w.store, box)
+        state = w.store.state(box.id)
+        return state.status.value, state.exit_code, state.restarts
+
+    assert inside(world, body) == ("exited", 137, 1)
