@@ -17,6 +17,7 @@ from minidocker.context import SourceTree
 from minidocker.dockerfile import Instruction, Word, duration, trigger_text
 from minidocker.errors import BuildError, DockerfileError, NotFoundError
 from minidocker.expansion import expand_words
+from minidocker.go_words import bare_list, go_duration, go_quote, go_rune, quoted_list
 from minidocker.linked import files_step
 from minidocker.manner import Manner, symbolic_mode
 from minidocker.moves import Copying, Origin, clean_path, directory_step, metadata_step
@@ -24,41 +25,6 @@ from minidocker.outside import tree_from, tree_of_texts
 from minidocker.patterns import read_patterns
 from minidocker.running import run
 from minidocker.stage import Stage, Workshop
-
-
-# %% Words that Go prints
-GO_ESCAPES = {
-    "\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t",
-    "\v": "\\v", "\\": "\\\\", '"': '\\"',
-}  # fmt: skip
-
-
-def go_quote(text: str) -> str:
-    """Quote a text as Go's ``strconv.Quote``.
-
-    >>> print(go_quote('say "hi"\\n'))
-    "say \\"hi\\"\\n"
-    """
-
-    def one(char: str) -> str:
-        if char in GO_ESCAPES or char.isprintable():
-            return GO_ESCAPES.get(char, char)
-        code = ord(char)
-        if code < 0x80:
-            return f"\\x{code:02x}"
-        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-    return '"' + "".join(map(one, text)) + '"'
-
-
-def quoted_list(words: tuple[str, ...]) -> str:
-    """Return ``["a" "b"]``, Go's %q of a list."""
-    return "[" + " ".join(map(go_quote, words)) + "]"
-
-
-def bare_list(words: tuple[str, ...]) -> str:
-    """Return ``[a b]``, Go's %v of a list."""
-    return "[" + " ".join(words) + "]"
 
 
 # %% Arguments
@@ -407,40 +373,12 @@ def add(it: Instruction, stage: Stage, shop: Workshop) -> None:
 
 
 # %% For later
-PARTS = (("h", 3600 * 10**9), ("m", 60 * 10**9))
 HEALTH = {
     "Interval": "interval", "Timeout": "timeout", "StartPeriod": "start-period",
     "StartInterval": "start-interval",
 }  # fmt: skip
 
 
-def go_duration(nanoseconds: int) -> str:
-    """Write a duration as Go does.
-
-    >>> go_duration(90 * 10**9), go_duration(1_500_000), go_duration(0)
-    ('1m30s', '1.5ms', '0s')
-    """
-    if 0 < nanoseconds < 10**9:
-        unit, size = ("ms", 10**6) if nanoseconds >= 10**6 else ("µs", 10**3)
-        return f"{nanoseconds / size:f}".rstrip("0").rstrip(".") + unit
-    text, rest = "", nanoseconds
-    for unit, size in PARTS:
-        if rest >= size or text:
-            text += f"{rest // size}{unit}"
-            rest %= size
-    return f"{text}{rest / 10**9:f}".rstrip("0").rstrip(".") + "s"
-
-
-def go_rune(number: int) -> str:
-    """Write a number as Go's %q does, as the character that it is the code of.
-
-    >>> go_rune(3), go_rune(65)
-    ("'\\\\x03'", "'A'")
-    """
-    return "'" + go_quote(chr(number))[1:-1].replace('\\"', '"') + "'"
-
-
-# %% For later
 def healthcheck(it: Instruction, stage: Stage, shop: Workshop) -> None:
     """HEALTHCHECK [--interval=... --timeout=... --retries=N] CMD command, or NONE"""
     old = stage.config.healthcheck or {}

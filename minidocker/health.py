@@ -17,6 +17,7 @@ from minidocker.cgroups import Group
 from minidocker.containers import Container, timestamp
 from minidocker.durable import write_whole
 from minidocker.errors import MinidockerError, UsageError
+from minidocker.go_words import go_duration
 from minidocker.joining import exec_in
 from minidocker.linux import pidfd_send_signal
 from minidocker.program import ProcessSpec, ulimits_of
@@ -197,7 +198,7 @@ class Monitor:
             with suppress(SysError):
                 pidfd_send_signal(self.probe.pidfd, signal.SIGKILL)
         self.leave()
-        took = go_duration(self.check.timeout)
+        took = go_duration(round(self.check.timeout * 1e9))
         self.answer(-1, f"Health check exceeded timeout ({took})")
 
     def leave(self) -> int:
@@ -233,20 +234,6 @@ def write_health(path: str, health: Health) -> None:
 
 
 # %% The flags of `run`
-def go_duration(seconds: float) -> str:
-    """Return seconds as Go prints a duration.
-
-    >>> go_duration(1), go_duration(90), go_duration(0.25)
-    ('1s', '1m30s', '250ms')
-    """
-    if seconds < 1:
-        return f"{seconds * 1000:g}ms"
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    text = f"{hours}h" if hours else ""
-    return text + (f"{minutes}m" if minutes or hours else "") + f"{rest:g}s"
-
-
 def health_flags(words: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the health check of ``--health-*`` and ``--no-healthcheck``, checked.
 

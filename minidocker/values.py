@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import quote_plus
 
 from minidocker.errors import MinidockerError
+from minidocker.go_words import go_quote, go_rune
 from minidocker.oci import CONFIG_FIELDS, ContainerConfig
 from minidocker.records import Enum, Record
 from minidocker.templates import (
@@ -258,7 +259,7 @@ def verb_text(verb: str, value: Any, places: str | None) -> str:
     if verb == "q":
         if isinstance(value, list | tuple):
             return "[" + " ".join(verb_text(verb, one, places) for one in value) + "]"
-        return json.dumps(shown(value), ensure_ascii=False)
+        return go_rune(value) if type(value) is int else go_quote(shown(value))
     if verb == "x" and isinstance(value, str):
         return value.encode().hex()
     if verb in "dxX" and isinstance(value, int) and number:

@@ -13,7 +13,6 @@ from minidocker.context import open_context
 from minidocker.dispatch import (
     DISPATCH,
     declare,
-    go_quote,
     merged,
     ports,
 )
@@ -205,12 +204,6 @@ def test_the_bases_environment_is_kept(bench: Workbench):
 def test_bad_ports_are_refused(spec: str):
     with pytest.raises(DockerfileError, match="invalid port"):
         ports(spec)
-
-
-@given(st.text(max_size=30))
-def test_a_quoted_text_is_one_printable_line(text: str):
-    assert go_quote(text).isprintable()
-    assert go_quote(text).startswith('"')
 
 
 @given(st.lists(st.sampled_from(["A=1", "B=2", "C="]), unique=True).map(tuple),
