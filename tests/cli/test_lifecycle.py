@@ -253,7 +253,7 @@ def test_what_cannot_be_attached_to_says_so(store: Store) -> None:
 def test_exec_in_the_background_and_with_keys(store: Store) -> None:
     store.says("run", "-d", "--name", "box", "small:v1", "sleep", "60")
     assert store.says("exec", "-d", "box", "sh", "-c", "echo x >/made") == ""
-    assert eventually(lambda: store.says("exec", "box", "cat", "/made") == "x\n")
+    assert eventually(lambda: store("exec", "box", "cat", "/made").stdout == "x\n")
     assert store("exec", "-d", "box", "nope").returncode == 1
     screen = Screen(
         store.argv("exec", "-it", "box", "sh", "-c", "echo in; read x; exit 7")

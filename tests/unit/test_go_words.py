@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidocker.go_words import go_quote
-from minidocker.values import fill
 
 
 @given(st.text(max_size=30))
@@ -15,14 +14,12 @@ def test_a_quoted_text_is_one_printable_line(text: str):
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("text", "shown"),
     [
         ("\a\v\x7f", r'"\a\v\x7f"'),
         ("\u2028 \U000e0001", r'"\u2028 \U000e0001"'),
         ("größer <b>", '"größer <b>"'),
-        (65, "'A'"),
-        (["a b", "\t"], r'["a b" "\t"]'),
     ],
 )
-def test_a_template_quotes_as_go_does(value: object, shown: str) -> None:
-    assert fill('{{printf "%q" .}}', value) == shown
+def test_what_cannot_be_printed_is_an_escape(text: str, shown: str) -> None:
+    assert go_quote(text) == shown

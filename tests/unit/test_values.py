@@ -98,7 +98,7 @@ def test_an_unknown_field_names_those_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("form", "values", "text"),
     [("%d%%", (5,), "5%"), ("%s", (), "%!s(MISSING)"), ("x", (1,), "x%!(EXTRA int=1)"), ("%d", ("a",), "%!d(string=a)"),
-     ("%-5s|%5s|%.2s", ("ab", "cd", "efg"), "ab   |   cd|ef"), ("%x %X", (255, 255), "ff FF"), ("%q", (["a", "b"],), '["a" "b"]'),
+     ("%-5s|%5s|%.2s", ("ab", "cd", "efg"), "ab   |   cd|ef"), ("%x %X", (255, 255), "ff FF"), ("%q", (["a", "b"],), '["a" "b"]'), ("%q %q", ("\a<", 65), r""""\a<" 'A'"""),
      ("%t %v", (True, None), "true <nil>"), ("%05d", (42,), "00042"), ("%c", (97,), "a"), ("%x", ("hi",), "6869")],
 )  # fmt: skip
 def test_printf(form: str, values: tuple[object, ...], text: str) -> None:
