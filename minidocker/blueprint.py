@@ -178,17 +178,36 @@ def tmpfs_step(text: str) -> Filesystem:
         raise UsageError(f'invalid tmpfs "{text}"', hint="--tmpfs /PATH[:OPTIONS]")
     flags, data = QUIET, []
     for option in filter(None, options.split(",")):
-        name = option.partition("=")[0]
+        name, _, value = option.partition("=")
         if option in TMPFS_FLAGS:
             on, flag = TMPFS_FLAGS[option]
             flags = flags | flag if on else flags & ~flag
-        elif name in ("size", "mode", "nr_inodes", "uid", "gid"):
+        elif name in TMPFS_VALUES and is_value(name, value):
             data.append(option)
         else:
-            raise UsageError(f'invalid tmpfs option "{option}"')
+            hint = TMPFS_VALUES.get(name)
+            raise UsageError(f'invalid tmpfs option ["{option}"]', hint=hint)
     return Filesystem(
         os.path.normpath(path), "tmpfs", flags, ",".join(data), links=True
     )
+
+
+TMPFS_VALUES = {
+    "size": "size=BYTES, with k, m, g or %", "nr_inodes": "nr_inodes=NUMBER",
+    "mode": "mode=OCTAL", "uid": "uid=NUMBER", "gid": "gid=NUMBER",
+}  # fmt: skip
+
+
+def is_value(name: str, text: str) -> bool:
+    """Say whether the kernel can read a value of a tmpfs. Source: tmpfs(5).
+
+    >>> is_value("size", "64m"), is_value("size", "abc"), is_value("mode", "9")
+    (True, False, False)
+    """
+    units = {"size": "kmgtpe%", "nr_inodes": "kmgtpe"}.get(name, "")
+    digits = "01234567" if name == "mode" else "0123456789"
+    number = text[:-1] if text[-1:].lower() in units else text
+    return bool(number) and not number.strip(digits)
 
 
 def device_step(text: str) -> Bind:

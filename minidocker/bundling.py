@@ -80,7 +80,7 @@ def mount_entry(step: MountStep) -> dict[str, Any] | None:
         return {
             "destination": step.target,
             "type": step.fstype,
-            "source": step.source or step.fstype,
+            "source": step.label,
             "options": options_of(step.flags, step.data),
         }
     if isinstance(step, Device):

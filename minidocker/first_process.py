@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 
 from minidocker.bundle import Bundle
@@ -83,11 +84,27 @@ class Waiting(Moments):
         bundle = self.bundle
         check_program(root, bundle.spec.argv[0], env.get("PATH", DEFAULT_PATH))
         keep_open(bundle.identity.preserve)
+        heed_signals()
         say(self.channel, b"R")
         self.channel.close()
         os.read(self.fifo, 1)
         state = {**self.state, "status": "created"}
         run_hooks(bundle.config, "startContainer", state)
+
+
+# %% The stops
+ENDING = (
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGTERM,
+)  # fmt: skip
+
+
+def heed_signals() -> None:
+    """End at a signal that ends others; the execve takes this back.
+
+    Process 1 of a namespace gets only what it asks for. Source: pid_namespaces(7).
+    """
+    for number in ENDING:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 # %% The stops

@@ -11,7 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from minidocker.errors import MinidockerError, UsageError, WordFault, did_you_mean
+from minidocker.errors import (
+    MinidockerError,
+    UsageError,
+    WordFault,
+    did_you_mean,
+    nearest,
+)
 from minidocker.records import Enum, Record
 
 
@@ -309,7 +315,8 @@ def long_flag(
     name, equals, value = word.partition("=")
     flag = next((f for f in (*flags, HELP) if name and name in (f.name, f.other)), None)
     if flag is None:
-        hint = did_you_mean(name, [f.name for f in flags], other=see(path))
+        near = nearest(name, [f.name for f in flags])
+        hint = f'did you mean "--{near}"?' if near else see(path)
         raise UsageError(f"unknown flag: --{name}", hint=hint)
     take(flag, value if equals else None, rest, values, f"--{name}")
 

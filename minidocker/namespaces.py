@@ -176,6 +176,40 @@ def file_in_root(root: int, path: str, hops: int = 8) -> int:
     return file_in_root(root, os.path.join(parent, target), hops - 1)
 
 
+# %% A destination cannot be trusted
+def place_for(tree: int, source: str, root: int, target: str) -> int:
+    """Open the place below ``root`` where a tree is to go; the caller closes.
+
+    It is made when it is missing, of the tree's own kind. Raises RuntimeFault for one
+    of the other kind. ``source`` names the tree.
+    """
+    is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+    kind = "directory" if is_directory else "file"
+    try:
+        place = (directory_in_root if is_directory else file_in_root)(root, target)
+    except SysError as why:
+        if why.errno != errno.ENOTDIR:
+            raise
+        raise unlike(f"{source}, a {kind},", root, target) from why
+    if not is_directory and stat.S_ISDIR(os.fstat(place).st_mode):
+        os.close(place)
+        raise unlike(f"{source}, a {kind},", root, target)
+    return place
+
+
+def unlike(source: str, root: int, target: str) -> RuntimeFault:
+    """Phrase that what is at ``target``, or on the way to it, is of another kind."""
+    there = open_if_there(root, target)
+    if there is None:
+        what = "a part of this path is a file"
+    else:
+        what = "a directory" if stat.S_ISDIR(os.fstat(there).st_mode) else "a file"
+        what = f"this is {what} in the image"
+        os.close(there)
+    hint = "check that the host's path exists and is of the expected type"
+    return RuntimeFault(f"cannot mount {source} here: {what}", where=target, hint=hint)
+
+
 # %% The plan is data
 QUIET = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC
 
@@ -230,6 +264,11 @@ class Filesystem(MountStep):
     links: bool = False
     source: str = ""
 
+    @property
+    def label(self) -> str:
+        """What /proc/mounts and df(1) show as the source."""
+        return self.source or self.fstype
+
     def whole_data(self, root: int) -> str:
         """Return the data for a mount below ``root``."""
         told = self.fstype != "tmpfs" or "mode=" in self.data
@@ -246,19 +285,27 @@ class Filesystem(MountStep):
         try:
             place = directory_in_root(root, self.target, links=self.links)
         except OSError as why:
+            if why.errno == errno.ENOTDIR:
+                raise unlike(f"a {self.fstype}", root, self.target) from why
             raise RuntimeFault(
                 f"the image has no directory to mount {self.fstype} on: {why}",
                 where=self.target,
             ) from why
         try:
-            source = self.source or self.fstype
-            mount(source, magic(place), self.fstype, self.flags, data)
+            mount(self.label, magic(place), self.fstype, self.flags, data)
         except SysError as why:
-            if why.errno != errno.EPERM or self.fstype not in ("proc", "sysfs"):
-                raise
-            raise too_revealing(self.fstype, self.target) from why
+            raise self.refused(why, data) from why
         finally:
             os.close(place)
+
+    def refused(self, why: SysError, data: str) -> SysError | RuntimeFault:
+        """Phrase why it cannot be mounted, where its number says too little."""
+        if why.errno == errno.EPERM and self.fstype in ("proc", "sysfs"):
+            return too_revealing(self.fstype, self.target)
+        if why.errno == errno.EINVAL and self.fstype == "tmpfs":
+            what = f'the kernel takes no tmpfs with the options "{data}"'
+            return RuntimeFault(what, where=self.target)
+        return why
 
     def describe(self) -> tuple[str, str, str]:
         how = ",".join(filter(None, [str_of(self.flags), self.data]))
@@ -324,12 +371,11 @@ class Bind(MountStep):
     def apply(self, root: int) -> None:
         """Attach a copy of the source's mounts; the target is made when missing."""
         tree = self.tree if self.tree >= 0 else self.copy()
-        is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-        find = directory_in_root if is_directory else file_in_root
+        place = place_for(tree, self.source, root, self.target)
         attributes = MountAttr.RDONLY if self.readonly else MountAttr(0)
         if not self.devices:
             attributes |= MountAttr.NODEV
-        attach_copy(tree, find(root, self.target), attributes)
+        attach_copy(tree, place, attributes)
 
     def describe(self) -> tuple[str, str, str]:
         return self.target, "bind", "ro" if self.readonly else "rw"

@@ -10,32 +10,16 @@ import signal
 import time
 from contextlib import suppress
 
-from minidocker.calls import SysError
 from minidocker.documents import Part
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.freezer import set_frozen
 from minidocker.hooks import hook_state, hooks_of, run_hook
-from minidocker.linux import open_process, pidfd_send_signal
 from minidocker.oci_groups import limit_group, pids_in, remove_at
+from minidocker.oci_start import signal_first
 from minidocker.oci_state import OciContainer, Phase, load, phase_of, remove_home
 
 
 # %% Signals
-def signal_first(container: OciContainer, number: int) -> None:
-    """Send a signal to the first process, and to no other that has its number.
-
-    Raises ConflictError when it does not run.
-    """
-    try:
-        pidfd = open_process(container.pid, container.start_time)
-    except SysError as why:
-        raise ConflictError("container not running") from why
-    try:
-        pidfd_send_signal(pidfd, number)
-    finally:
-        os.close(pidfd)
-
-
 def kill_container(container: OciContainer, number: int, *, everyone: bool) -> None:
     """Send a signal to the first process, or to every process in the groups.
 
@@ -98,8 +82,11 @@ def after_the_end(container: OciContainer) -> list[str]:
 
 # %% pause, resume, update
 def pause(container: OciContainer) -> None:
-    """Freeze a container's processes. Raises ConflictError for one that waits."""
-    if phase_of(container) is not Phase.RUNNING:
+    """Freeze a container's processes, also one that waits for its start.
+
+    Raises ConflictError for one that has stopped, or is paused.
+    """
+    if phase_of(container) not in (Phase.CREATED, Phase.RUNNING):
         raise ConflictError("container not running")
     set_frozen(container.group, frozen=True)
 

@@ -31,10 +31,10 @@ from minidocker.namespaces import (
     Filesystem,
     MountStep,
     directory_in_root,
-    file_in_root,
     magic,
     open_if_there,
     open_in_root,
+    place_for,
     str_of,
 )
 from minidocker.records import Record
@@ -214,14 +214,14 @@ class Attach(MountStep):
     def apply(self, root: int) -> None:
         """Attach the copy; the target is made when missing."""
         tree = self.copy() if self.tree < 0 else self.tree
-        is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-        find = directory_in_root if is_directory else file_in_root
-        place = find(root, self.target)
+        place = -1
         try:
+            place = place_for(tree, self.source, root, self.target)
             move_mount(tree, "", place)
             finish(tree, self.words)
         finally:
-            os.close(place)
+            if place >= 0:
+                os.close(place)
             os.close(tree)
 
     def describe(self) -> tuple[str, str, str]:

@@ -39,6 +39,7 @@ from minidocker.oci_state import (
     remove_home,
     save,
 )
+from minidocker.program import set_score
 from minidocker.records import Record, json_text
 from minidocker.runtime import Plan, enter_paths, opened
 from minidocker.security import prepared
@@ -179,7 +180,7 @@ def give_place(container: OciContainer, bundle: Bundle, pid: int) -> None:
     score = bundle.config.get("process").get("oomScoreAdj")
     file = f"/proc/{pid}/oom_score_adj"
     if score.value is not None and first_line(file) != str(score.number()):
-        put(file, str(score.number()))
+        set_score(score.number(), str(pid))
     move_into(container.group, [pid])
 
 

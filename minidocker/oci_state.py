@@ -141,9 +141,9 @@ def phase_of(container: OciContainer) -> Phase:
     born = start_time(container.pid)
     if not born or born != container.start_time:
         return Phase.STOPPED
-    if os.path.exists(container.fifo):
-        return Phase.CREATED
-    return Phase.PAUSED if is_frozen(container.group) else Phase.RUNNING
+    if is_frozen(container.group):
+        return Phase.PAUSED
+    return Phase.CREATED if os.path.exists(container.fifo) else Phase.RUNNING
 
 
 def state_of(container: OciContainer) -> dict[str, Any]:

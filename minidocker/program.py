@@ -15,7 +15,13 @@ from minidocker.calls import SysError, signal
 from minidocker.cgroups import NO_LIMITS, Group, Limits
 from minidocker.errors import RuntimeFault
 from minidocker.linux import setrlimit
-from minidocker.namespaces import MountStep, Sysctl, directory_in_root
+from minidocker.namespaces import (
+    MountStep,
+    Sysctl,
+    directory_in_root,
+    first_line,
+    put,
+)
 from minidocker.records import Enum, Record
 from minidocker.security import (
     DOCKER_SECURITY,
@@ -385,9 +391,20 @@ def set_ulimits(limits: Iterable[tuple[int, int, int]]) -> None:
         try:
             setrlimit(number, soft, hard)
         except SysError as why:
-            what = f"cannot set ulimit {number} to {soft}:{hard}"
+            what = f"cannot set ulimit {ULIMITS.split()[number]} to {soft}:{hard}"
             text = (why.strerror or "").lower()
             raise RuntimeFault(f"{what}: {text}") from why
+
+
+def set_score(score: int, process: str = "self") -> None:
+    """Make a process a victim sooner or later; RuntimeFault without the right."""
+    file = f"/proc/{process}/oom_score_adj"
+    try:
+        put(file, str(score))
+    except PermissionError as why:
+        what = f"cannot write {score}: only root on the host may lower a score"
+        hint = f"ask for {first_line(file)} or more"
+        raise RuntimeFault(what, where=file, hint=hint) from why
 
 
 def reset_signals() -> None:

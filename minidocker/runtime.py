@@ -65,7 +65,6 @@ from minidocker.namespaces import (
     flags_of,
     magic,
     pivot,
-    put,
     raise_loopback,
 )
 from minidocker.program import (
@@ -73,6 +72,7 @@ from minidocker.program import (
     default_env,
     go_to,
     reset_signals,
+    set_score,
     set_ulimits,
     variables,
 )
@@ -453,7 +453,7 @@ def take_place(spec: ProcessSpec) -> None:
     if spec.group:
         join(spec.group.joined)
     if spec.oom_score_adj:
-        put("/proc/self/oom_score_adj", str(spec.oom_score_adj))
+        set_score(spec.oom_score_adj)
 
 
 def live(plan: Plan, channel: socket, late: CloneFlags) -> NoReturn:

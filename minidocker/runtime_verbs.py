@@ -113,16 +113,18 @@ def run_bundle(given: Given) -> int:
     root, bundle = root_given(given), given.text("bundle") or "."
     launch = launch_given(given, attended=not given.on("detach"))
     container, terminal = create(root, given.args[0], bundle, launch)
-    if given.on("detach"):
-        start_created(container)
-        return 0
-    pid = container.pid
-    process = Process(pid, pidfd_open(pid), container.start_time, terminal)
+    goes = not given.on("keep")
     try:
+        if given.on("detach"):
+            start_created(container)
+            goes = False
+            return 0
+        pid = container.pid
+        process = Process(pid, pidfd_open(pid), container.start_time, terminal)
         start_created(container)
         return attend_to_end(process)
     finally:
-        if not given.on("keep"):
+        if goes:
             delete(root, container.id, force=True)
 
 

@@ -319,7 +319,8 @@ def ipc_mounts(shared: bool, shm_size: int) -> tuple[MountStep, ...]:
     if not shm_size:
         return (queues,)
     size = f"mode=1777,size={shm_size >> 10}k"
-    return queues, Filesystem("/dev/shm", "tmpfs", QUIET, size)  # noqa: S108
+    memory = Filesystem("/dev/shm", "tmpfs", QUIET, size, source="shm")  # noqa: S108
+    return queues, memory
 
 
 # %% What is hidden

@@ -114,11 +114,11 @@ def filesystem_calls(step: MountStep) -> Calls:
     if not isinstance(step, Filesystem):
         return
     kind, where, flags = step.fstype, step.target, step.flags.strace()
-    args = f'"{kind}", "{where}", "{kind}", {flags}, "{step.data}"'
+    args = f'"{step.label}", "{where}", "{kind}", {flags}, "{step.data}"'
     why = FILESYSTEMS.get(kind, "a file system of the container's own")
     words = step.describe()[2]
     options = f" -o {words}" if words else ""
-    shell = f"mount -t {kind}{options} {kind} {where}"
+    shell = f"mount -t {kind}{options} {step.label} {where}"
     yield Call("mount", args, why, shell, "security")
 
 

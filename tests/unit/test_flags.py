@@ -69,7 +69,7 @@ def test_a_refused_flag_says_why() -> None:
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
-        ("--nmae x img", "unknown flag: --nmae", '"name"'),
+        ("--nmae x img", "unknown flag: --nmae", '"--name"'),
         ("-x img", "unknown shorthand flag: 'x'", "run --help"),
         ("--name", "needs an argument: --name", "string"),
         ("--time soon img", 'invalid argument "soon"', ""),
