@@ -57,7 +57,8 @@ def delete(root: str, id: str, *, force: bool = False) -> list[str]:
         what = f"cannot delete container {id} that is not stopped: {phase.value}"
         raise ConflictError(what)
     if phase is not Phase.STOPPED:
-        kill_container(container, signal.SIGKILL, everyone=False)
+        with suppress(ConflictError):  # it ended meanwhile
+            kill_container(container, signal.SIGKILL, everyone=False)
         wait_for_end(container)
     for pid in pids_in(container.group):
         with suppress(ProcessLookupError):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -29,6 +30,10 @@ def signal_first(container: OciContainer, number: int) -> None:
         raise ConflictError("container not running") from why
     try:
         pidfd_send_signal(pidfd, number)
+    except SysError as why:
+        if why.errno != errno.ESRCH:
+            raise
+        raise ConflictError("container not running") from why
     finally:
         os.close(pidfd)
 
@@ -60,6 +65,6 @@ def start_created(container: OciContainer) -> None:
     try:
         run_hooks(config, "poststart", state)
     except RuntimeFault:
-        with suppress(ConflictError, ProcessLookupError):  # it has ended by itself
+        with suppress(ConflictError):  # it has ended by itself
             signal_first(container, signal.SIGKILL)
         raise
