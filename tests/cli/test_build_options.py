@@ -176,7 +176,7 @@ def test_hosts_and_limits_are_for_every_run(store: Store, context: Context) -> N
     lines = [line.split() for line in said.splitlines()]
     assert ["10.1.2.3", "db"] in lines
     assert ["99"] in lines
-    assert [line[1] for line in lines if line[:1] == ["tmpfs"]] == ["8192"]
+    assert [line[1] for line in lines if line[:1] == ["shm"]] == ["8192"]
 
 
 @pytest.mark.root

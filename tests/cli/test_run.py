@@ -57,7 +57,7 @@ def test_a_process_killed_by_a_signal_ends_with_128_and_its_number(
         (("nowhere",), 125, 'no such image: "nowhere"'),
         (("small:v2",), 125, "small:v1"),
         (("UPPER",), 125, "lowercase"),
-        (("--nmae", "x", "small:v1"), 125, '"name"'),
+        (("--nmae", "x", "small:v1"), 125, '"--name"'),
         (("--user", "nobody", "small:v1", "id"), 125, '"nobody"'),
         (("--network", "moon", "small:v1", "id"), 125, "network moon "),
         (("small:v1",), 125, "no command"),
