@@ -230,7 +230,8 @@ def sweep_network(store: NetworkStore, name: str) -> None:
     try:
         take_down(store, store.get(name))
     except NotFoundError:
-        os.unlink(marker(store, name))
+        with suppress(FileNotFoundError):  # another has swept it since we looked
+            os.unlink(marker(store, name))
 
 
 def sweep_later(store: NetworkStore) -> None:

@@ -81,10 +81,11 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def new_traces(before: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What there is now; groups that were there before may have gone."""
+    """What there is now; groups and links that were there before may have gone."""
     now = traces()
-    new = set(now["cgroups"]) - set(before["cgroups"])
-    return now | {"cgroups": sorted({*before["cgroups"], *new})}
+    for kind in ("cgroups", "links"):
+        now[kind] = sorted({*before[kind], *now[kind]})
+    return now
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

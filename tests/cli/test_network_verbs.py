@@ -1,6 +1,7 @@
 """Networks that users make: names, isolation, joining and leaving; beside Docker's."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from cli.store import Store
 from minidocker import network_verbs
 from minidocker.engine import Engine
 from minidocker.networks import BridgeNetwork
+from minidocker.sandbox import network_store
+from minidocker.wiring import sweep_network
 
 
 pytestmark = pytest.mark.root
@@ -321,3 +324,9 @@ def test_prune_passes_over_what_another_prune_removed(
     )
     network_verbs.prune_networks(Engine(str(tmp_path), "vfs"), {})
     assert capsys.readouterr().out == ""
+
+
+def test_a_sweep_passes_over_a_mark_that_another_took(tmp_path: Path) -> None:
+    engine = Engine(str(tmp_path), "vfs")
+    sweep_network(network_store(engine.containers), "gone")
+    assert not os.path.exists(tmp_path / "networks/up")
