@@ -10,10 +10,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from minidocker.catalog import Filters
 from minidocker.durable import lock_file, locked_file, store_lock
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, NotFoundError
+from minidocker.filters import Filters
 from minidocker.oci import hex_of, sha256_text
 from minidocker.records import Enum, Record
 from minidocker.removal import may_prune

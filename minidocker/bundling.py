@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from minidocker.blueprint import process_spec
 from minidocker.cgroups import Limits, is_version_2, swap_of
+from minidocker.destinations import PLACE
 from minidocker.drivers import Directory, RootView
 from minidocker.durable import write_whole
 from minidocker.errors import RuntimeFault, UsageError
@@ -20,7 +21,6 @@ from minidocker.linux import Capability
 from minidocker.mounts import MOUNT_WORDS, MountFlags
 from minidocker.namespaces import (
     NAMESPACES,
-    PLACE,
     QUIET,
     Bind,
     Device,

@@ -15,11 +15,11 @@ from contextlib import ExitStack, contextmanager
 from minidocker.archive import Put, TarWriter, TreeWriter
 from minidocker.container_verbs import Needs, open_engine
 from minidocker.containers import Container, Status, tell
+from minidocker.destinations import PLACE, magic, open_in_root
 from minidocker.engine import Engine
 from minidocker.errors import IntegrityError, MinidockerError, NotFoundError
 from minidocker.flags import Command, Flag, Given
 from minidocker.headers import Entry, Kind
-from minidocker.namespaces import PLACE, magic, open_in_root
 from minidocker.records import Record
 from minidocker.storing import points_of
 from minidocker.unpack import extract

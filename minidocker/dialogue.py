@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from minidocker.destinations import open_in_root
 from minidocker.errors import (
     CommandNotFoundError,
     MinidockerError,
@@ -20,7 +21,6 @@ from minidocker.errors import (
 )
 from minidocker.identity import User
 from minidocker.linux import close_range
-from minidocker.namespaces import open_in_root
 from minidocker.program import ProcessSpec
 
 

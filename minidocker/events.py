@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 
-from minidocker.catalog import Filters, has_label, moment_said, parse_filters
 from minidocker.container_verbs import open_engine
+from minidocker.filters import Filters, has_label, moment_said, parse_filters
 from minidocker.flags import FILTER, FORMAT, TEXT, Command, Flag, Given
 from minidocker.logs import moved_on, open_files
 from minidocker.values import Struct, fill, typed

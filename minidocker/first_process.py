@@ -10,13 +10,13 @@ import signal
 from contextlib import suppress
 
 from minidocker.bundle import Bundle
+from minidocker.destinations import open_in_root
 from minidocker.dialogue import say, wait_for_go
 from minidocker.errors import CommandNotFoundError, NotExecutableError, RuntimeFault
 from minidocker.hooks import hook_state, run_hooks
 from minidocker.identity import set_labels
 from minidocker.last_call import candidates, refusal
 from minidocker.linux import CloneFlags, Prctl, prctl, unshare
-from minidocker.namespaces import open_in_root
 from minidocker.program import DEFAULT_PATH
 from minidocker.runtime import Moments, be_container, enter_paths
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from minidocker.calls import SysError, signal
+from minidocker.destinations import open_in_root
 from minidocker.errors import RuntimeFault
 from minidocker.linux import (
     Capability,
@@ -22,7 +23,7 @@ from minidocker.linux import (
     prctl,
     unshare,
 )
-from minidocker.namespaces import first_line, open_in_root, put
+from minidocker.namespaces import first_line, put
 from minidocker.records import Record
 from minidocker.security import SELINUX, Security, confine, drop_capabilities
 

@@ -9,12 +9,13 @@ import errno
 import fcntl
 import os
 
+from minidocker.destinations import PLACE, open_in_root
 from minidocker.dialogue import in_child, new_channel, new_terminal
 from minidocker.errors import ConflictError, RuntimeFault
 from minidocker.identity import die_with_parent
 from minidocker.linux import CloneFlags, Prctl, clone3, pidfd_open, prctl, setns
 from minidocker.mounts import is_first_user_namespace
-from minidocker.namespaces import NAMESPACES, PLACE, open_in_root
+from minidocker.namespaces import NAMESPACES
 from minidocker.program import ProcessSpec, default_env
 from minidocker.runtime import (
     Moments,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import os
 
+from minidocker.destinations import open_in_root
 from minidocker.errors import (
     CommandNotFoundError,
     NotExecutableError,
     RuntimeFault,
 )
-from minidocker.namespaces import open_in_root
 from minidocker.program import DEFAULT_PATH
 from minidocker.springboard import MACHINES, sealed, springboard
 

@@ -17,10 +17,10 @@ from minidocker.catalog import (
     Entry,
     chosen_entries,
     known_entries,
-    parse_filters,
     repository_of,
 )
 from minidocker.errors import NotFoundError, UsageError, WordFault
+from minidocker.filters import parse_filters
 from minidocker.flags import (
     FILTER,
     FORMAT,
@@ -47,8 +47,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from minidocker.catalog import Filters
     from minidocker.engine import Engine
+    from minidocker.filters import Filters
 
 
 # %% The list

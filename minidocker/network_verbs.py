@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from minidocker.catalog import Filters, all_labels_match, parse_filters
 from minidocker.container_verbs import (
     each_named,
     inspect_each,
@@ -28,6 +27,7 @@ from minidocker.errors import (
     UsageError,
     WordFault,
 )
+from minidocker.filters import Filters, all_labels_match, parse_filters
 from minidocker.flags import (
     FILTER,
     FORMAT,

@@ -12,6 +12,7 @@ from contextlib import suppress
 from minidocker.bundle import identity_of, process_of
 from minidocker.calls import SysError
 from minidocker.cgroups import move_into
+from minidocker.destinations import PLACE
 from minidocker.dialogue import (
     heard,
     in_child,
@@ -35,7 +36,6 @@ from minidocker.linux import (
     setns,
     start_time,
 )
-from minidocker.namespaces import PLACE
 from minidocker.oci_runtime import Launch, taken, write_pid
 from minidocker.oci_state import OciContainer, Phase, phase_of
 from minidocker.program import DEFAULT_PATH

@@ -13,6 +13,13 @@ from contextlib import suppress
 
 from minidocker.calls import SysError
 from minidocker.cgroups import Group
+from minidocker.destinations import (
+    directory_in_root,
+    magic,
+    open_if_there,
+    open_in_root,
+    place_for,
+)
 from minidocker.errors import RuntimeFault
 from minidocker.idmaps import IdRange, user_namespace
 from minidocker.mounts import (
@@ -27,16 +34,7 @@ from minidocker.mounts import (
     move_mount,
     open_tree,
 )
-from minidocker.namespaces import (
-    Filesystem,
-    MountStep,
-    directory_in_root,
-    magic,
-    open_if_there,
-    open_in_root,
-    place_for,
-    str_of,
-)
+from minidocker.namespaces import Filesystem, MountStep, str_of
 from minidocker.records import Record
 from minidocker.trees import copy_tree
 

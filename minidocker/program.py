@@ -13,15 +13,10 @@ from collections.abc import Iterable, Mapping
 
 from minidocker.calls import SysError, signal
 from minidocker.cgroups import NO_LIMITS, Group, Limits
+from minidocker.destinations import directory_in_root
 from minidocker.errors import RuntimeFault
 from minidocker.linux import setrlimit
-from minidocker.namespaces import (
-    MountStep,
-    Sysctl,
-    directory_in_root,
-    first_line,
-    put,
-)
+from minidocker.namespaces import MountStep, Sysctl, first_line, put
 from minidocker.records import Enum, Record
 from minidocker.security import (
     DOCKER_SECURITY,

@@ -10,15 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from minidocker.catalog import (
-    Entry,
-    Filters,
-    all_labels_match,
-    entries_of,
-    is_dangling,
-    labels_match,
-    moment_of,
-)
+from minidocker.catalog import Entry, entries_of, is_dangling, labels_match
 from minidocker.containers import Container, State, Status
 from minidocker.engine import Engine
 from minidocker.errors import (
@@ -27,6 +19,7 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
 )
+from minidocker.filters import Filters, all_labels_match, moment_of
 from minidocker.lifecycle import remove
 from minidocker.oci import Reference, parse_reference, short_id
 from minidocker.records import Record

@@ -12,6 +12,7 @@ from functools import partial
 
 from minidocker.calls import SysError
 from minidocker.cgroups import join
+from minidocker.destinations import PLACE, directory_in_root, magic
 from minidocker.dialogue import (
     ask_to_go,
     give_stdio,
@@ -56,14 +57,11 @@ from minidocker.mounts import (
     mountinfo,
 )
 from minidocker.namespaces import (
-    PLACE,
     Bind,
     MountStep,
     apply_mounts,
     container_kinds,
-    directory_in_root,
     flags_of,
-    magic,
     pivot,
     raise_loopback,
 )

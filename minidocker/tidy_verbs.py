@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from minidocker.buildcache import KIND_WORDS, Kept, kept_in, prune_kept
-from minidocker.catalog import Filters, parse_filters, truth_of
 from minidocker.container_verbs import Needs, notice, open_engine
 from minidocker.containers import Status
 from minidocker.durable import event_fields, happened
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, NotFoundError
+from minidocker.filters import Filters, parse_filters, truth_of
 from minidocker.flags import FORMAT, LIST, Command, Flag, Given, refused
 from minidocker.look_verbs import HEADS, PLAIN, image_rows
 from minidocker.oci import parse_reference

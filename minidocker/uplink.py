@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from minidocker.calls import signal
+from minidocker.destinations import magic
 from minidocker.errors import RuntimeFault, UnsupportedError
 from minidocker.idmaps import find_program
 from minidocker.linux import CloneFlags, Prctl, prctl, setns, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
-from minidocker.namespaces import magic
 from minidocker.program import reset_signals
 from minidocker.records import Record
 from minidocker.rtnetlink import open_netns

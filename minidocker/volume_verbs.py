@@ -7,12 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minidocker.catalog import (
-    Filters,
-    all_labels_match,
-    parse_filters,
-    truth_of,
-)
 from minidocker.container_verbs import (
     Needs,
     inspect_each,
@@ -25,6 +19,7 @@ from minidocker.container_verbs import (
 from minidocker.durable import store_lock
 from minidocker.engine import Engine
 from minidocker.errors import MinidockerError, NotFoundError
+from minidocker.filters import Filters, all_labels_match, parse_filters, truth_of
 from minidocker.flags import FILTER, FORMAT, LIST, QUIET, TEXT, Command, Flag, Given
 from minidocker.removal import prune_volumes
 from minidocker.storing import (

@@ -10,18 +10,11 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+from minidocker.destinations import PLACE, magic, open_if_there
 from minidocker.durable import make_lasting, marked, read_json, turn, write_lasting
 from minidocker.errors import ConflictError, NotFoundError, WordFault
 from minidocker.mounts import MountFlags
-from minidocker.namespaces import (
-    PLACE,
-    QUIET,
-    Bind,
-    Filesystem,
-    MountStep,
-    magic,
-    open_if_there,
-)
+from minidocker.namespaces import QUIET, Bind, Filesystem, MountStep
 from minidocker.oci import is_hex, matches
 from minidocker.records import Record, json_text
 from minidocker.trees import copy_tree, remove_path

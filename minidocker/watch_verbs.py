@@ -13,13 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
-from minidocker.catalog import (
-    Filters,
-    all_labels_match,
-    moment_said,
-    parse_filters,
-    truth_of,
-)
 from minidocker.container_verbs import Needs, open_engine, print_lines, print_text
 from minidocker.containers import (
     Container,
@@ -35,6 +28,13 @@ from minidocker.errors import (
     MinidockerError,
     NotFoundError,
     UsageError,
+)
+from minidocker.filters import (
+    Filters,
+    all_labels_match,
+    moment_said,
+    parse_filters,
+    truth_of,
 )
 from minidocker.flags import (
     FILTER,

@@ -9,14 +9,14 @@ from cli.store import Store
 
 
 OURS = {
-    "blueprint", "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "dialogue", "door", "drivers", "durable", "engine", "errors",
+    "blueprint", "bundling", "calls", "cgroups", "cli", "container_verbs", "containers", "destinations", "dialogue", "door", "drivers", "durable", "engine", "errors",
     "etc_files", "netfilter", "networks", "rtnetlink", "sandbox", "wiring",
     "flags", "identity", "images", "last_call", "layers", "linux", "mounts", "namespaces", "oci", "opened_store",
     "overlayfs", "program", "pump", "records", "run_flags", "run_verb", "runtime", "seccomp", "security", "springboard",
     "supervisor", "trees",
 }  # fmt: skip
 EXEC = {
-    "calls", "cgroups", "cli", "containers", "dialogue", "durable", "errors",
+    "calls", "cgroups", "cli", "containers", "destinations", "dialogue", "durable", "errors",
     "exec_verb", "executing", "flags", "identity", "joining", "last_call", "linux", "mounts",
     "namespaces", "oci", "program", "pump", "records", "runtime", "seccomp", "security",
     "springboard", "trees",

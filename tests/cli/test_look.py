@@ -129,7 +129,7 @@ def test_images_imports_next_to_nothing(built: Store) -> None:
     found = set(IMPORT.findall(done.stderr))
     ours = {name.partition(".")[2] for name in found if name.startswith("minidocker.")}
     # and `look_verbs`, which comes by import_module: -X importtime does not tell that
-    assert ours == {"cli", "errors", "flags", "records", "catalog", "tables"}
+    assert ours == {"cli", "errors", "flags", "records", "catalog", "filters", "tables"}
     assert not {"json", "re", "ctypes", "datetime", "calendar", "typing"} & found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from minidocker import namespaces, rootless
+from minidocker.destinations import directory_in_root, file_in_root
 from minidocker.errors import RuntimeFault
 from minidocker.linux import CloneFlags, Prctl, prctl, unshare
 from minidocker.mounts import is_first_user_namespace, mountinfo
@@ -23,8 +24,6 @@ from minidocker.namespaces import (
     Mask,
     ReadOnly,
     apply_mounts,
-    directory_in_root,
-    file_in_root,
     keep_mounts_private,
     pivot,
 )

@@ -18,12 +18,10 @@ from minidocker.catalog import (
     entries_of,
     forest,
     known_entries,
-    moment_of,
-    parse_filters,
-    pattern_of,
 )
 from minidocker.drivers import Vfs
 from minidocker.errors import MinidockerError, UsageError
+from minidocker.filters import moment_of, parse_filters, pattern_of
 from minidocker.oci import parse_reference
 
 
