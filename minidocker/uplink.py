@@ -14,7 +14,7 @@ from minidocker.calls import signal
 from minidocker.destinations import magic
 from minidocker.errors import RuntimeFault, UnsupportedError
 from minidocker.idmaps import find_program
-from minidocker.linux import CloneFlags, Prctl, prctl, setns, unshare
+from minidocker.linux import CloneFlags, Prctl, prctl, unshare
 from minidocker.mounts import MountFlags, UmountFlags, mount, umount2
 from minidocker.program import reset_signals
 from minidocker.records import Record
@@ -161,8 +161,3 @@ def uplink(program: Uplink, netns: int, place: str) -> Iterator[None]:
         umount2(path, UmountFlags.DETACH)
         for file in (path, fifo, f"{fifo}.log"):
             os.unlink(file)
-
-
-def enter_netns(netns: int) -> None:
-    """Enter a network namespace for good."""
-    setns(netns, CloneFlags.NEWNET)
